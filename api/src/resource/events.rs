@@ -1,0 +1,242 @@
+//! `EventBus`, `Topic`, `Subscription`: the event half.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::core::IgnoredEq;
+use super::meta::{Metadata, label};
+use crate::{duration, quantity};
+
+/// A broker behind the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventBus {
+    #[serde(rename = "apiVersion")]
+    pub(super) _api_version: IgnoredEq,
+    #[serde(rename = "kind")]
+    pub(super) _kind: IgnoredEq,
+    /// Mesh-wide name, as in publish URLs.
+    pub metadata: Metadata,
+    /// The bus.
+    pub spec: EventBusSpec,
+    #[serde(default, rename = "status")]
+    pub(super) _status: IgnoredEq,
+}
+
+/// Spec of an [`EventBus`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventBusSpec {
+    /// What keeps the events.
+    pub backend: BusBackend,
+    /// Refuse publishes to topics that no `Topic` resource declares. Default: false.
+    #[serde(default)]
+    pub declared_topics_only: bool,
+}
+
+/// Exactly one of the fields is given.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BusBackend {
+    /// The control plane's own durable log.
+    pub embedded: EmbeddedBackend,
+}
+
+/// The control plane's own durable log; takes no settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddedBackend {}
+
+/// Settings of a topic. A topic without this resource has the defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Topic {
+    #[serde(rename = "apiVersion")]
+    pub(super) _api_version: IgnoredEq,
+    #[serde(rename = "kind")]
+    pub(super) _kind: IgnoredEq,
+    /// Name on its bus.
+    pub metadata: Metadata,
+    /// The settings.
+    #[serde(default)]
+    pub spec: TopicSpec,
+    #[serde(default, rename = "status")]
+    pub(super) _status: IgnoredEq,
+}
+
+/// Spec of a [`Topic`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TopicSpec {
+    /// The bus. Default: `default`.
+    pub bus: String,
+    /// How long handled events are kept.
+    pub retention: Retention,
+    /// The same (`source`, `id`) within this window is stored once. Default: 5 min.
+    #[serde(deserialize_with = "duration::required")]
+    pub dedup_window: Duration,
+}
+
+impl Default for TopicSpec {
+    fn default() -> Self {
+        Self {
+            bus: crate::DEFAULT_BUS.to_owned(),
+            retention: Retention::default(),
+            dedup_window: Duration::from_secs(300),
+        }
+    }
+}
+
+/// How long events are kept after every subscription has handled them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Retention {
+    /// Default: 7 days.
+    #[serde(deserialize_with = "duration::option")]
+    pub age: Option<Duration>,
+    /// Default: 1 Gi.
+    #[serde(deserialize_with = "quantity::option")]
+    pub bytes: Option<u64>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            age: Some(Duration::from_secs(7 * 86_400)),
+            bytes: Some(1 << 30),
+        }
+    }
+}
+
+/// Events of a topic, to a service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Subscription {
+    #[serde(rename = "apiVersion")]
+    pub(super) _api_version: IgnoredEq,
+    #[serde(rename = "kind")]
+    pub(super) _kind: IgnoredEq,
+    /// Name and namespace.
+    pub metadata: Metadata,
+    /// The subscription.
+    pub spec: SubscriptionSpec,
+    #[serde(default, rename = "status")]
+    pub(super) _status: IgnoredEq,
+}
+
+/// Spec of a [`Subscription`].
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SubscriptionSpec {
+    /// The bus. Default: `default`.
+    #[serde(default = "default_bus")]
+    pub bus: String,
+    /// The topic.
+    pub topic: String,
+    /// Who gets the events: one replica of the service each.
+    pub subscriber: Subscriber,
+    /// Flow and time bounds.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// When a delivery fails.
+    #[serde(default)]
+    pub retry: EventRetry,
+    /// Where events go that cannot be handled. Default: `<topic>.dead-letter`.
+    pub dead_letter_topic: Option<String>,
+    /// Where a new subscription starts. Default: `latest`.
+    #[serde(default)]
+    pub start: Start,
+}
+
+fn default_bus() -> String {
+    crate::DEFAULT_BUS.to_owned()
+}
+
+/// The service and path that events are posted to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Subscriber {
+    /// Name of a service in the subscription's namespace.
+    #[serde(deserialize_with = "label")]
+    pub service: String,
+    /// Absolute path on it.
+    #[serde(deserialize_with = "path")]
+    pub path: String,
+}
+
+fn path<'de, D: serde::Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    let path = String::deserialize(input)?;
+    let printable = path.bytes().all(|b| b.is_ascii_graphic());
+    if path.starts_with('/') && printable && !path.contains('#') {
+        return Ok(path);
+    }
+    Err(serde::de::Error::custom(format!(
+        "{path:?} is not an absolute path such as /events/orders"
+    )))
+}
+
+/// Flow and time bounds of a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Delivery {
+    /// Deliveries open at once, for each replica. Default: 64.
+    #[serde(deserialize_with = "max_in_flight")]
+    pub max_in_flight: u32,
+    /// Bound on one answer. Default: 30 s.
+    #[serde(deserialize_with = "duration::required")]
+    pub ack_timeout: Duration,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 64,
+            ack_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+fn max_in_flight<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    match u32::deserialize(input)? {
+        n @ 1..=10_000 => Ok(n),
+        n => Err(serde::de::Error::custom(format!(
+            "maxInFlight must be 1 to 10000, not {n}"
+        ))),
+    }
+}
+
+/// What happens when a delivery fails.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EventRetry {
+    /// Total tries; 0 for no bound. Default: 10.
+    pub max_attempts: u32,
+    /// Wait before the second try; doubles. Default: 1 s.
+    #[serde(deserialize_with = "duration::required")]
+    pub backoff: Duration,
+    /// Longest wait. Default: 5 min.
+    #[serde(deserialize_with = "duration::required")]
+    pub max_backoff: Duration,
+}
+
+impl Default for EventRetry {
+    fn default() -> Self {
+        Self {
+            max_attempts: 10,
+            backoff: Duration::from_secs(1),
+            max_backoff: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Where a new subscription starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// With events published after it was declared.
+    #[default]
+    Latest,
+    /// With everything that the topic still holds.
+    Earliest,
+}
