@@ -13,7 +13,7 @@ mod parse;
 mod policy;
 
 pub use self::core::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, IntOrName, Service, ServicePort,
+    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, IgnoredEq, IntOrName, Service, ServicePort,
     ServiceSpec,
 };
 pub use events::{

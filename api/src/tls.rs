@@ -357,3 +357,12 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash.copy_from_slice(::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref());
     hash
 }
+
+/// When a certificate starts and ends, seconds since the Unix epoch.
+///
+/// # Errors
+/// When it is not an X.509 certificate.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), IdentityError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_err| IdentityError::Parse)?;
+    Ok((parsed.validity.not_before.timestamp(), parsed.validity.not_after.timestamp()))
+}

@@ -177,15 +177,13 @@ fn read<T: DeserializeOwned>(origin: &Origin) -> Result<T, ParseError> {
     })
 }
 
-/// serde_yaml appends ` at line X column Y` (of the document) and prepends the path; we give both ourselves.
+/// `serde_yaml` appends ` at line X column Y` (of the document) and prepends the path; we give both ourselves.
 fn strip_place(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     let text = text.split(" at line ").next().unwrap_or(&text);
     match text.split_once(": ") {
         Some((path, rest)) if !path.contains(' ') && path.contains('.') => rest.to_owned(),
-        Some((path, rest)) if matches!(path, "metadata" | "spec" | "kind" | "apiVersion") => {
-            rest.to_owned()
-        }
+        Some(("metadata" | "spec" | "kind" | "apiVersion", rest)) => rest.to_owned(),
         _ => text.to_owned(),
     }
 }
@@ -193,7 +191,7 @@ fn strip_place(error: &serde_yaml::Error) -> String {
 impl Origin {
     /// An error at a field of this document, for what only shows when all resources are seen together.
     #[must_use]
-    pub fn error(&self, path: &[Field], message: String) -> ParseError {
+    pub fn error(&self, path: &[Field], message: impl Into<String>) -> ParseError {
         let place = locate(&self.text, path).unwrap_or((1, 1));
         let mut field = String::new();
         for step in path {
@@ -203,7 +201,7 @@ impl Origin {
                 Field::Index(index) => field.push_str(&format!("[{index}]")),
             }
         }
-        self.at(place, field, &message)
+        self.at(place, field, &message.into())
     }
 
     fn at(&self, (line, column): (usize, usize), field: String, message: &str) -> ParseError {
@@ -268,7 +266,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         while let Some(key) = map.next_key::<String>()? {
             match self.0.split_first() {
                 Some((Field::Name(name), rest)) if *name == key => {
-                    map.next_value_seed(Walk(rest))?
+                    map.next_value_seed(Walk(rest))?;
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }

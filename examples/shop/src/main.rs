@@ -24,6 +24,8 @@ mod shopper;
 mod storefront;
 mod web;
 
+use std::process::ExitCode;
+
 use anyhow::bail;
 use settings::Settings;
 
@@ -34,7 +36,17 @@ DAPR_HTTP_PORT (default 3500), HTTP_PROXY, RATE, FAIL_PERCENT, SLOW_PERCENT,
 STOREFRONT_URL, ORDERS_URL, INVENTORY_URL, PAYMENTS_URL (default http://<service>).";
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            web::say("shop", &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let app = arguments.next().unwrap_or_default();
     if let Some(extra) = arguments.next() {

@@ -31,7 +31,7 @@ pub(crate) struct Mesh {
     pub(crate) urls: Urls,
 }
 
-/// The attributes that a CloudEvent of the shop has, and its data.
+/// The attributes that a `CloudEvent` of the shop has, and its data.
 #[derive(Debug)]
 pub(crate) struct Event<'a, T> {
     pub(crate) id: &'a str,
@@ -48,13 +48,18 @@ impl Mesh {
 
     fn with(calls: reqwest::ClientBuilder, settings: &Settings) -> anyhow::Result<Self> {
         let bounded = |client: reqwest::ClientBuilder| {
-            let client = client.timeout(CALL_TIMEOUT).connect_timeout(CONNECT_TIMEOUT);
+            let client = client
+                .timeout(CALL_TIMEOUT)
+                .connect_timeout(CONNECT_TIMEOUT);
             client.build().context("cannot make an HTTP client")
         };
         Ok(Self {
             calls: bounded(calls)?,
             publisher: bounded(Client::builder().no_proxy())?,
-            publish_url: format!("http://127.0.0.1:{}/v1.0/publish/default", settings.sidecar_port),
+            publish_url: format!(
+                "http://127.0.0.1:{}/v1.0/publish/default",
+                settings.sidecar_port
+            ),
             urls: settings.urls.clone(),
         })
     }
@@ -118,24 +123,35 @@ impl Mesh {
 
 async fn answer<T: DeserializeOwned>(service: &str, request: RequestBuilder) -> Result<T, Problem> {
     let response = success(service, request).await?;
-    response.json().await.map_err(|error| unusable(service, &error))
+    response
+        .json()
+        .await
+        .map_err(|error| unusable(service, error))
 }
 
 async fn success(service: &str, request: RequestBuilder) -> Result<Response, Problem> {
     let request = request.header(ACCEPT, "application/json, application/problem+json");
-    let response = request.send().await.map_err(|error| unusable(service, &error))?;
+    let response = request
+        .send()
+        .await
+        .map_err(|error| unusable(service, error))?;
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let headers = response.headers().clone();
     let body = response.text().await.unwrap_or_default();
-    Err(Problem::new(status, reason(service, status, &headers, &body)))
+    Err(Problem::new(
+        status,
+        reason(service, status, &headers, &body),
+    ))
 }
 
-fn unusable(service: &str, error: &reqwest::Error) -> Problem {
+fn unusable(service: &str, error: reqwest::Error) -> Problem {
+    // The service's name says where; the address that the name stands for would only be noise.
+    let error = error.without_url();
     let mut text = format!("{service}: {error}");
-    let mut source = std::error::Error::source(error);
+    let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
@@ -148,8 +164,12 @@ fn reason(service: &str, status: StatusCode, headers: &HeaderMap, body: &str) ->
     let json: Option<Value> = serde_json::from_str(body).ok();
     let said = |field: &str| json.as_ref()?.get(field)?.as_str().map(str::to_owned);
     let proxy = || Some(headers.get("proxy-status")?.to_str().ok()?.to_owned());
-    let plain = || Some(body.trim().chars().take(200).collect()).filter(|text: &String| !text.is_empty());
-    let reason = said("detail").or_else(proxy).or_else(|| said("title")).or_else(plain);
+    let plain =
+        || Some(body.trim().chars().take(200).collect()).filter(|text: &String| !text.is_empty());
+    let reason = said("detail")
+        .or_else(proxy)
+        .or_else(|| said("title"))
+        .or_else(plain);
     // A message that an app passed on already names the service that failed.
     match reason {
         Some(reason) if reason.contains(": ") => reason,
@@ -166,15 +186,21 @@ mod tests {
     fn the_best_reason_there_is_gets_told() {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let mut headers = HeaderMap::new();
-        let mut check = |body: &str, expected: &str| {
+        let check = |body: &str, expected: &str| {
             assert_eq!(reason("payments", status, &headers, body), expected);
         };
         check("", "payments answered 503 Service Unavailable");
         check("no\n", "payments: no");
         check(r#"{"title":"Busy"}"#, "payments: Busy");
-        check(r#"{"title":"Busy","detail":"try later"}"#, "payments: try later");
+        check(
+            r#"{"title":"Busy","detail":"try later"}"#,
+            "payments: try later",
+        );
         check(r#"{"detail":"bank: try later"}"#, "bank: try later");
-        headers.insert("proxy-status", "duet; error=connection_refused".parse().unwrap());
+        headers.insert(
+            "proxy-status",
+            "duet; error=connection_refused".parse().unwrap(),
+        );
         assert_eq!(
             reason("payments", status, &headers, "x"),
             "payments: duet; error=connection_refused"

@@ -54,13 +54,18 @@ impl Board {
             self.seen.remove(&oldest);
         }
         let order = event.data;
-        let name = model::product(&order.product).map_or(order.product.as_str(), |known| known.name);
+        let name =
+            model::product(&order.product).map_or(order.product.as_str(), |known| known.name);
         let text = format!(
             "Thank you! {} × {name} for {} is on its way.",
             order.quantity,
             euros(order.total_cents)
         );
-        self.messages.push_front(Message { event: event.id, text, at_ms: now_ms() });
+        self.messages.push_front(Message {
+            event: event.id,
+            text,
+            at_ms: now_ms(),
+        });
         self.messages.truncate(SHOWN);
     }
 }
@@ -70,7 +75,13 @@ type App = State<Arc<Mutex<Board>>>;
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
-    web::serve("notifications", ("127.0.0.1", settings.port), router(), std::future::pending()).await
+    web::serve(
+        "notifications",
+        ("127.0.0.1", settings.port),
+        router(),
+        std::future::pending(),
+    )
+    .await
 }
 
 fn router() -> Router {
@@ -90,7 +101,10 @@ async fn subscribe() -> Json<Value> {
 async fn deliver(State(board): App, body: Bytes) -> Json<Value> {
     match serde_json::from_slice(&body) {
         Ok(event) => {
-            board.lock().unwrap_or_else(PoisonError::into_inner).take(event);
+            board
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(event);
             Json(json!({"status": "SUCCESS"}))
         }
         Err(error) => {
@@ -116,8 +130,16 @@ mod tests {
 
     fn event(id: usize) -> Delivery {
         let order = id.to_string();
-        let data = OrderPlaced { order, product: "mug".into(), quantity: 2, total_cents: 2900 };
-        Delivery { id: id.to_string(), data }
+        let data = OrderPlaced {
+            order,
+            product: "mug".into(),
+            quantity: 2,
+            total_cents: 2900,
+        };
+        Delivery {
+            id: id.to_string(),
+            data,
+        }
     }
 
     #[test]
@@ -126,8 +148,14 @@ mod tests {
         for id in [1, 2, 1] {
             board.take(event(id));
         }
-        assert_eq!((board.distinct, board.received, board.messages.len()), (2, 3, 2));
-        assert_eq!(board.messages[0].text, "Thank you! 2 × Enamel mug for 29.00 € is on its way.");
+        assert_eq!(
+            (board.distinct, board.received, board.messages.len()),
+            (2, 3, 2)
+        );
+        assert_eq!(
+            board.messages[0].text,
+            "Thank you! 2 × Enamel mug for 29.00 € is on its way."
+        );
     }
 
     #[test]
@@ -136,6 +164,9 @@ mod tests {
         for id in 0..REMEMBERED + 5 {
             board.take(event(id));
         }
-        assert_eq!((board.messages.len(), board.seen.len()), (SHOWN, REMEMBERED));
+        assert_eq!(
+            (board.messages.len(), board.seen.len()),
+            (SHOWN, REMEMBERED)
+        );
     }
 }

@@ -1,0 +1,73 @@
+# Everything a developer needs, in one place. `make` alone lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# The steps of `make test` are in order, and cargo uses all processors by itself.
+.NOTPARALLEL:
+
+# Where scripts/test-deps.sh puts tools; the end-to-end tests look there.
+export DUET_TEST_TOOLS := $(CURDIR)/target/test-tools/venv/bin
+# Cargo.lock is part of the source: continuous integration must not change it.
+LOCKED := $(if $(CI),--locked,)
+
+.PHONY: help
+help: ## lists the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## all binaries, optimised, in target/release
+	cargo build --workspace --bins --release $(LOCKED)
+
+.PHONY: test
+test: deps lint test-rust test-k8s doc ## everything that continuous integration checks
+
+.PHONY: deps
+deps: ## what the tests need besides Rust; see scripts/test-deps.sh
+	scripts/test-deps.sh
+
+.PHONY: lint
+lint: ## format and lints, as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; \
+	else echo "shellcheck is not installed: scripts are not checked"; fi
+
+# The end-to-end tests start the binaries, which tests of another package do not build by themselves.
+.PHONY: test-rust
+test-rust: ## unit and end-to-end tests
+	cargo build --workspace --bins $(LOCKED)
+	cargo test --workspace $(LOCKED)
+
+.PHONY: test-k8s
+test-k8s: ## builds and checks the manifests in k8s/
+	@if [[ -x "$$DUET_TEST_TOOLS/kubernetes-validate" ]]; then \
+	  "$$DUET_TEST_TOOLS/python" tests/k8s/validate.py; \
+	elif [[ "$${CI:-}" == true ]]; then \
+	  echo "the tools for k8s/ are missing: run make deps" >&2; exit 1; \
+	else \
+	  echo "SKIPPED: the tools for k8s/ are missing; run make deps"; \
+	fi
+
+.PHONY: doc
+doc: ## the code's documentation, in target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(LOCKED)
+
+.PHONY: fmt
+fmt: ## formats the code
+	cargo fmt --all
+
+.PHONY: deny
+deny: ## licences, advisories and sources of dependencies; needs cargo-deny
+	cargo deny check
+
+.PHONY: images
+images: ## container images, with docker or what DOCKER names
+	version=$$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1); \
+	for image in duet duet-proxy shop; do \
+	  "$${DOCKER:-docker}" build --target "$$image" --tag "$$image:$$version" .; \
+	done
+
+.PHONY: clean-state
+clean-state: ## removes what `duet up` keeps: identities, events, logs
+	find . -path ./target -prune -o -type d -name .duet -prune -print -exec rm -rf {} +

@@ -1,0 +1,243 @@
+//! Routes attached to a service → rules in order of precedence.
+//!
+//! Which routes count (Gateway API's mesh profile): those whose `parentRefs` name the service, and its port if they
+//! name one. A route in another namespace than the service is a consumer route: it counts for callers of its own
+//! namespace only, and there replaces the service's own routes.
+//!
+//! The order of what they match is in [`super::matches`].
+
+use std::collections::BTreeSet;
+
+use duet_api::proto;
+use duet_api::resource::{
+    BackendRef, FilterType, GrpcMatch, GrpcRoute, GrpcRule, HttpMatch, HttpRoute, HttpRule,
+    Metadata, ObjectKey, ParentRef, Resource,
+};
+
+use super::matches::{Rank, grpc_match, grpc_rank, http_match, http_rank};
+use super::policy::Chain;
+use super::{ServicePort, authority, filters};
+use crate::index::{Index, ServiceKey, object, parent_service};
+
+/// Rules with every backend that they name.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    /// In order of precedence.
+    pub rules: Vec<proto::Rule>,
+    /// What they send to.
+    pub backends: BTreeSet<ServicePort>,
+    /// Services that they should send to but that do not exist.
+    pub missing: BTreeSet<ServiceKey>,
+}
+
+/// The rules for calls from a namespace to a service's port.
+pub(super) fn rules(index: &Index, from: &str, dialled: &ServicePort) -> Rules {
+    let routes = attached(index, from, dialled);
+    let policies = Chain::of_service(index, dialled);
+    let mut build = Build { index, policies, matches: Vec::new(), found: Rules::default() };
+    if routes.is_empty() {
+        build.default_rule(dialled);
+        return build.found;
+    }
+    for route in routes {
+        match route {
+            Resource::HttpRoute(route) => build.http_route(route),
+            Resource::GrpcRoute(route) => build.grpc_route(route),
+            _ => {}
+        }
+    }
+    build.matches.sort_by(|(a, _), (b, _)| a.cmp(b));
+    build.found.rules = build.matches.into_iter().map(|(_, rule)| rule).collect();
+    build.found
+}
+
+/// The routes that count for callers of a namespace.
+fn attached<'i>(index: &'i Index, from: &str, dialled: &ServicePort) -> Vec<&'i Resource> {
+    let port = index
+        .service(&dialled.service)
+        .and_then(|service| service.spec.ports.iter().find(|port| port.port == dialled.port));
+    let port_name = port.map(|port| port.name.as_str());
+    let attaches = |parent: &ParentRef, route: &Metadata| {
+        parent_service(parent, route).as_ref() == Some(&dialled.service)
+            && parent.port.is_none_or(|port| port == dialled.port)
+            && parent.section_name.as_deref().is_none_or(|name| port_name == Some(name))
+    };
+    let routes = index.referrers(&dialled.service.object()).map(|located| &located.resource);
+    let routes = routes.filter(|resource| match resource {
+        Resource::HttpRoute(route) => {
+            route.spec.parent_refs.iter().any(|parent| attaches(parent, &route.metadata))
+        }
+        Resource::GrpcRoute(route) => {
+            route.spec.parent_refs.iter().any(|parent| attaches(parent, &route.metadata))
+        }
+        _ => false,
+    });
+    let (own, foreign): (Vec<_>, Vec<_>) =
+        routes.partition(|route| route.metadata().namespace == dialled.service.namespace);
+    let mut consumer = foreign;
+    consumer.retain(|route| route.metadata().namespace == from);
+    if consumer.is_empty() { own } else { consumer }
+}
+
+struct Build<'i> {
+    index: &'i Index,
+    policies: Chain<'i>,
+    matches: Vec<(Rank, proto::Rule)>,
+    found: Rules,
+}
+
+impl<'i> Build<'i> {
+    fn default_rule(&mut self, dialled: &ServicePort) {
+        self.found.backends.insert(dialled.clone());
+        self.found.rules.push(proto::Rule {
+            name: "default".to_owned(),
+            route: "default".to_owned(),
+            r#match: Some(proto::Match::default()),
+            filters: Vec::new(),
+            backends: vec![proto::WeightedBackend {
+                backend: dialled.to_string(),
+                weight: 1,
+                ..proto::WeightedBackend::default()
+            }],
+            timeouts: Some(self.policies.timeouts(None)),
+            retry: Some(self.policies.retry(None)),
+        });
+    }
+
+    fn http_route(&mut self, route: &'i HttpRoute) {
+        let place = Place::new("HTTPRoute", &route.metadata);
+        let rules = or_one(&route.spec.rules, &ANY_HTTP_RULE);
+        for (number, rule) in rules.iter().enumerate() {
+            let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
+            let redirects = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
+            let template = proto::Rule {
+                route: place.route.clone(),
+                filters: filters::filters(&rule.filters),
+                backends: self.backends(&rule.backend_refs, &place, redirects),
+                timeouts: Some(chain.timeouts(rule.timeouts.as_ref())),
+                retry: Some(chain.retry(rule.retry.as_ref())),
+                ..proto::Rule::default()
+            };
+            let any = HttpMatch::default();
+            for (position, found) in or_one(&rule.matches, &any).iter().enumerate() {
+                let rank = http_rank(found, &place.route, number, position);
+                self.push(rank, &template, http_match(found), &place);
+            }
+        }
+    }
+
+    fn grpc_route(&mut self, route: &'i GrpcRoute) {
+        let place = Place::new("GRPCRoute", &route.metadata);
+        let rules = or_one(&route.spec.rules, &ANY_GRPC_RULE);
+        for (number, rule) in rules.iter().enumerate() {
+            let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
+            let template = proto::Rule {
+                route: place.route.clone(),
+                filters: filters::filters(&rule.filters),
+                backends: self.backends(&rule.backend_refs, &place, false),
+                timeouts: Some(chain.timeouts(None)),
+                retry: Some(chain.retry(None)),
+                ..proto::Rule::default()
+            };
+            let any = GrpcMatch::default();
+            for (position, found) in or_one(&rule.matches, &any).iter().enumerate() {
+                let rank = grpc_rank(found, &place.route, number, position);
+                self.push(rank, &template, grpc_match(found), &place);
+            }
+        }
+    }
+
+    fn push(&mut self, rank: Rank, template: &proto::Rule, found: proto::Match, place: &Place) {
+        let name = format!("{} rule {} match {}", place.key, rank.rule, rank.position);
+        let rule = proto::Rule { name, r#match: Some(found), ..template.clone() };
+        self.matches.push((rank, rule));
+    }
+
+    /// The backends of a rule. A rule that has nowhere to send to gets one broken reference, so that its requests are
+    /// answered with 500 as Gateway API says.
+    fn backends(
+        &mut self,
+        references: &[BackendRef],
+        place: &Place,
+        redirects: bool,
+    ) -> Vec<proto::WeightedBackend> {
+        let mut backends: Vec<proto::WeightedBackend> = references
+            .iter()
+            .map(|reference| {
+                let (backend, invalid) = match self.backend(reference, place) {
+                    Ok(port) => (port.to_string(), String::new()),
+                    Err(why) => (String::new(), why),
+                };
+                let weight = reference.weight.unwrap_or(1);
+                let filters = filters::filters(&reference.filters);
+                proto::WeightedBackend { backend, weight, filters, invalid }
+            })
+            .collect();
+        if !redirects && backends.iter().all(|backend| backend.weight == 0) {
+            let why = match backends.is_empty() {
+                true => format!("{} has a rule without backendRefs", place.key),
+                false => format!("{} has a rule whose backendRefs all have weight 0", place.key),
+            };
+            backends.push(proto::WeightedBackend {
+                weight: 1,
+                invalid: why,
+                ..proto::WeightedBackend::default()
+            });
+        }
+        backends
+    }
+
+    fn backend(&mut self, reference: &BackendRef, place: &Place) -> Result<ServicePort, String> {
+        let port = backend_port(reference, &place.key.namespace)?;
+        if let Err(why) = authority::resolve(self.index, &port) {
+            self.found.missing.insert(port.service);
+            return Err(format!("{}: {why}", place.key));
+        }
+        self.found.backends.insert(port.clone());
+        Ok(port)
+    }
+}
+
+/// A list, or in place of an empty one what Gateway API takes it for.
+fn or_one<'a, T>(given: &'a [T], default: &'a T) -> &'a [T] {
+    if given.is_empty() { std::slice::from_ref(default) } else { given }
+}
+
+static ANY_HTTP_RULE: HttpRule = HttpRule {
+    name: None,
+    matches: Vec::new(),
+    filters: Vec::new(),
+    backend_refs: Vec::new(),
+    timeouts: None,
+    retry: None,
+};
+static ANY_GRPC_RULE: GrpcRule =
+    GrpcRule { name: None, matches: Vec::new(), filters: Vec::new(), backend_refs: Vec::new() };
+
+/// The service's port that a backend reference names, whether it exists or not.
+pub(super) fn backend_port(
+    reference: &BackendRef,
+    route_namespace: &str,
+) -> Result<ServicePort, String> {
+    let group = reference.group.as_deref().unwrap_or_default();
+    let kind = reference.kind.as_deref().unwrap_or("Service");
+    if kind != "Service" || !matches!(group, "" | "core") {
+        return Err(format!("backends of kind {kind:?} in group {group:?} are not supported"));
+    }
+    let namespace = reference.namespace.as_deref().unwrap_or(route_namespace);
+    let service = ServiceKey::new(namespace, &reference.name);
+    let port = reference.port.ok_or_else(|| format!("the reference to {service} has no port"))?;
+    Ok(ServicePort { service, port })
+}
+
+struct Place {
+    key: ObjectKey,
+    route: String,
+}
+
+impl Place {
+    fn new(kind: &'static str, metadata: &Metadata) -> Self {
+        let key = object(kind, &metadata.namespace, &metadata.name);
+        Self { route: format!("{}/{}", key.namespace, key.name), key }
+    }
+}

@@ -1,0 +1,274 @@
+//! References between resources: which of them lead nowhere, and which policies contend for one target. What is found
+//! here breaks only itself; everything else applies.
+
+use duet_api::DEFAULT_BUS;
+use duet_api::resource::{
+    BackendRef, Field, Located, Metadata, ObjectKey, ParentRef, ParseError, Resource, Subscription,
+    TargetKind, TargetRef, Topic, TrafficPolicy,
+};
+
+use super::{authority, events, policy, routes};
+use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, parent_service, target_object};
+
+/// What was found, in the order of files and lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// What does not work.
+    pub errors: Vec<ParseError>,
+    /// What works, but hardly as meant.
+    pub warnings: Vec<ParseError>,
+}
+
+/// Checks every reference of every resource.
+#[must_use]
+pub fn validate(index: &Index) -> Findings {
+    let mut findings = Findings::default();
+    for (_, located) in index.resources() {
+        let mut check = Check { index, located, findings: &mut findings };
+        match &located.resource {
+            Resource::HttpRoute(route) => {
+                check.parents(&route.spec.parent_refs, &route.metadata);
+                for (number, rule) in route.spec.rules.iter().enumerate() {
+                    check.backends(&rule.backend_refs, number, &route.metadata);
+                }
+            }
+            Resource::GrpcRoute(route) => {
+                check.parents(&route.spec.parent_refs, &route.metadata);
+                for (number, rule) in route.spec.rules.iter().enumerate() {
+                    check.backends(&rule.backend_refs, number, &route.metadata);
+                }
+            }
+            Resource::TrafficPolicy(policy) => check.policy(policy),
+            Resource::Subscription(subscription) => check.subscription(subscription),
+            Resource::Topic(topic) => check.topic(topic),
+            Resource::EndpointSlice(slice) => check.slice(&slice.metadata),
+            Resource::Service(_) | Resource::EventBus(_) => {}
+        }
+    }
+    for list in [&mut findings.errors, &mut findings.warnings] {
+        list.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    }
+    findings
+}
+
+struct Check<'c> {
+    index: &'c Index,
+    located: &'c Located,
+    findings: &'c mut Findings,
+}
+
+impl Check<'_> {
+    fn error(&mut self, path: &[Field], message: String) {
+        self.findings.errors.push(self.located.origin.error(path, message));
+    }
+
+    fn warning(&mut self, path: &[Field], message: String) {
+        self.findings.warnings.push(self.located.origin.error(path, message));
+    }
+
+    /// Whether the service exists; what is wrong otherwise.
+    fn service(&self, key: &ServiceKey) -> Result<(), String> {
+        if self.index.knows_service(key) {
+            return Ok(());
+        }
+        Err(format!(
+            "no service {:?} in namespace {:?}: no Service resource declares it and no replica has registered",
+            key.name, key.namespace
+        ))
+    }
+
+    fn parents(&mut self, parents: &[ParentRef], metadata: &Metadata) {
+        let mut attached = false;
+        for (number, parent) in parents.iter().enumerate() {
+            let Some(key) = parent_service(parent, metadata) else { continue };
+            attached = true;
+            let at = |field| spec(&[("parentRefs", Some(number)), (field, None)]);
+            if let Err(why) = self.service(&key) {
+                self.error(&at("name"), why);
+                continue;
+            }
+            if let Some(port) = parent.port
+                && !authority::ports(self.index, &key).contains(&port)
+            {
+                self.error(&at("port"), format!("service {key} has no port {port}"));
+            }
+            if let Some(name) = &parent.section_name
+                && !self.has_port_named(&key, name)
+            {
+                self.error(&at("sectionName"), format!("service {key} has no port named {name:?}"));
+            }
+        }
+        if !attached {
+            let text = "the route attaches to no Service and does nothing in the mesh";
+            self.warning(&spec(&[("parentRefs", None)]), text.to_owned());
+        }
+    }
+
+    fn has_port_named(&self, key: &ServiceKey, name: &str) -> bool {
+        let service = self.index.service(key);
+        service.is_some_and(|service| service.spec.ports.iter().any(|port| port.name == name))
+    }
+
+    fn backends(&mut self, references: &[BackendRef], rule: usize, metadata: &Metadata) {
+        for (number, reference) in references.iter().enumerate() {
+            let at = |field| {
+                spec(&[("rules", Some(rule)), ("backendRefs", Some(number)), (field, None)])
+            };
+            let port = match routes::backend_port(reference, &metadata.namespace) {
+                Ok(port) => port,
+                Err(why) => {
+                    let field = if reference.port.is_none() { "port" } else { "kind" };
+                    self.error(&at(field), why);
+                    continue;
+                }
+            };
+            if let Err(why) = self.service(&port.service) {
+                self.error(&at("name"), why);
+            } else if let Err(why) = authority::resolve(self.index, &port) {
+                self.error(&at("port"), why);
+            }
+        }
+    }
+
+    fn policy(&mut self, policy: &TrafficPolicy) {
+        for (number, target) in policy.spec.target_refs.iter().enumerate() {
+            let at = |field| spec(&[("targetRefs", Some(number)), (field, None)]);
+            if let Some(group) = &target.group
+                && !group_fits(group, target.kind)
+            {
+                let kind = target.kind.name();
+                self.error(&at("group"), format!("{kind} is not of the group {group:?}"));
+                continue;
+            }
+            let key = target_object(target.kind, &policy.metadata.namespace, &target.name);
+            if let Err((field, why)) = self.target(target, &key) {
+                self.error(&at(field), why);
+                continue;
+            }
+            let counts = policy::first_policy(self.index, &key, target.section_name.as_deref());
+            if let Some(counts) = counts.filter(|counts| counts.metadata != policy.metadata) {
+                let name = &counts.metadata.name;
+                let why = format!("{key} has the TrafficPolicy {name:?} already; this one is ignored");
+                self.error(&at("name"), why);
+            }
+            self.route_ignores(policy, target);
+        }
+    }
+
+    fn target(&self, target: &TargetRef, key: &ObjectKey) -> Result<(), (&'static str, String)> {
+        let section = target.section_name.as_deref();
+        if target.kind == TargetKind::Service {
+            let service = ServiceKey::new(&key.namespace, &key.name);
+            self.service(&service).map_err(|why| ("name", why))?;
+            return match section.filter(|section| !self.has_port_named(&service, section)) {
+                Some(name) => {
+                    Err(("sectionName", format!("service {service} has no port named {name:?}")))
+                }
+                None => Ok(()),
+            };
+        }
+        let Some(route) = self.index.get(key) else {
+            return Err(("name", format!("there is no {key}")));
+        };
+        let has_rule = |section: &str| match &route.resource {
+            Resource::HttpRoute(r) => r.spec.rules.iter().any(|r| r.name.as_deref() == Some(section)),
+            Resource::GrpcRoute(r) => r.spec.rules.iter().any(|r| r.name.as_deref() == Some(section)),
+            _ => false,
+        };
+        match section.filter(|section| !has_rule(section)) {
+            Some(name) => Err(("sectionName", format!("{key} has no rule named {name:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Connections and the budget belong to services as a whole.
+    fn route_ignores(&mut self, policy: &TrafficPolicy, target: &TargetRef) {
+        if target.kind == TargetKind::Service {
+            return;
+        }
+        let fields = [
+            ("retryBudget", policy.spec.retry_budget.is_some(), vec![("retryBudget", None)]),
+            ("loadBalancer", policy.spec.load_balancer.is_some(), vec![("loadBalancer", None)]),
+            (
+                "timeouts.connect",
+                policy.spec.timeouts.connect.is_some(),
+                vec![("timeouts", None), ("connect", None)],
+            ),
+        ];
+        for (name, given, path) in fields {
+            if given {
+                let text = format!("{name} counts on a Service only, not on a route");
+                self.warning(&spec(&path), text);
+            }
+        }
+    }
+
+    fn bus(&mut self, name: &str) -> bool {
+        let known = name == DEFAULT_BUS || self.index.get(&object("EventBus", "", name)).is_some();
+        if !known {
+            self.error(&spec(&[("bus", None)]), format!("there is no EventBus {name:?}"));
+        }
+        known
+    }
+
+    fn subscription(&mut self, subscription: &Subscription) {
+        let spec_of = &subscription.spec;
+        let service = &spec_of.subscriber.service;
+        let key = ServiceKey::new(&subscription.metadata.namespace, service);
+        if let Err(why) = self.service(&key) {
+            self.error(&spec(&[("subscriber", None), ("service", None)]), why);
+        }
+        if !self.bus(&spec_of.bus) || !self.declared_only(&spec_of.bus) {
+            return;
+        }
+        if !events::declared_topics(self.index, &spec_of.bus).contains(&spec_of.topic) {
+            let (bus, topic) = (&spec_of.bus, &spec_of.topic);
+            let why = format!("bus {bus:?} takes declared topics only, and {topic:?} is not declared");
+            self.error(&spec(&[("topic", None)]), why);
+        }
+    }
+
+    fn declared_only(&self, bus: &str) -> bool {
+        let located = self.index.get(&object("EventBus", "", bus));
+        located.is_some_and(|located| match &located.resource {
+            Resource::EventBus(bus) => bus.spec.declared_topics_only,
+            _ => false,
+        })
+    }
+
+    fn topic(&mut self, topic: &Topic) {
+        self.bus(&topic.spec.bus);
+    }
+
+    fn slice(&mut self, metadata: &Metadata) {
+        let path = [Field::Name("metadata"), Field::Name("labels")];
+        let Some(name) = metadata.labels.get(SERVICE_NAME_LABEL) else {
+            let why = format!("the label {SERVICE_NAME_LABEL} must name the service");
+            return self.error(&path, why);
+        };
+        let key = ServiceKey::new(&metadata.namespace, name);
+        if self.index.service(&key).is_none() {
+            self.warning(&path, format!("no Service resource declares {key}"));
+        }
+    }
+}
+
+fn group_fits(group: &str, kind: TargetKind) -> bool {
+    match kind {
+        TargetKind::Service => matches!(group, "" | "core"),
+        TargetKind::HttpRoute | TargetKind::GrpcRoute => group == "gateway.networking.k8s.io",
+    }
+}
+
+/// A path below `spec`.
+fn spec(steps: &[(&'static str, Option<usize>)]) -> Vec<Field> {
+    let mut path = vec![Field::Name("spec")];
+    for (name, number) in steps {
+        path.push(Field::Name(name));
+        path.extend(number.map(Field::Index));
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests;

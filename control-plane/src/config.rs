@@ -1,0 +1,75 @@
+//! Flags and environment, as people give them. Imports nothing of this crate.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Default lease of a registration: the contract's 15 s.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+
+/// What people give: flags, or `DUET_…` environment variables.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// File or folder of resources, watched for changes (repeatable).
+    #[arg(long, env = "DUET_CONFIG", value_name = "PATH", value_delimiter = ',')]
+    pub config: Vec<PathBuf>,
+    /// Folder for the mesh CA, the event bus and the registrations.
+    #[arg(long, env = "DUET_STATE", value_name = "DIR", default_value = ".duet/control-plane")]
+    pub state: PathBuf,
+    /// Trust domain of the mesh; fixed once the CA exists.
+    #[arg(long, env = "DUET_TRUST_DOMAIN", default_value = "duet.local")]
+    pub trust_domain: String,
+    /// Where sidecars connect (gRPC over TLS 1.3).
+    #[arg(long, env = "DUET_LISTEN", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// /metrics, /live and /ready.
+    #[arg(long, env = "DUET_ADMIN_LISTEN", default_value = "0.0.0.0:15014")]
+    pub admin_listen: SocketAddr,
+    /// How long a registration lasts that is not renewed.
+    #[arg(long, env = "DUET_LEASE", default_value = "15s", value_parser = lease)]
+    pub lease: Duration,
+    /// File to write the chosen ports to, as JSON, once everything is bound.
+    #[arg(long, env = "DUET_PORTS_FILE", value_name = "FILE")]
+    pub ports_file: Option<PathBuf>,
+    /// Stop when the parent process dies.
+    #[arg(long, env = "DUET_EXIT_WITH_PARENT")]
+    pub exit_with_parent: bool,
+    /// Log format: text or json [default: text on a terminal, else json].
+    #[arg(long, env = "DUET_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Log filter, such as `info` or `duet_control_plane=debug`.
+    #[arg(long, env = "DUET_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A lease must leave room for a few renewals and must end within a day.
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = duet_api::duration::parse(text).map_err(|error| error.to_string())?;
+    if (Duration::from_millis(500)..=Duration::from_secs(86_400)).contains(&lease) {
+        Ok(lease)
+    } else {
+        Err(format!("a lease must be 500ms to 1d, not {text}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_has_bounds() {
+        assert_eq!(lease("15s"), Ok(DEFAULT_LEASE));
+        assert!(lease("0s").unwrap_err().contains("500ms to 1d"));
+        assert!(lease("2d").is_err());
+        assert!(lease("15").is_err());
+    }
+}

@@ -1,0 +1,375 @@
+//! Every resource and every replica, by name, and what refers to what. Pure: [`Index::apply`] takes a change and says
+//! which services it touches; nobody here waits, locks or looks at a clock. Imports nothing of this crate.
+//!
+//! Four kinds of resource refer to others: routes to the services they attach to, policies to services and routes,
+//! endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
+//! that shapes a service is found from its name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use duet_api::resource::{
+    EndpointSlice, Located, Metadata, ObjectKey, ParentRef, Resource, Service, TargetKind,
+};
+use duet_api::spiffe::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+/// Label of an `EndpointSlice` that names its service.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+
+/// Names a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl ServiceKey {
+    /// From both parts.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// As the key of the `Service` resource.
+    #[must_use]
+    pub fn object(&self) -> ObjectKey {
+        object("Service", &self.namespace, &self.name)
+    }
+}
+
+impl std::fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Key of a resource.
+#[must_use]
+pub fn object(kind: &'static str, namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+/// Names a replica: namespace and instance.
+pub type ReplicaKey = (String, String);
+
+/// One registered replica of services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Who registered it; what callers must find in its certificate.
+    pub identity: SpiffeId,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name, unique in the namespace.
+    pub instance: String,
+    /// Services that it is a replica of.
+    pub services: Vec<String>,
+    /// Its sidecar's inbound listener.
+    pub address: SocketAddr,
+    /// The application's ports.
+    pub ports: Vec<ReplicaPort>,
+    /// Its zone; may be empty.
+    pub zone: String,
+    /// Whether it takes traffic.
+    pub ready: bool,
+}
+
+/// One port of a replica's application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaPort {
+    /// As a `targetPort` may name it; may be empty.
+    pub name: String,
+    /// Number.
+    pub port: u16,
+    /// As in a Service's `appProtocol`; may be empty.
+    pub app_protocol: String,
+}
+
+impl Replica {
+    /// Its name.
+    #[must_use]
+    pub fn key(&self) -> ReplicaKey {
+        (self.namespace.clone(), self.instance.clone())
+    }
+
+    fn service_keys(&self) -> impl Iterator<Item = ServiceKey> + '_ {
+        self.services.iter().map(|name| ServiceKey::new(&self.namespace, name))
+    }
+}
+
+/// One change.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A resource is new or different.
+    Put(Arc<Located>),
+    /// A resource is gone.
+    Remove(ObjectKey),
+    /// A replica is new or different.
+    PutReplica(Replica),
+    /// A replica is gone.
+    RemoveReplica(ReplicaKey),
+}
+
+/// What a change touches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// Services whose configuration or endpoints may be different now.
+    pub services: BTreeSet<ServiceKey>,
+    /// Buses, topics or subscriptions may be different now.
+    pub events: bool,
+}
+
+impl Affected {
+    /// Nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.events
+    }
+
+    /// Adds what another change touches.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.events |= other.events;
+    }
+}
+
+/// Everything that is known.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    resources: BTreeMap<ObjectKey, Arc<Located>>,
+    /// What refers to a resource, whether that exists or not.
+    referrers: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+    replicas: BTreeMap<ReplicaKey, Replica>,
+    replicas_of: BTreeMap<ServiceKey, BTreeSet<ReplicaKey>>,
+}
+
+impl Index {
+    /// Takes a change in.
+    pub fn apply(&mut self, change: Change) -> Affected {
+        match change {
+            Change::Put(located) => self.put(located),
+            Change::Remove(key) => self.remove(&key),
+            Change::PutReplica(replica) => self.put_replica(replica),
+            Change::RemoveReplica(key) => self.remove_replica(&key),
+        }
+    }
+
+    fn put(&mut self, located: Arc<Located>) -> Affected {
+        let key = located.resource.key();
+        if let Some(old) = self.resources.get_mut(&key)
+            && old.resource == located.resource
+        {
+            // Only its place in a file may be new.
+            *old = located;
+            return Affected::default();
+        }
+        let mut affected = self.remove(&key);
+        for target in references(&located.resource) {
+            self.referrers.entry(target).or_default().insert(key.clone());
+        }
+        affected.merge(self.touched_by(&located.resource));
+        self.resources.insert(key, located);
+        affected
+    }
+
+    fn remove(&mut self, key: &ObjectKey) -> Affected {
+        let Some(old) = self.resources.remove(key) else { return Affected::default() };
+        for target in references(&old.resource) {
+            if let Some(referrers) = self.referrers.get_mut(&target) {
+                referrers.remove(key);
+                if referrers.is_empty() {
+                    self.referrers.remove(&target);
+                }
+            }
+        }
+        self.touched_by(&old.resource)
+    }
+
+    fn touched_by(&self, resource: &Resource) -> Affected {
+        let mut affected = Affected::default();
+        match resource {
+            Resource::Service(service) => {
+                affected.services.insert(service_key(&service.metadata));
+            }
+            Resource::EventBus(_) | Resource::Topic(_) | Resource::Subscription(_) => {
+                affected.events = true;
+            }
+            Resource::EndpointSlice(_)
+            | Resource::HttpRoute(_)
+            | Resource::GrpcRoute(_)
+            | Resource::TrafficPolicy(_) => {
+                for target in references(resource) {
+                    self.services_of(&target, &mut affected.services);
+                }
+            }
+        }
+        affected
+    }
+
+    /// A service itself, or the services that a route attaches to.
+    fn services_of(&self, target: &ObjectKey, services: &mut BTreeSet<ServiceKey>) {
+        if target.kind == "Service" {
+            services.insert(ServiceKey::new(&target.namespace, &target.name));
+        } else if let Some(route) = self.resources.get(target) {
+            let parents = references(&route.resource).into_iter();
+            services.extend(parents.map(|key| ServiceKey::new(&key.namespace, &key.name)));
+        }
+    }
+
+    fn put_replica(&mut self, replica: Replica) -> Affected {
+        let key = replica.key();
+        if self.replicas.get(&key) == Some(&replica) {
+            return Affected::default();
+        }
+        let mut affected = self.remove_replica(&key);
+        for service in replica.service_keys() {
+            self.replicas_of.entry(service.clone()).or_default().insert(key.clone());
+            affected.services.insert(service);
+        }
+        self.replicas.insert(key, replica);
+        affected
+    }
+
+    fn remove_replica(&mut self, key: &ReplicaKey) -> Affected {
+        let Some(old) = self.replicas.remove(key) else { return Affected::default() };
+        let mut affected = Affected::default();
+        for service in old.service_keys() {
+            if let Some(replicas) = self.replicas_of.get_mut(&service) {
+                replicas.remove(key);
+                if replicas.is_empty() {
+                    self.replicas_of.remove(&service);
+                }
+            }
+            affected.services.insert(service);
+        }
+        affected
+    }
+
+    /// A resource by its key.
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Located>> {
+        self.resources.get(key)
+    }
+
+    /// Every resource, by key.
+    pub fn resources(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Located>)> {
+        self.resources.iter()
+    }
+
+    /// Every resource of a kind, by key.
+    pub fn of_kind(&self, kind: &'static str) -> impl Iterator<Item = &Arc<Located>> {
+        let first = object(kind, "", "");
+        let ours = move |(key, _): &(&ObjectKey, _)| key.kind == kind;
+        self.resources.range(first..).take_while(ours).map(|(_, located)| located)
+    }
+
+    /// Everything that refers to a resource, by key.
+    pub fn referrers(&self, target: &ObjectKey) -> impl Iterator<Item = &Arc<Located>> {
+        let keys = self.referrers.get(target).into_iter().flatten();
+        keys.filter_map(|key| self.resources.get(key))
+    }
+
+    /// A `Service` resource.
+    #[must_use]
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        match &self.resources.get(&key.object())?.resource {
+            Resource::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The registered replicas of a service, by key.
+    pub fn replicas_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Replica> {
+        let keys = self.replicas_of.get(key).into_iter().flatten();
+        keys.filter_map(|key| self.replicas.get(key))
+    }
+
+    /// The `EndpointSlice`s of a service, by key.
+    pub fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {
+        self.referrers(&key.object()).filter_map(|located| match &located.resource {
+            Resource::EndpointSlice(slice) => Some(slice),
+            _ => None,
+        })
+    }
+
+    /// Declared, or registered by at least one replica.
+    #[must_use]
+    pub fn knows_service(&self, key: &ServiceKey) -> bool {
+        self.replicas_of.contains_key(key) || self.service(key).is_some()
+    }
+
+    /// Namespaces that know a service of this name.
+    #[must_use]
+    pub fn namespaces_with(&self, name: &str) -> BTreeSet<&str> {
+        let declared = self.of_kind("Service").map(|located| located.resource.metadata());
+        let declared = declared.filter(|m| m.name == name).map(|m| m.namespace.as_str());
+        let registered = self.replicas_of.keys().filter(|key| key.name == name);
+        declared.chain(registered.map(|key| key.namespace.as_str())).collect()
+    }
+
+    /// A replica by its key.
+    #[must_use]
+    pub fn replica(&self, key: &ReplicaKey) -> Option<&Replica> {
+        self.replicas.get(key)
+    }
+
+    /// Every replica, by key.
+    pub fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.values()
+    }
+}
+
+/// The service that metadata of a `Service` names.
+#[must_use]
+pub fn service_key(metadata: &Metadata) -> ServiceKey {
+    ServiceKey::new(&metadata.namespace, &metadata.name)
+}
+
+/// The service that a route's parent is; none where it is something else, such as a gateway. Gateway API wants the
+/// group written out as empty; leaving it out is taken as the same.
+#[must_use]
+pub fn parent_service(parent: &ParentRef, route: &Metadata) -> Option<ServiceKey> {
+    let service = parent.kind.as_deref() == Some("Service");
+    let core = matches!(parent.group.as_deref(), None | Some("" | "core"));
+    let namespace = parent.namespace.as_ref().unwrap_or(&route.namespace);
+    (service && core).then(|| ServiceKey::new(namespace, &parent.name))
+}
+
+/// What a resource refers to, as far as the index follows it backwards.
+fn references(resource: &Resource) -> Vec<ObjectKey> {
+    let parents = |parents: &[ParentRef], metadata: &Metadata| {
+        let services = parents.iter().filter_map(|parent| parent_service(parent, metadata));
+        services.map(|service| service.object()).collect()
+    };
+    match resource {
+        Resource::HttpRoute(route) => parents(&route.spec.parent_refs, &route.metadata),
+        Resource::GrpcRoute(route) => parents(&route.spec.parent_refs, &route.metadata),
+        Resource::TrafficPolicy(policy) => {
+            let targets = policy.spec.target_refs.iter();
+            let namespace = &policy.metadata.namespace;
+            targets.map(|target| target_object(target.kind, namespace, &target.name)).collect()
+        }
+        Resource::EndpointSlice(slice) => {
+            let service = slice.metadata.labels.get(SERVICE_NAME_LABEL);
+            let namespace = &slice.metadata.namespace;
+            service.map(|name| object("Service", namespace, name)).into_iter().collect()
+        }
+        Resource::Subscription(subscription) => {
+            let namespace = &subscription.metadata.namespace;
+            vec![object("Service", namespace, &subscription.spec.subscriber.service)]
+        }
+        Resource::Service(_) | Resource::EventBus(_) | Resource::Topic(_) => Vec::new(),
+    }
+}
+
+/// What a policy's target is.
+#[must_use]
+pub fn target_object(kind: TargetKind, namespace: &str, name: &str) -> ObjectKey {
+    object(kind.name(), namespace, name)
+}
+
+#[cfg(test)]
+mod tests;

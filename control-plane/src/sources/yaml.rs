@@ -1,0 +1,222 @@
+//! Watches the configured files and folders and keeps the index as they say. The operating system tells of changes; a
+//! look twice a second finds those that it does not tell of (swapped `ConfigMap` links, network file systems). A change
+//! is read once the files have been still for a moment, so that half-written files are not.
+//!
+//! Runs on a thread of its own: it only ever waits and reads files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use duet_api::resource::ParseError;
+use notify::{RecursiveMode, Watcher as _};
+
+use super::files::{self, FileSet, Scan};
+use crate::compile::validate::{Findings, validate};
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// How often files are looked at without being told of a change.
+const POLL: Duration = Duration::from_millis(500);
+/// How long files must be still before they are read.
+const STILL: Duration = Duration::from_millis(50);
+/// Files that never are still are read anyway after this many looks.
+const MAX_LOOKS: usize = 6;
+
+/// The YAML source.
+pub struct YamlSource {
+    paths: Vec<PathBuf>,
+    store: Arc<Store>,
+    metrics: Metrics,
+    set: FileSet,
+    scan: Scan,
+    /// Errors of the files themselves.
+    errors: Vec<ParseError>,
+    /// Everything that is wrong and was logged.
+    reported: BTreeSet<String>,
+    validated: u64,
+}
+
+impl std::fmt::Debug for YamlSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("YamlSource").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+enum Wake {
+    Changed,
+    Stop,
+}
+
+/// Stops the watching when dropped.
+#[derive(Debug)]
+pub struct Watching {
+    stop: Sender<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let running = self.stop.send(Wake::Stop).is_ok();
+        if let Some(thread) = self.thread.take()
+            && running
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that watches the configuration panicked");
+        }
+    }
+}
+
+impl YamlSource {
+    /// Reads everything once. What is wrong is logged and counted; what is good applies.
+    #[must_use]
+    pub fn load(paths: Vec<PathBuf>, store: Arc<Store>, metrics: Metrics) -> Self {
+        let mut source = Self {
+            paths,
+            store,
+            metrics,
+            set: FileSet::default(),
+            scan: Scan::default(),
+            errors: Vec::new(),
+            reported: BTreeSet::new(),
+            validated: 0,
+        };
+        source.reload();
+        source
+    }
+
+    /// Goes on with every change until the result is dropped.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn watch(self) -> std::io::Result<Watching> {
+        let (wake, woken) = channel();
+        let stop = wake.clone();
+        let thread = std::thread::Builder::new()
+            .name("duet-config".to_owned())
+            .spawn(move || self.run(&woken, wake))?;
+        Ok(Watching { stop, thread: Some(thread) })
+    }
+
+    fn run(mut self, woken: &Receiver<Wake>, wake: Sender<Wake>) {
+        // Dropped, it stops telling.
+        let _watcher = watch_paths(&self.paths, wake);
+        // What changed before the watch was there.
+        let mut told = true;
+        loop {
+            let seen = files::scan(&self.paths);
+            if told || seen != self.scan {
+                self.wait_until_still(seen);
+                self.reload();
+            } else {
+                self.revalidate();
+            }
+            told = match woken.recv_timeout(POLL) {
+                Ok(Wake::Changed) => true,
+                Err(RecvTimeoutError::Timeout) => false,
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            };
+            while let Ok(more) = woken.try_recv() {
+                if matches!(more, Wake::Stop) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn wait_until_still(&self, mut seen: Scan) {
+        for _ in 0..MAX_LOOKS {
+            std::thread::sleep(STILL);
+            let again = files::scan(&self.paths);
+            if again == seen {
+                return;
+            }
+            seen = again;
+        }
+    }
+
+    fn reload(&mut self) {
+        // The scan comes first: a change during the reading makes the next scan differ.
+        self.scan = files::scan(&self.paths);
+        let loaded = self.set.update(files::read(&self.scan), &self.scan.failed);
+        let affected = self.store.replace_resources(&loaded.resources);
+        self.errors = loaded.errors;
+        let mut kinds: BTreeMap<&str, i64> = BTreeMap::new();
+        for key in loaded.resources.keys() {
+            *kinds.entry(key.kind).or_default() += 1;
+        }
+        self.metrics.resources.reset();
+        for (kind, count) in kinds {
+            self.metrics.resources.with_label_values(&[kind]).set(count);
+        }
+        if !affected.is_empty() {
+            self.metrics.config_applied.inc();
+            let (resources, services) = (loaded.resources.len(), affected.services.len());
+            tracing::info!(resources, services_changed = services, "configuration applied");
+        }
+        self.validated = 0;
+        self.revalidate();
+    }
+
+    /// Looks for references that lead nowhere again when anything changed: replicas that come make services known.
+    fn revalidate(&mut self) {
+        let generation = self.store.read(|view| view.generation);
+        if generation == self.validated {
+            return;
+        }
+        self.validated = generation;
+        let Findings { mut errors, warnings } = self.store.read(|view| validate(view.index));
+        errors.extend(self.errors.iter().cloned());
+        self.metrics.config_errors.set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
+        let (errors, warnings) = (files::texts(&errors), files::texts(&warnings));
+        let fresh = |error: &&String| !self.reported.contains(*error);
+        for error in warnings.iter().filter(fresh) {
+            tracing::warn!("{error}");
+        }
+        let mut rejected = false;
+        for error in errors.iter().filter(fresh) {
+            tracing::error!("{error}");
+            rejected = true;
+        }
+        if rejected {
+            self.metrics.config_rejected.inc();
+        }
+        for mended in self.reported.iter().filter(|e| !errors.contains(*e) && !warnings.contains(*e)) {
+            tracing::info!("no longer: {mended}");
+        }
+        self.reported = errors;
+        self.reported.extend(warnings);
+    }
+}
+
+/// Asks the operating system to tell of changes. A file is watched through its folder: editors replace files.
+fn watch_paths(paths: &[PathBuf], wake: Sender<Wake>) -> Option<notify::RecommendedWatcher> {
+    let handler = move |event: notify::Result<notify::Event>| {
+        // Reading is an event too, our own included.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            // The receiver is gone only when the watching ends.
+            drop(wake.send(Wake::Changed));
+        }
+    };
+    let mut watcher = notify::recommended_watcher(handler)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the system tells of no file changes; files are looked at every 500 ms");
+        })
+        .ok()?;
+    for path in paths {
+        let (folder, mode) = if path.is_dir() {
+            (path.as_path(), RecursiveMode::Recursive)
+        } else {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
+        };
+        if let Err(error) = watcher.watch(folder, mode) {
+            let path = folder.display();
+            tracing::warn!(%path, %error, "cannot watch; files are looked at every 500 ms");
+        }
+    }
+    Some(watcher)
+}

@@ -1,0 +1,153 @@
+//! The receiving end of a subscription, the same for every bus.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use futures::stream::{BoxStream, Stream, StreamExt};
+use parking_lot::Mutex;
+
+use super::{ConsumeError, Settle};
+use crate::cloudevent::Event;
+
+/// One event, handed out once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Names this delivery to [`Settler::settle`]; unique in its consumer.
+    pub id: u64,
+    /// The event's position in its topic.
+    pub position: u64,
+    /// 1 for the first try.
+    pub attempt: u32,
+    /// The event.
+    pub event: Event,
+}
+
+/// What a bus does for its consumers.
+pub trait ConsumerBackend: Send + Sync {
+    /// A delivery is decided. Called at most once for each delivery; must not block.
+    fn settle(&self, delivery: u64, outcome: Settle);
+    /// The consumer is gone: everything unsettled goes back, unspent. Called once; must not block.
+    fn close(&self);
+}
+
+/// One consumer of a subscription. The bus keeps at most `max_in_flight` deliveries open: the next comes when one
+/// is settled. Dropping it returns everything unsettled, unspent, and later settles are ignored.
+pub struct Consumer {
+    deliveries: BoxStream<'static, Result<Delivery, ConsumeError>>,
+    settler: Settler,
+}
+
+impl Consumer {
+    /// Joins the two halves that a bus made.
+    #[must_use]
+    pub fn new(
+        deliveries: impl Stream<Item = Result<Delivery, ConsumeError>> + Send + 'static,
+        backend: Arc<dyn ConsumerBackend>,
+    ) -> Self {
+        let shared = Shared { open: Mutex::new(Some(HashSet::new())), backend };
+        Self { deliveries: deliveries.boxed(), settler: Settler { shared: Arc::new(shared) } }
+    }
+
+    /// The next delivery. After an error, or with `None`, this consumer is over; consume again.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Delivery, ConsumeError>> {
+        let next = self.deliveries.next().await;
+        if let Some(Ok(delivery)) = &next
+            && let Some(open) = self.settler.shared.open.lock().as_mut()
+        {
+            open.insert(delivery.id);
+        }
+        next
+    }
+
+    /// A handle that decides on deliveries; cheap to clone into the tasks that call the app.
+    #[must_use]
+    pub fn settler(&self) -> Settler {
+        self.settler.clone()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // Under the lock, so that no settle comes after the close.
+        let mut open = self.settler.shared.open.lock();
+        *open = None;
+        self.settler.shared.backend.close();
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
+    }
+}
+
+/// Decides on deliveries of one [`Consumer`].
+#[derive(Clone)]
+pub struct Settler {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Deliveries handed out and not settled; `None` once the consumer is gone. Bounds what can be
+    /// queued for the bus: each delivery is settled at most once.
+    open: Mutex<Option<HashSet<u64>>>,
+    backend: Arc<dyn ConsumerBackend>,
+}
+
+impl Settler {
+    /// Decides on a delivery; never blocks. False: it was settled before or the consumer is gone, and nothing happened.
+    pub fn settle(&self, delivery: u64, outcome: Settle) -> bool {
+        let mut open = self.shared.open.lock();
+        let known = open.as_mut().is_some_and(|open| open.remove(&delivery));
+        if known {
+            self.shared.backend.settle(delivery, outcome);
+        }
+        known
+    }
+}
+
+impl fmt::Debug for Settler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settler").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    impl ConsumerBackend for Recorder {
+        fn settle(&self, delivery: u64, outcome: Settle) {
+            self.0.lock().push(format!("{delivery} {outcome:?}"));
+        }
+        fn close(&self) {
+            self.0.lock().push("close".into());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_settled_once_and_never_after_the_close() {
+        let recorder = Arc::new(Recorder::default());
+        let backend: Arc<dyn ConsumerBackend> = Arc::<Recorder>::clone(&recorder);
+        let event = Event::new("1", "/s", "t").unwrap();
+        let deliveries =
+            [7, 8].map(|id| Ok(Delivery { id, position: id, attempt: 1, event: event.clone() }));
+        let mut consumer = Consumer::new(futures::stream::iter(deliveries), backend);
+        let settler = consumer.settler();
+        assert!(!settler.settle(7, Settle::Ack), "not handed out yet");
+        consumer.next().await.unwrap().unwrap();
+        consumer.next().await.unwrap().unwrap();
+        assert!(settler.settle(7, Settle::Ack));
+        assert!(!settler.settle(7, Settle::Ack));
+        drop(consumer);
+        assert!(!settler.settle(8, Settle::Ack));
+        assert_eq!(*recorder.0.lock(), ["7 Ack", "close"]);
+    }
+}

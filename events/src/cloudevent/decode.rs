@@ -1,0 +1,256 @@
+//! From an HTTP request to events.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{EnvelopeError, Event, attribute, encode, header};
+
+/// What a plain body lacks to be an event.
+#[derive(Clone, Copy, Debug)]
+pub struct WrapContext<'a> {
+    /// The publisher's name, which becomes the `source`.
+    pub source: &'a str,
+    /// Name of the bus, which becomes `pubsubname`.
+    pub bus: &'a str,
+    /// Name of the topic.
+    pub topic: &'a str,
+    /// When it was published.
+    pub now: jiff::Timestamp,
+}
+
+/// Reads the events of a request. The content type decides: a batch, a structured event, else binary mode if there
+/// are `ce-` headers, else a plain body, which is wrapped as Dapr does.
+///
+/// # Errors
+/// When an envelope is not valid; the error names the attribute.
+pub fn decode(
+    headers: &HeaderMap,
+    body: Bytes,
+    wrap: &WrapContext<'_>,
+) -> Result<Vec<Event>, EnvelopeError> {
+    let content_type = content_type(headers)?;
+    let essence = content_type.map(essence).unwrap_or_default();
+    if let Some(format) = essence.strip_prefix("application/cloudevents-batch") {
+        check_format(format, content_type)?;
+        return decode_batch(&body);
+    }
+    if let Some(format) = essence.strip_prefix("application/cloudevents") {
+        check_format(format, content_type)?;
+        return Ok(vec![decode_structured(json_text(&body)?)?]);
+    }
+    if headers.keys().any(|name| name.as_str().starts_with("ce-")) {
+        return Ok(vec![decode_binary(headers, content_type, body)?]);
+    }
+    Ok(vec![wrap_plain(headers, content_type, body, wrap)?])
+}
+
+/// Media type without parameters, in lower case.
+pub(super) fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn content_type(headers: &HeaderMap) -> Result<Option<&str>, EnvelopeError> {
+    let mut values = headers.get_all(CONTENT_TYPE).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(EnvelopeError::invalid("datacontenttype", "Content-Type is given twice"));
+    }
+    match value.to_str() {
+        Ok("") => Ok(None),
+        Ok(text) => Ok(Some(text)),
+        Err(_opaque) => {
+            Err(EnvelopeError::invalid("datacontenttype", "Content-Type is not visible ASCII"))
+        }
+    }
+}
+
+/// JSON is the one event format, and UTF-8 its one encoding.
+fn check_format(format: &str, content_type: Option<&str>) -> Result<(), EnvelopeError> {
+    let given = content_type.unwrap_or_default();
+    let charset = given.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        let named = name.trim().eq_ignore_ascii_case("charset");
+        named.then(|| value.trim().trim_matches('"').to_ascii_lowercase())
+    });
+    let utf8 = charset.is_none_or(|charset| charset == "utf-8" || charset == "us-ascii");
+    if matches!(format, "" | "+json") && utf8 {
+        return Ok(());
+    }
+    Err(EnvelopeError::Format { content_type: given.chars().take(128).collect() })
+}
+
+fn json_text(body: &[u8]) -> Result<&str, EnvelopeError> {
+    let error = |_invalid| EnvelopeError::Body { reason: "is not valid UTF-8".to_owned() };
+    std::str::from_utf8(body).map_err(error)
+}
+
+fn json_error(error: &serde_json::Error) -> EnvelopeError {
+    EnvelopeError::Body { reason: format!("is not the expected JSON: {error}") }
+}
+
+fn decode_batch(body: &[u8]) -> Result<Vec<Event>, EnvelopeError> {
+    let members: Vec<&RawValue> =
+        serde_json::from_str(json_text(body)?).map_err(|error| json_error(&error))?;
+    let decoded = members.iter().enumerate().map(|(index, member)| {
+        decode_structured(member.get())
+            .map_err(|error| EnvelopeError::InBatch { index, error: Box::new(error) })
+    });
+    decoded.collect()
+}
+
+fn decode_structured(text: &str) -> Result<Event, EnvelopeError> {
+    let Members(mut members) = serde_json::from_str(text).map_err(|error| json_error(&error))?;
+    let mut required = |name: &'static str| match members.remove(name) {
+        Some(raw) => serde_json::from_str::<String>(raw.get())
+            .map_err(|_other| EnvelopeError::invalid(name, "is not a string")),
+        None => Err(EnvelopeError::Missing { attribute: name }),
+    };
+    attribute::check_spec_version(&required("specversion")?)?;
+    let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
+    let data = members.remove("data");
+    let base64 = members.remove("data_base64");
+    for (name, raw) in members {
+        let value = attribute_value(&name, raw.get())?;
+        event.set_attribute(&name, value)?;
+    }
+    event.data = match (data, base64) {
+        (Some(_), Some(_)) => {
+            return Err(EnvelopeError::invalid("data_base64", "is given beside data"));
+        }
+        (Some(data), None) => Some(data_bytes(event.data_content_type(), data)?),
+        (None, Some(base64)) => Some(base64_bytes(base64.get())?),
+        (None, None) => None,
+    };
+    Ok(event)
+}
+
+/// The canonical string of a JSON member: a string as it is, a number if it is an integer, or a boolean.
+fn attribute_value(name: &str, raw: &str) -> Result<String, EnvelopeError> {
+    let core = ["time", "subject", "dataschema", "datacontenttype"].contains(&name);
+    match serde_json::from_str::<serde_json::Value>(raw) {
+        Ok(serde_json::Value::String(text)) => Ok(text),
+        Ok(_) if core => Err(EnvelopeError::invalid(name, "is not a string")),
+        Ok(serde_json::Value::Bool(flag)) => Ok(flag.to_string()),
+        Ok(serde_json::Value::Number(number)) => match number.as_i64().map(i32::try_from) {
+            Some(Ok(integer)) => Ok(integer.to_string()),
+            _ => Err(EnvelopeError::invalid(name, "is not a 32-bit integer")),
+        },
+        _ => {
+            let reason = "is not a string, an integer or a boolean";
+            Err(EnvelopeError::invalid(name, reason))
+        }
+    }
+}
+
+/// JSON data stays byte for byte as it was written; a JSON string of another type is the text itself.
+fn data_bytes(content_type: Option<&str>, raw: &RawValue) -> Result<Bytes, EnvelopeError> {
+    let text = raw.get();
+    if content_type.is_none_or(encode::is_json) || !text.starts_with('"') {
+        return Ok(Bytes::copy_from_slice(text.as_bytes()));
+    }
+    let text: String = serde_json::from_str(text)
+        .map_err(|_lone_surrogate| EnvelopeError::invalid("data", "is not a valid string"))?;
+    Ok(text.into())
+}
+
+fn base64_bytes(raw: &str) -> Result<Bytes, EnvelopeError> {
+    let error = || EnvelopeError::invalid("data_base64", "is not a string of standard base64");
+    let text: String = serde_json::from_str(raw).map_err(|_other| error())?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+    bytes.map(Bytes::from).map_err(|_invalid| error())
+}
+
+/// The members of a JSON envelope, each once, without those that are null: null means absent.
+struct Members<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Collect;
+
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
+                    if members.insert(name.clone(), raw).is_some() {
+                        let name: String = name.chars().take(64).collect();
+                        let message = format!("member {name:?} is given twice");
+                        return Err(serde::de::Error::custom(message));
+                    }
+                }
+                members.retain(|_name, raw| raw.get() != "null");
+                Ok(Members(members))
+            }
+        }
+
+        input.deserialize_map(Collect)
+    }
+}
+
+fn decode_binary(
+    headers: &HeaderMap,
+    content_type: Option<&str>,
+    body: Bytes,
+) -> Result<Event, EnvelopeError> {
+    let mut attributes = BTreeMap::new();
+    for header_name in headers.keys() {
+        let Some(name) = header_name.as_str().strip_prefix("ce-") else { continue };
+        let mut values = headers.get_all(header_name).iter();
+        let value = values.next().map(|value| header::decode(name, value)).transpose()?;
+        if values.next().is_some() {
+            return Err(EnvelopeError::invalid(name, "is given twice"));
+        }
+        attributes.insert(name.to_owned(), value.unwrap_or_default());
+    }
+    if attributes.contains_key("datacontenttype") {
+        let reason = "is Content-Type in binary mode, never a header of its own";
+        return Err(EnvelopeError::invalid("datacontenttype", reason));
+    }
+    let mut required = |name: &'static str| {
+        attributes.remove(name).ok_or(EnvelopeError::Missing { attribute: name })
+    };
+    attribute::check_spec_version(&required("specversion")?)?;
+    let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
+    for (name, value) in attributes {
+        event.set_attribute(&name, value)?;
+    }
+    if let Some(content_type) = content_type {
+        event.set_attribute("datacontenttype", content_type.to_owned())?;
+    }
+    event.data = if body.is_empty() { None } else { Some(body) };
+    Ok(event)
+}
+
+fn wrap_plain(
+    headers: &HeaderMap,
+    content_type: Option<&str>,
+    body: Bytes,
+    wrap: &WrapContext<'_>,
+) -> Result<Event, EnvelopeError> {
+    let id = uuid::Uuid::new_v4().to_string();
+    let mut event = Event::new(id, wrap.source, "com.dapr.event.sent")?;
+    event.set_attribute("datacontenttype", content_type.unwrap_or("text/plain").to_owned())?;
+    event.set_attribute("topic", wrap.topic.to_owned())?;
+    event.set_attribute("pubsubname", wrap.bus.to_owned())?;
+    event.set_attribute("time", wrap.now.to_string())?;
+    for name in ["traceparent", "tracestate"] {
+        // Trace context that cannot be text is no reason to refuse the event.
+        if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok()) {
+            event.set_attribute(name, value.to_owned())?;
+        }
+    }
+    Ok(event.with_data(body))
+}

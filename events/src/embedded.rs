@@ -1,0 +1,155 @@
+//! The bus that lives in this process, on the durable [`crate::log`].
+//!
+//! Imports [`crate::bus`] and [`crate::log`].
+
+use std::path::Path;
+
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::bus::{
+    ConsumeError, Consumer, Delivery, EventBus, PublishError, PublishErrorKind, Published,
+    SubscriptionSpec,
+};
+use crate::cloudevent::Event;
+use crate::log::{Entry, Log, LogDelivery, LogError, LogMetrics, LogOptions, TopicConfig};
+
+/// A bus kept in a folder of this machine.
+#[derive(Debug)]
+pub struct EmbeddedBus {
+    name: String,
+    log: Log,
+    metrics: LogMetrics,
+}
+
+impl EmbeddedBus {
+    /// Opens the bus of this name in `dir`, which is created if missing. Its metrics carry the name as label `bus`.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, when another process uses it, or when the registry has a bus of this name.
+    pub async fn open(
+        name: &str,
+        dir: &Path,
+        options: LogOptions,
+        registry: &prometheus::Registry,
+    ) -> Result<Self, LogError> {
+        let metrics = LogMetrics::register(registry, name)
+            .map_err(|error| LogError::Refused(format!("metrics of bus {name}: {error}")))?;
+        let log = Log::open(dir, options, metrics.clone()).await?;
+        Ok(Self { name: name.to_owned(), log, metrics })
+    }
+
+    /// Creates the topic or changes its settings. Topics that nobody declares are created by the first publish, with
+    /// the defaults.
+    ///
+    /// # Errors
+    /// When the name cannot be used or the log failed.
+    pub async fn ensure_topic(&self, name: &str, config: TopicConfig) -> Result<(), LogError> {
+        self.log.ensure_topic(name, config).await
+    }
+
+    /// Declares a subscription: from now on events wait for it, whether or not anyone consumes. One that exists keeps
+    /// its place; if its topic is another one now, it starts anew there.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), ConsumeError> {
+        let name = spec.name.clone();
+        self.log.ensure_subscription(spec).await.map_err(|error| consume_error(&name, &error))
+    }
+
+    /// Forgets a subscription; its consumers end, and nothing is kept for it any more.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub async fn remove_subscription(&self, name: &str) -> Result<(), LogError> {
+        self.log.remove_subscription(name).await
+    }
+
+    /// Events that a subscription has yet to handle; 0 for one that does not exist.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub async fn subscription_lag(&self, name: &str) -> Result<u64, LogError> {
+        Ok(self.log.backlog(name).await?.events)
+    }
+
+    /// Writes what waits, ends every consumer and closes the store. Everything afterwards fails.
+    pub async fn close(&self) {
+        self.log.close().await;
+    }
+}
+
+impl EventBus for EmbeddedBus {
+    fn publish<'a>(
+        &'a self,
+        topic: &'a str,
+        events: Vec<Event>,
+    ) -> BoxFuture<'a, Result<Vec<Published>, PublishError>> {
+        Box::pin(async move {
+            let entries = events.into_iter().map(|event| Entry { event, route: String::new() });
+            let published = self.log.append(topic, entries.collect()).await.map_err(|error| {
+                publish_error(&format!("bus {}, topic {topic}", self.name), &error)
+            })?;
+            let duplicates = published.iter().filter(|published| published.duplicate).count();
+            let stored = published.len() - duplicates;
+            self.metrics.published(topic, stored as u64, duplicates as u64);
+            Ok(published)
+        })
+    }
+
+    fn consume(
+        &self,
+        subscription: SubscriptionSpec,
+    ) -> BoxFuture<'_, Result<Consumer, ConsumeError>> {
+        Box::pin(async move {
+            let (bus, name) = (self.name.clone(), subscription.name.clone());
+            let consumer = self.log.consume(subscription).await;
+            let consumer = consumer.map_err(|error| consume_error(&name, &error))?;
+            let reason = "the bus ended this consumer".to_owned();
+            let over = Err(ConsumeError::Unavailable { bus, reason });
+            let deliveries = ReceiverStream::new(consumer.deliveries)
+                .map(move |delivery| to_delivery(&name, delivery))
+                .chain(stream::once(async { over }));
+            Ok(Consumer::new(deliveries, consumer.backend))
+        })
+    }
+}
+
+fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, ConsumeError> {
+    let LogDelivery { id, position, attempt, record } = delivery;
+    let event = record.event.unwrap_or_default().try_into();
+    // Events are checked before they are stored, and records when they are read.
+    let event = event.map_err(|error| ConsumeError::Internal {
+        subscription: subscription.to_owned(),
+        reason: format!("the event at position {position} is not valid: {error}"),
+    })?;
+    Ok(Delivery { id, position, attempt, event })
+}
+
+pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
+    let kind = match error {
+        LogError::DiskFull => PublishErrorKind::Full,
+        LogError::Refused(_) => PublishErrorKind::Invalid,
+        LogError::InUse | LogError::Format { .. } | LogError::Store(_) | LogError::Closed => {
+            PublishErrorKind::Internal
+        }
+    };
+    PublishError::new(kind, format!("{context}: {error}"))
+}
+
+fn consume_error(subscription: &str, error: &LogError) -> ConsumeError {
+    let (subscription, reason) = (subscription.to_owned(), error.to_string());
+    match error {
+        LogError::Refused(_) => ConsumeError::Refused { subscription, reason },
+        LogError::DiskFull
+        | LogError::InUse
+        | LogError::Format { .. }
+        | LogError::Store(_)
+        | LogError::Closed => ConsumeError::Internal { subscription, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! The durable log: topics of checksummed records, subscriptions with their progress, one store on disk.
+//!
+//! One thread owns all of it ([`worker`]) and takes whatever queued as one turn: apply everything, write one batch,
+//! flush once, answer everyone, hand out what is ready. Nothing is answered before the flush. After any failure of
+//! the store the thread forgets its memory, opens the store again and goes on from what is on disk.
+//!
+//! - [`store`]: `redb` behind a small interface; [`record`]: what is in it; `README.md` says why `redb`.
+//! - [`engine`]: what the commands do; [`topic`], [`progress`] and [`dedup`] are its parts.
+//!
+//! Used by the embedded bus and by the outbox. Imports [`crate::bus`] and [`crate::cloudevent`].
+
+mod dedup;
+mod engine;
+mod handout;
+mod metrics;
+mod progress;
+pub(crate) mod record;
+pub(crate) mod store;
+mod topic;
+mod worker;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::bus::{ConsumerBackend, Published, Settle, SubscriptionSpec};
+use crate::cloudevent::Event;
+
+pub use metrics::LogMetrics;
+use record::Record;
+use worker::{Command, Queue};
+
+/// Settings of a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicConfig {
+    /// The same (`source`, `id`) within this window is stored once; zero for no deduplication. Default: 5 min.
+    pub dedup_window: Duration,
+    /// Handled events older than this go; `None` to keep them. Default: 7 days.
+    pub retention_age: Option<Duration>,
+    /// The oldest handled events go while the topic is larger; `None` for no bound. Default: 1 Gi.
+    pub retention_bytes: Option<u64>,
+}
+
+impl Default for TopicConfig {
+    fn default() -> Self {
+        Self {
+            dedup_window: Duration::from_secs(300),
+            retention_age: Some(Duration::from_secs(7 * 86_400)),
+            retention_bytes: Some(1 << 30),
+        }
+    }
+}
+
+impl TopicConfig {
+    /// Keeps everything and takes everything: what dead-letter topics get unless they are declared.
+    #[must_use]
+    pub fn keep_all() -> Self {
+        Self { dedup_window: Duration::ZERO, retention_age: None, retention_bytes: None }
+    }
+}
+
+/// Bounds of a log's memory. The defaults suit a sidecar as well as the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The store's page cache. Default: 8 MiB.
+    pub cache_bytes: usize,
+    /// Events that wait for a flush; publishers past it wait. Default: 16 MiB.
+    pub queue_bytes: u32,
+    /// How long the record of handled deliveries may wait for company before it is written. A crash
+    /// delivers what it forgot again. Default: 10 ms.
+    pub settle_delay: Duration,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 8 << 20,
+            queue_bytes: 16 << 20,
+            settle_delay: Duration::from_millis(10),
+        }
+    }
+}
+
+/// Why the log cannot do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The disk, or the quota, is full. The log goes on by itself when there is room.
+    #[error("the disk is full")]
+    DiskFull,
+    /// Another process, or another log of this one, has the store open.
+    #[error("the store is in use by another process")]
+    InUse,
+    /// The store was written by a newer version.
+    #[error("the store has format {found}, this version knows {known}")]
+    Format {
+        /// Its format.
+        found: u64,
+        /// Ours.
+        known: u64,
+    },
+    /// The store failed. The log opens it again by itself.
+    #[error("the store failed: {0}")]
+    Store(String),
+    /// The request cannot be met, whatever the store does.
+    #[error("{0}")]
+    Refused(String),
+    /// The log was closed.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// An event for a topic, and in an outbox the topic on the bus that it is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) event: Event,
+    pub(crate) route: String,
+}
+
+/// One event handed out of the log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogDelivery {
+    pub(crate) id: u64,
+    pub(crate) position: u64,
+    pub(crate) attempt: u32,
+    pub(crate) record: Record,
+}
+
+/// What a log holds for a subscription.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backlog {
+    /// Events not settled.
+    pub(crate) events: u64,
+    /// Bytes of all records of its topic.
+    pub(crate) bytes: u64,
+}
+
+/// Handle of a log; dropping it closes the log.
+#[derive(Debug)]
+pub(crate) struct Log {
+    queue: Queue,
+    room: Arc<Semaphore>,
+    room_size: u32,
+    /// Ids are never used again, not even after the store was opened anew.
+    next_consumer: AtomicU64,
+}
+
+impl Log {
+    /// Opens the log in `dir`, which is created if missing.
+    pub(crate) async fn open(
+        dir: &Path,
+        options: LogOptions,
+        metrics: LogMetrics,
+    ) -> Result<Self, LogError> {
+        let room_size = options.queue_bytes.max(1);
+        let queue = worker::start(dir.to_owned(), options, metrics).await?;
+        let room = Arc::new(Semaphore::new(room_size as usize));
+        Ok(Self { queue, room, room_size, next_consumer: AtomicU64::new(1) })
+    }
+
+    /// Stores the events, all or none, and returns after the flush.
+    pub(crate) async fn append(
+        &self,
+        topic: &str,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Published>, LogError> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let published_ms = worker::now_ms();
+        let entries: Vec<_> = entries.into_iter().map(|e| Prepared::new(e, published_ms)).collect();
+        let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.room_size);
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await;
+        let room = room.map_err(|_closed| LogError::Closed)?;
+        self.ask(|answer| Command::Append { topic: topic.to_owned(), entries, answer, room })
+            .await
+    }
+
+    /// Creates the topic or changes its settings.
+    pub(crate) async fn ensure_topic(
+        &self,
+        name: &str,
+        config: TopicConfig,
+    ) -> Result<(), LogError> {
+        self.ask(|answer| Command::EnsureTopic { name: name.to_owned(), config, answer }).await
+    }
+
+    /// Declares a subscription, durably.
+    pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
+        self.ask(|answer| Command::Declare { spec: Box::new(spec), answer }).await
+    }
+
+    /// Forgets a subscription.
+    pub(crate) async fn remove_subscription(&self, name: &str) -> Result<(), LogError> {
+        self.ask(|answer| Command::Remove { name: name.to_owned(), answer }).await
+    }
+
+    /// Declares the subscription and becomes one of its consumers.
+    pub(crate) async fn consume(&self, spec: SubscriptionSpec) -> Result<LogConsumer, LogError> {
+        let (sender, deliveries) = mpsc::channel(spec.max_in_flight as usize);
+        let consumer = self.next_consumer.fetch_add(1, Ordering::Relaxed);
+        // From here on, so that a caller that leaves now does not leave a consumer behind.
+        let backend = Arc::new(Backend { queue: self.queue.clone(), consumer });
+        let spec = Box::new(spec);
+        self.ask(|answer| Command::Consume { id: consumer, spec, sender, answer }).await?;
+        Ok(LogConsumer { deliveries, backend })
+    }
+
+    /// What a subscription has yet to handle.
+    pub(crate) async fn backlog(&self, subscription: &str) -> Result<Backlog, LogError> {
+        let name = subscription.to_owned();
+        self.ask(|answer| Command::Backlog { subscription: name, answer }).await
+    }
+
+    /// Writes what waits, ends every consumer and closes the store.
+    pub(crate) async fn close(&self) {
+        let (answer, closed) = oneshot::channel();
+        self.queue.send(Command::Close { answer: Some(answer) });
+        // An error means that it was closed before.
+        closed.await.unwrap_or_default();
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Command,
+    ) -> Result<T, LogError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(command(answer));
+        answered.await.unwrap_or(Err(LogError::Closed))
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.queue.send(Command::Close { answer: None });
+    }
+}
+
+/// The two halves of a consumer, for a bus to wrap.
+pub(crate) struct LogConsumer {
+    pub(crate) deliveries: mpsc::Receiver<LogDelivery>,
+    pub(crate) backend: Arc<dyn ConsumerBackend>,
+}
+
+struct Backend {
+    queue: Queue,
+    consumer: u64,
+}
+
+impl ConsumerBackend for Backend {
+    fn settle(&self, delivery: u64, outcome: Settle) {
+        let consumer = self.consumer;
+        self.queue.send(Command::Settle { consumer, delivery, outcome });
+    }
+
+    fn close(&self) {
+        self.queue.send(Command::CloseConsumer { consumer: self.consumer });
+    }
+}
+
+impl Drop for Backend {
+    /// For a caller that left before it had its consumer; otherwise it is closed already.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// An entry encoded on the publisher's own thread.
+#[derive(Debug)]
+struct Prepared {
+    source: String,
+    id: String,
+    payload: Vec<u8>,
+}
+
+impl Prepared {
+    fn new(entry: Entry, published_ms: u64) -> Self {
+        let (source, id) = (entry.event.source().to_owned(), entry.event.id().to_owned());
+        let event = Some(entry.event.into());
+        let payload = Record { published_ms, event, route: entry.route }.encode_to_vec();
+        Self { source, id, payload }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+//! Which (`source`, `id`) a topic saw lately. Keeps a keyed 64-bit fingerprint and the position of each event of
+//! the window; the record itself, which the store holds anyway, says whether it is really the same. So nothing more
+//! is written, a restart rebuilds this from the topic's youngest records, and nobody can provoke collisions.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+
+/// The window is cut into this many spans, forgotten one at a time.
+const SPANS: u64 = 4;
+/// Most events remembered for one topic (about 30 bytes each). Past it the oldest span goes early.
+const MAX_ENTRIES: usize = 4 << 20;
+
+/// Memory of one topic's window.
+#[derive(Debug)]
+pub(super) struct Dedup {
+    window_ms: u64,
+    hasher: RandomState,
+    /// Oldest first.
+    spans: VecDeque<Span>,
+}
+
+#[derive(Debug)]
+struct Span {
+    /// Youngest entry.
+    until_ms: u64,
+    started_ms: u64,
+    positions: HashMap<u64, u64>,
+}
+
+impl Dedup {
+    /// Remembers for a window; zero for not at all.
+    pub(super) fn new(window_ms: u64) -> Self {
+        Self { window_ms, hasher: RandomState::new(), spans: VecDeque::new() }
+    }
+
+    /// False: this topic takes everything.
+    pub(super) fn is_on(&self) -> bool {
+        self.window_ms > 0
+    }
+
+    /// Publishing times from here on count.
+    pub(super) fn horizon_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.window_ms)
+    }
+
+    /// Positions that may hold the same event, youngest first.
+    pub(super) fn candidates(&self, source: &str, id: &str) -> Vec<u64> {
+        let print = self.fingerprint(source, id);
+        self.spans.iter().rev().filter_map(|span| span.positions.get(&print).copied()).collect()
+    }
+
+    /// Remembers an event. False: the window was cut short to make room.
+    pub(super) fn insert(&mut self, source: &str, id: &str, position: u64, now_ms: u64) -> bool {
+        let print = self.fingerprint(source, id);
+        let width = self.window_ms / SPANS;
+        if self.spans.back().is_none_or(|span| now_ms.saturating_sub(span.started_ms) > width) {
+            let positions = HashMap::new();
+            self.spans.push_back(Span { until_ms: now_ms, started_ms: now_ms, positions });
+        }
+        if let Some(span) = self.spans.back_mut() {
+            span.until_ms = span.until_ms.max(now_ms);
+            span.positions.insert(print, position);
+        }
+        if self.len() <= MAX_ENTRIES {
+            return true;
+        }
+        self.spans.pop_front();
+        false
+    }
+
+    /// Forgets what is older than the window.
+    pub(super) fn expire(&mut self, now_ms: u64) {
+        let horizon = self.horizon_ms(now_ms);
+        while self.spans.front().is_some_and(|span| span.until_ms < horizon) {
+            self.spans.pop_front();
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.spans.iter().map(|span| span.positions.len()).sum()
+    }
+
+    fn fingerprint(&self, source: &str, id: &str) -> u64 {
+        self.hasher.hash_one((source, id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_remembered_for_the_window_and_then_forgotten() {
+        let mut dedup = Dedup::new(1000);
+        for at in 0..50 {
+            dedup.insert("/s", &at.to_string(), at, at * 100);
+            dedup.expire(at * 100);
+        }
+        assert_eq!(dedup.candidates("/s", "49"), [49]);
+        assert_eq!(dedup.candidates("/s", "40"), [40]);
+        assert_eq!(dedup.candidates("/s", "20"), Vec::<u64>::new());
+        assert_eq!(dedup.candidates("/t", "49"), Vec::<u64>::new());
+        assert!(dedup.len() < 20);
+    }
+
+    #[test]
+    fn source_and_id_are_not_mixed_up() {
+        let mut dedup = Dedup::new(1000);
+        dedup.insert("ab", "c", 1, 0);
+        assert_eq!(dedup.candidates("a", "bc"), Vec::<u64>::new());
+    }
+}

@@ -1,0 +1,203 @@
+//! Numbers of a log. Labels are names that operators declare, and still bounded.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, GaugeVec, Opts, Registry,
+};
+
+/// Label values of one kind before further ones become `other`.
+const MAX_LABELS: usize = 200;
+
+/// Counters of one log.
+#[derive(Clone, Debug)]
+pub struct LogMetrics {
+    published: IntCounterVec,
+    duplicates: IntCounterVec,
+    dead_letters: IntCounterVec,
+    lag: IntGaugeVec,
+    oldest_seconds: GaugeVec,
+    in_flight: IntGaugeVec,
+    pub(super) flush_seconds: Histogram,
+    pub(super) group_events: Histogram,
+    pub(super) damaged_records: IntCounter,
+    pub(super) store_failures: IntCounter,
+    topics: Labels,
+    subscriptions: Labels,
+}
+
+impl LogMetrics {
+    /// Registers the metrics of the bus of this name.
+    ///
+    /// # Errors
+    /// When the registry has them already.
+    pub fn register(registry: &Registry, bus: &str) -> prometheus::Result<Self> {
+        let metrics = Self::new(bus)?;
+        registry.register(Box::new(metrics.published.clone()))?;
+        registry.register(Box::new(metrics.duplicates.clone()))?;
+        registry.register(Box::new(metrics.dead_letters.clone()))?;
+        registry.register(Box::new(metrics.lag.clone()))?;
+        registry.register(Box::new(metrics.oldest_seconds.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.flush_seconds.clone()))?;
+        registry.register(Box::new(metrics.group_events.clone()))?;
+        registry.register(Box::new(metrics.damaged_records.clone()))?;
+        registry.register(Box::new(metrics.store_failures.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Metrics that nobody reads.
+    ///
+    /// # Errors
+    /// Never in practice: the names are fixed.
+    pub fn new(bus: &str) -> prometheus::Result<Self> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("bus", bus);
+        let histogram = |name: &str, help: &str, start: f64, factor: f64, count: usize| {
+            let buckets = prometheus::exponential_buckets(start, factor, count)?;
+            let opts = HistogramOpts { common_opts: opts(name, help), buckets };
+            Histogram::with_opts(opts)
+        };
+        let counters = |name: &str, help: &str, label: &str| {
+            IntCounterVec::new(opts(name, help), &[label])
+        };
+        let gauges =
+            |name: &str, help: &str| IntGaugeVec::new(opts(name, help), &["subscription"]);
+        Ok(Self {
+            published: counters(
+                "duet_bus_published_events_total",
+                "Events stored, without duplicates.",
+                "topic",
+            )?,
+            duplicates: counters(
+                "duet_bus_duplicate_events_total",
+                "Events not stored because the deduplication window held them already.",
+                "topic",
+            )?,
+            dead_letters: counters(
+                "duet_bus_dead_letters_total",
+                "Events moved to a dead-letter topic.",
+                "subscription",
+            )?,
+            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
+            oldest_seconds: GaugeVec::new(
+                opts(
+                    "duet_bus_subscription_oldest_event_seconds",
+                    "Age of the oldest event not handled yet; 0 if there is none.",
+                ),
+                &["subscription"],
+            )?,
+            in_flight: gauges(
+                "duet_bus_subscription_in_flight_events",
+                "Events with a consumer now.",
+            )?,
+            flush_seconds: histogram(
+                "duet_bus_flush_duration_seconds",
+                "Time of one commit, with its flush to disk.",
+                0.0001,
+                2.0,
+                16,
+            )?,
+            group_events: histogram(
+                "duet_bus_flush_group_events",
+                "Events that shared one flush.",
+                1.0,
+                4.0,
+                7,
+            )?,
+            damaged_records: IntCounter::with_opts(opts(
+                "duet_bus_damaged_records_total",
+                "Records skipped because their checksum was wrong or they were missing.",
+            ))?,
+            store_failures: IntCounter::with_opts(opts(
+                "duet_bus_store_failures_total",
+                "Times that the store failed and was opened again.",
+            ))?,
+            topics: Labels::default(),
+            subscriptions: Labels::default(),
+        })
+    }
+
+    /// Commits so far.
+    #[cfg(test)]
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flush_seconds.get_sample_count()
+    }
+
+    /// Counts one acknowledged publish.
+    pub(crate) fn published(&self, topic: &str, stored: u64, duplicates: u64) {
+        let label = self.topics.bounded(topic);
+        self.published.with_label_values(&[label]).inc_by(stored);
+        if duplicates > 0 {
+            self.duplicates.with_label_values(&[label]).inc_by(duplicates);
+        }
+    }
+
+    pub(super) fn dead_letter(&self, subscription: &str) {
+        let label = self.subscriptions.bounded(subscription);
+        self.dead_letters.with_label_values(&[label]).inc();
+    }
+
+    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: usize) {
+        let labels = &[self.subscriptions.bounded(name)];
+        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
+        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
+        let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
+        self.in_flight.with_label_values(labels).set(in_flight);
+    }
+
+    pub(super) fn forget_subscription(&self, name: &str) {
+        for gauges in [&self.lag, &self.in_flight] {
+            // It may never have had a value.
+            gauges.remove_label_values(&[name]).unwrap_or_default();
+        }
+        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
+        self.subscriptions.forget(name);
+    }
+}
+
+/// Names that have their own label.
+#[derive(Clone, Debug, Default)]
+struct Labels(Arc<Mutex<BTreeSet<String>>>);
+
+impl Labels {
+    fn bounded<'a>(&self, name: &'a str) -> &'a str {
+        let mut known = self.0.lock();
+        if known.contains(name) {
+            return name;
+        }
+        if known.len() >= MAX_LABELS {
+            return "other";
+        }
+        known.insert(name.to_owned());
+        name
+    }
+
+    fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_overflow_to_other() {
+        let labels = Labels::default();
+        for at in 0..MAX_LABELS {
+            labels.bounded(&at.to_string());
+        }
+        assert_eq!(labels.bounded("199"), "199");
+        assert_eq!(labels.bounded("200"), "other");
+    }
+
+    #[test]
+    fn two_buses_share_a_registry() {
+        let registry = Registry::new();
+        LogMetrics::register(&registry, "default").unwrap();
+        LogMetrics::register(&registry, "audit").unwrap();
+        assert!(LogMetrics::register(&registry, "audit").is_err());
+    }
+}

@@ -1,0 +1,128 @@
+//! What is written to the store, and how it is sealed. Pure.
+
+use duet_api::proto;
+use prost::Message;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Bytes in front of a record: its checksum.
+const SEAL: usize = 8;
+
+/// An event as it lies in a topic.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Record {
+    /// Milliseconds since the epoch.
+    #[prost(uint64, tag = "1")]
+    pub(crate) published_ms: u64,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) event: Option<proto::Event>,
+    /// In an outbox: the topic on the bus that it is for. Empty elsewhere.
+    #[prost(string, tag = "3")]
+    pub(crate) route: String,
+}
+
+/// A topic's settings and bounds; written with every batch that changes them.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TopicRow {
+    #[prost(uint32, tag = "1")]
+    pub(super) id: u32,
+    /// Oldest position that is kept.
+    #[prost(uint64, tag = "2")]
+    pub(super) first: u64,
+    /// Position of the next event.
+    #[prost(uint64, tag = "3")]
+    pub(super) next: u64,
+    /// Bytes of all kept records.
+    #[prost(uint64, tag = "4")]
+    pub(super) bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub(super) dedup_window_ms: u64,
+    #[prost(uint64, optional, tag = "6")]
+    pub(super) retention_age_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub(super) retention_bytes: Option<u64>,
+}
+
+/// A declared subscription.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SubscriptionRow {
+    #[prost(uint32, tag = "1")]
+    pub(super) id: u32,
+    #[prost(string, tag = "2")]
+    pub(super) topic: String,
+    #[prost(string, tag = "3")]
+    pub(super) dead_letter_topic: String,
+}
+
+/// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with
+/// an [`AttemptRow`].
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ProgressRow {
+    #[prost(uint64, tag = "1")]
+    pub(super) cursor: u64,
+    #[prost(uint64, repeated, tag = "2")]
+    pub(super) fresh: Vec<u64>,
+}
+
+/// History of one unsettled event.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct AttemptRow {
+    /// Attempts spent.
+    #[prost(uint32, tag = "1")]
+    pub(super) spent: u32,
+    /// Not delivered before this time.
+    #[prost(uint64, tag = "2")]
+    pub(super) not_before_ms: u64,
+}
+
+/// Where a record lies: topic id and position.
+pub(super) type Place = (u32, u64);
+
+/// The checksum covers the place too, so that a record found elsewhere is noticed.
+fn checksum(place: Place, payload: &[u8]) -> [u8; SEAL] {
+    let seed = (u64::from(place.0) << 40) ^ place.1;
+    xxh3_64_with_seed(payload, seed).to_le_bytes()
+}
+
+/// The stored form of an encoded record.
+pub(super) fn seal(place: Place, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(SEAL + payload.len());
+    frame.extend_from_slice(&checksum(place, payload));
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The record, or `None` if it is damaged.
+pub(super) fn unseal(place: Place, frame: &[u8]) -> Option<Record> {
+    let (seal, payload) = frame.split_at_checked(SEAL)?;
+    if seal != checksum(place, payload) {
+        return None;
+    }
+    Record::decode(payload).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_change_of_bytes_or_place_is_noticed(
+            route in "[a-z]{1,40}", at in 0_usize..1000, flip in 1_u8..=255, place: (u32, u64),
+        ) {
+            let record = Record { published_ms: 7, event: None, route };
+            let mut frame = seal(place, &record.encode_to_vec());
+            prop_assert_eq!(unseal(place, &frame), Some(record));
+            prop_assert_eq!(unseal((place.0, place.1 ^ 1), &frame), None);
+            let at = at % frame.len();
+            frame[at] ^= flip;
+            prop_assert_eq!(unseal(place, &frame), None);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            prop_assert_eq!(unseal((1, 1), &bytes), None);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! One topic in memory: bounds, settings, and what it saw lately.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use super::dedup::Dedup;
+use super::record::{Place, TopicRow, seal};
+use super::store::{Batch, Found, Reader};
+use super::{LogError, Prepared, TopicConfig};
+use crate::bus::Published;
+
+/// Most records that one trim looks at, so that publishers do not wait for it.
+const TRIM_STEP: u64 = 2048;
+
+#[derive(Debug)]
+pub(super) struct Topic {
+    row: TopicRow,
+    dedup: Dedup,
+    /// One past the last position that is in the store.
+    stored_end: u64,
+    /// (`source`, `id`) by position of events that are in the current batch, so not in the store yet.
+    unwritten: HashMap<u64, (String, String)>,
+}
+
+impl Topic {
+    pub(super) fn new(id: u32, config: &TopicConfig) -> Self {
+        let row = TopicRow {
+            id,
+            first: 1,
+            next: 1,
+            bytes: 0,
+            dedup_window_ms: millis(config.dedup_window),
+            retention_age_ms: config.retention_age.map(millis),
+            retention_bytes: config.retention_bytes,
+        };
+        Self { dedup: Dedup::new(row.dedup_window_ms), row, stored_end: 1, unwritten: HashMap::new() }
+    }
+
+    /// Reads the youngest records back, as far as the window reaches.
+    pub(super) fn restore(row: TopicRow, reader: &Reader, now_ms: u64) -> Result<Self, LogError> {
+        let dedup = Dedup::new(row.dedup_window_ms);
+        let stored_end = row.next;
+        let mut topic = Self { row, dedup, stored_end, unwritten: HashMap::new() };
+        topic.remember_window(reader, now_ms)?;
+        Ok(topic)
+    }
+
+    fn remember_window(&mut self, reader: &Reader, now_ms: u64) -> Result<(), LogError> {
+        if !self.dedup.is_on() {
+            return Ok(());
+        }
+        let horizon = self.dedup.horizon_ms(now_ms);
+        let mut start = self.row.next;
+        while start > self.row.first {
+            let published_ms = match reader.get(self.place(start - 1))? {
+                Found::Record(record, _) => record.published_ms,
+                Found::Damaged(_) | Found::Nothing => horizon,
+            };
+            if published_ms < horizon {
+                break;
+            }
+            start -= 1;
+        }
+        for position in start..self.row.next {
+            let Found::Record(record, _) = reader.get(self.place(position))? else { continue };
+            let published_ms = record.published_ms;
+            if let Some(event) = record.event {
+                self.dedup.insert(&event.source, &event.id, position, published_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes new settings. True if they differ from the old ones, and have to be written.
+    pub(super) fn configure(
+        &mut self,
+        config: &TopicConfig,
+        reader: &Reader,
+        now_ms: u64,
+    ) -> Result<bool, LogError> {
+        let old = self.row.clone();
+        self.row.dedup_window_ms = millis(config.dedup_window);
+        self.row.retention_age_ms = config.retention_age.map(millis);
+        self.row.retention_bytes = config.retention_bytes;
+        if self.row.dedup_window_ms != old.dedup_window_ms {
+            self.reread_window(reader, now_ms)?;
+        }
+        Ok(self.row != old)
+    }
+
+    /// After a change of the window: what the store holds of it.
+    fn reread_window(&mut self, reader: &Reader, now_ms: u64) -> Result<(), LogError> {
+        self.dedup = Dedup::new(self.row.dedup_window_ms);
+        self.remember_window(reader, now_ms)?;
+        for (position, (source, id)) in &self.unwritten {
+            self.dedup.insert(source, id, *position, now_ms);
+        }
+        Ok(())
+    }
+
+    pub(super) fn row(&self) -> &TopicRow {
+        &self.row
+    }
+
+    pub(super) fn place(&self, position: u64) -> Place {
+        (self.row.id, position)
+    }
+
+    /// One past the last position.
+    pub(super) fn end(&self) -> u64 {
+        self.row.next
+    }
+
+    /// Adds an event to the batch, unless the window holds it already.
+    pub(super) fn append(
+        &mut self,
+        entry: Prepared,
+        batch: &mut Batch,
+        reader: &Reader,
+        now_ms: u64,
+    ) -> Result<Published, LogError> {
+        if let Some(position) = self.duplicate_of(&entry, reader, now_ms)? {
+            return Ok(Published { position, duplicate: true });
+        }
+        let position = self.push(&entry.payload, batch);
+        if self.dedup.is_on() {
+            if !self.dedup.insert(&entry.source, &entry.id, position, now_ms) {
+                tracing::warn!(topic = self.row.id, "deduplication window cut short: too many events");
+            }
+            self.unwritten.insert(position, (entry.source, entry.id));
+        }
+        Ok(Published { position, duplicate: false })
+    }
+
+    /// Adds a record to the batch whatever it is.
+    pub(super) fn push(&mut self, payload: &[u8], batch: &mut Batch) -> u64 {
+        let position = self.row.next;
+        let frame = seal(self.place(position), payload);
+        self.row.next += 1;
+        self.row.bytes += frame.len() as u64;
+        batch.events.push((self.place(position), frame));
+        position
+    }
+
+    fn duplicate_of(
+        &self,
+        entry: &Prepared,
+        reader: &Reader,
+        now_ms: u64,
+    ) -> Result<Option<u64>, LogError> {
+        if !self.dedup.is_on() {
+            return Ok(None);
+        }
+        let horizon = self.dedup.horizon_ms(now_ms);
+        for position in self.dedup.candidates(&entry.source, &entry.id) {
+            if let Some((source, id)) = self.unwritten.get(&position) {
+                if (source, id) == (&entry.source, &entry.id) {
+                    return Ok(Some(position));
+                }
+                continue;
+            }
+            let Found::Record(record, _) = reader.get(self.place(position))? else { continue };
+            let same = |event: &duet_api::proto::Event| {
+                event.source == entry.source && event.id == entry.id
+            };
+            if record.published_ms >= horizon && record.event.as_ref().is_some_and(same) {
+                return Ok(Some(position));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The batch is in the store now.
+    pub(super) fn written(&mut self) {
+        self.unwritten.clear();
+        self.stored_end = self.row.next;
+    }
+
+    /// Removes what retention allows, below `floor`, the lowest position that a subscription still needs, and
+    /// older than the deduplication window. True if the row changed.
+    pub(super) fn trim(
+        &mut self,
+        floor: u64,
+        batch: &mut Batch,
+        reader: &Reader,
+        now_ms: u64,
+    ) -> Result<bool, LogError> {
+        self.dedup.expire(now_ms);
+        // What is still in the batch cannot be seen yet, which is not the same as gone.
+        let floor = floor.min(self.stored_end);
+        let start = self.row.first;
+        while self.row.first < floor && self.row.first - start < TRIM_STEP {
+            let (published_ms, length) = match reader.get(self.place(self.row.first))? {
+                Found::Record(record, length) => (record.published_ms, length),
+                // Nothing of it can be delivered any more, so nothing is lost.
+                Found::Damaged(length) => (0, length),
+                Found::Nothing => (0, 0),
+            };
+            if !self.may_go(published_ms, now_ms) {
+                break;
+            }
+            self.row.first += 1;
+            self.row.bytes = self.row.bytes.saturating_sub(length);
+        }
+        if self.row.first == start {
+            return Ok(false);
+        }
+        batch.trims.push((self.row.id, Range { start, end: self.row.first }));
+        Ok(true)
+    }
+
+    fn may_go(&self, published_ms: u64, now_ms: u64) -> bool {
+        let age = now_ms.saturating_sub(published_ms);
+        let too_old = self.row.retention_age_ms.is_some_and(|limit| age >= limit);
+        let too_large = self.row.retention_bytes.is_some_and(|limit| self.row.bytes > limit);
+        (too_old || too_large) && age >= self.row.dedup_window_ms
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,393 @@
+//! The log's thread: queue, turns, and what happens when the store fails.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::engine::Engine;
+use super::metrics::LogMetrics;
+use super::store::Store;
+use super::{Backlog, LogDelivery, LogError, LogOptions, Prepared, TopicConfig};
+use crate::bus::{Published, Settle, SubscriptionSpec};
+
+/// Between two rounds of housekeeping, and between two tries to open a failed store.
+const TICK: Duration = Duration::from_secs(1);
+/// Commands of one turn, and bytes of one batch.
+const GROUP_COMMANDS: usize = 4096;
+const GROUP_BYTES: usize = 8 << 20;
+
+type Answer<T> = oneshot::Sender<Result<T, LogError>>;
+
+/// What the thread is asked to do.
+pub(super) enum Command {
+    Append {
+        topic: String,
+        entries: Vec<Prepared>,
+        answer: Answer<Vec<Published>>,
+        room: OwnedSemaphorePermit,
+    },
+    EnsureTopic {
+        name: String,
+        config: TopicConfig,
+        answer: Answer<()>,
+    },
+    Declare {
+        spec: Box<SubscriptionSpec>,
+        answer: Answer<()>,
+    },
+    Remove {
+        name: String,
+        answer: Answer<()>,
+    },
+    Consume {
+        id: u64,
+        spec: Box<SubscriptionSpec>,
+        sender: mpsc::Sender<LogDelivery>,
+        answer: Answer<()>,
+    },
+    Settle {
+        consumer: u64,
+        delivery: u64,
+        outcome: Settle,
+    },
+    CloseConsumer {
+        consumer: u64,
+    },
+    Backlog {
+        subscription: String,
+        answer: Answer<Backlog>,
+    },
+    Close {
+        answer: Option<oneshot::Sender<()>>,
+    },
+}
+
+/// The way to the thread. Its length is bounded by its users: publishers by bytes, settles by deliveries in
+/// flight, and all others wait for their answer.
+#[derive(Clone, Debug)]
+pub(super) struct Queue(Sender<Command>);
+
+impl Queue {
+    pub(super) fn send(&self, command: Command) {
+        // A closed log drops the command, and with it the sender of the answer.
+        drop(self.0.send(command));
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Opens the store on a thread of its own and answers when it is ready.
+pub(super) async fn start(
+    dir: PathBuf,
+    options: LogOptions,
+    metrics: LogMetrics,
+) -> Result<Queue, LogError> {
+    let cache_bytes = options.cache_bytes;
+    start_with(move || Store::open(&dir, cache_bytes), options, metrics).await
+}
+
+/// The same on any store.
+pub(super) async fn start_with(
+    open: impl FnMut() -> Result<Store, LogError> + Send + 'static,
+    options: LogOptions,
+    metrics: LogMetrics,
+) -> Result<Queue, LogError> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (ready, opened) = oneshot::channel();
+    let run = move || {
+        let mut worker = Worker {
+            open: Box::new(open),
+            engine: Err(LogError::Closed),
+            settle_delay: options.settle_delay,
+            settle_due: None,
+            tick_due: Instant::now(),
+            metrics,
+        };
+        let outcome = worker.reopen();
+        let failed = outcome.is_err();
+        if ready.send(outcome).is_err() || failed {
+            return;
+        }
+        worker.run(&receiver);
+    };
+    thread::Builder::new()
+        .name("duet-log".to_owned())
+        .spawn(run)
+        .map_err(|error| LogError::Store(format!("cannot start the log's thread: {error}")))?;
+    opened.await.unwrap_or(Err(LogError::Closed))?;
+    Ok(Queue(sender))
+}
+
+struct Worker {
+    open: Box<dyn FnMut() -> Result<Store, LogError> + Send>,
+    /// Or why there is none now.
+    engine: Result<Engine, LogError>,
+    settle_delay: Duration,
+    /// When settled deliveries have to be written.
+    settle_due: Option<Instant>,
+    tick_due: Instant,
+    metrics: LogMetrics,
+}
+
+/// Answers that wait for the flush.
+type Waiting = Vec<Box<dyn FnOnce(Result<(), LogError>)>>;
+
+enum Next {
+    Go,
+    Closed(Option<oneshot::Sender<()>>),
+}
+
+impl Worker {
+    fn run(&mut self, queue: &Receiver<Command>) {
+        let mut more = false;
+        loop {
+            let wait = if more { Duration::ZERO } else { self.wait() };
+            let group = match queue.recv_timeout(wait) {
+                Ok(first) => gather(first, queue),
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => vec![Command::Close { answer: None }],
+            };
+            // The store may panic on a file that was altered; that must not take the process with it.
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn(group)));
+            match turn {
+                Ok(Ok((Next::Go, again))) => more = again,
+                Ok(Ok((Next::Closed(answer), _))) => {
+                    // The store closes before anyone hears of it, so that it can be opened again.
+                    self.engine = Err(LogError::Closed);
+                    if let Some(answer) = answer {
+                        answer.send(()).unwrap_or_default();
+                    }
+                    return;
+                }
+                Ok(Err(error)) => {
+                    self.fail(error);
+                    more = false;
+                }
+                Err(_panic) => {
+                    self.fail(LogError::Store("the store panicked".to_owned()));
+                    more = false;
+                }
+            }
+        }
+    }
+
+    /// How long nothing has to be done.
+    fn wait(&self) -> Duration {
+        let now = Instant::now();
+        let mut wait = self.tick_due.saturating_duration_since(now);
+        if let Some(due) = self.settle_due {
+            wait = wait.min(due.saturating_duration_since(now));
+        }
+        if let Some(due_ms) = self.engine.as_ref().ok().and_then(Engine::next_wake) {
+            wait = wait.min(Duration::from_millis(due_ms.saturating_sub(now_ms())));
+        }
+        wait
+    }
+
+    /// Applies a group, commits if anyone waits for it, answers, and hands out. True if there is more to do at once.
+    fn turn(&mut self, group: Vec<Command>) -> Result<(Next, bool), LogError> {
+        let tick = Instant::now() >= self.tick_due;
+        if tick {
+            self.tick_due = Instant::now() + TICK;
+            if self.engine.is_err() {
+                self.try_reopen();
+            }
+        }
+        let mut waiting = Waiting::new();
+        let mut next = Next::Go;
+        let applied = self.apply_all(group, &mut waiting, &mut next);
+        let closing = matches!(next, Next::Closed(_));
+        let committed = applied.and_then(|()| self.commit_if_due(tick, closing));
+        for answer in waiting {
+            answer(committed.clone());
+        }
+        committed?;
+        match &mut self.engine {
+            Ok(engine) if !closing => Ok((next, engine.hand_out(now_ms())?)),
+            _ => Ok((next, false)),
+        }
+    }
+
+    fn apply_all(
+        &mut self,
+        group: Vec<Command>,
+        waiting: &mut Waiting,
+        next: &mut Next,
+    ) -> Result<(), LogError> {
+        // After the first failure nothing is applied any more, but everyone gets an answer.
+        let mut outcome = Ok(());
+        for command in group {
+            if let Command::Close { answer } = command {
+                *next = Next::Closed(answer);
+                continue;
+            }
+            let engine = match (&outcome, &mut self.engine) {
+                (Ok(()), Ok(engine)) => engine,
+                (Err(error), _) => {
+                    refuse(command, error);
+                    continue;
+                }
+                (Ok(()), Err(error)) => {
+                    refuse(command, error);
+                    continue;
+                }
+            };
+            outcome = apply(engine, command, waiting, &mut self.settle_due, self.settle_delay);
+        }
+        outcome
+    }
+
+    fn commit_if_due(&mut self, tick: bool, closing: bool) -> Result<(), LogError> {
+        let Ok(engine) = &mut self.engine else { return Ok(()) };
+        if tick {
+            engine.tick(now_ms())?;
+        }
+        let settled = self.settle_due.is_some_and(|due| Instant::now() >= due);
+        if engine.urgent || settled || tick || closing {
+            engine.commit()?;
+            self.settle_due = None;
+        }
+        Ok(())
+    }
+
+    /// Throws memory away; what is on disk is the truth. Consumers end and come back. Opening waits for the next
+    /// tick, so that a full disk is not asked again at every publish.
+    fn fail(&mut self, error: LogError) {
+        tracing::error!(%error, "the log's store failed; it is opened again in a second");
+        self.metrics.store_failures.inc();
+        self.settle_due = None;
+        self.tick_due = Instant::now() + TICK;
+        self.engine = Err(error);
+    }
+
+    fn try_reopen(&mut self) {
+        match self.reopen() {
+            Ok(()) => tracing::info!("the log's store is open again"),
+            Err(error) => self.engine = Err(error),
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), LogError> {
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let store = (self.open)()?;
+            Engine::load(store, self.metrics.clone(), now_ms())
+        }));
+        let panicked = || Err(LogError::Store("the store panicked while opening".to_owned()));
+        self.engine = Ok(opened.unwrap_or_else(|_panic| panicked())?);
+        Ok(())
+    }
+}
+
+/// Everything that queued meanwhile, within bounds.
+fn gather(first: Command, queue: &Receiver<Command>) -> Vec<Command> {
+    let mut bytes = size(&first);
+    let mut group = vec![first];
+    while group.len() < GROUP_COMMANDS && bytes < GROUP_BYTES {
+        let Ok(command) = queue.try_recv() else { break };
+        bytes += size(&command);
+        group.push(command);
+    }
+    group
+}
+
+fn size(command: &Command) -> usize {
+    match command {
+        Command::Append { entries, .. } => entries.iter().map(|e| e.payload.len()).sum(),
+        _ => 0,
+    }
+}
+
+fn apply(
+    engine: &mut Engine,
+    command: Command,
+    waiting: &mut Waiting,
+    settle_due: &mut Option<Instant>,
+    settle_delay: Duration,
+) -> Result<(), LogError> {
+    let now = now_ms();
+    match command {
+        Command::Append { topic, entries, answer, room } => {
+            let published = engine.append(&topic, entries, now);
+            answer_later(waiting, answer, published, room)
+        }
+        Command::EnsureTopic { name, config, answer } => {
+            let ensured = engine.ensure_topic(&name, &config, now);
+            answer_later(waiting, answer, ensured, ())
+        }
+        Command::Declare { spec, answer } => {
+            let declared = engine.declare(&spec);
+            answer_later(waiting, answer, declared, ())
+        }
+        Command::Remove { name, answer } => {
+            engine.remove(&name);
+            answer_later(waiting, answer, Ok(()), ())
+        }
+        Command::Consume { id, spec, sender, answer } => {
+            let consumer = engine.consume(id, &spec, sender);
+            answer_later(waiting, answer, consumer, ())
+        }
+        Command::Settle { consumer, delivery, outcome } => {
+            if engine.settle(consumer, delivery, outcome, now)? {
+                settle_due.get_or_insert_with(|| Instant::now() + settle_delay);
+            }
+            Ok(())
+        }
+        Command::CloseConsumer { consumer } => {
+            engine.close_consumer(consumer);
+            Ok(())
+        }
+        Command::Backlog { subscription, answer } => {
+            answer.send(Ok(engine.backlog(&subscription))).unwrap_or_default();
+            Ok(())
+        }
+        Command::Close { .. } => Ok(()),
+    }
+}
+
+/// Success waits for the flush. A refusal goes out at once; a failure of the store fails the whole turn.
+fn answer_later<T: Send + 'static>(
+    waiting: &mut Waiting,
+    answer: Answer<T>,
+    result: Result<T, LogError>,
+    room: impl Send + 'static,
+) -> Result<(), LogError> {
+    match result {
+        Ok(value) => {
+            waiting.push(Box::new(move |outcome| {
+                // Nobody waits any more: then nobody is told.
+                drop(answer.send(outcome.map(|()| value)));
+                drop(room);
+            }));
+            Ok(())
+        }
+        Err(refusal @ LogError::Refused(_)) => {
+            drop(answer.send(Err(refusal)));
+            Ok(())
+        }
+        Err(error) => {
+            drop(answer.send(Err(error.clone())));
+            Err(error)
+        }
+    }
+}
+
+fn refuse(command: Command, error: &LogError) {
+    let error = error.clone();
+    match command {
+        Command::Append { answer, .. } => drop(answer.send(Err(error))),
+        Command::EnsureTopic { answer, .. }
+        | Command::Declare { answer, .. }
+        | Command::Remove { answer, .. }
+        | Command::Consume { answer, .. } => drop(answer.send(Err(error))),
+        Command::Backlog { answer, .. } => drop(answer.send(Err(error))),
+        Command::Settle { .. } | Command::CloseConsumer { .. } | Command::Close { .. } => {}
+    }
+}

@@ -1,0 +1,8 @@
+//! HTTP building blocks: bodies, headers, server and client connections, and the one place that turns a
+//! failure into a response. Nothing here knows about routes, endpoints or events.
+
+pub mod body;
+pub mod client;
+pub mod headers;
+pub mod reply;
+pub mod server;

@@ -1,0 +1,343 @@
+//! The one body type of the call path, so that services and clients stay concrete.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep};
+
+/// A request or response body on its way through the sidecar.
+#[derive(Debug, Default)]
+pub enum Body {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// One piece, ours.
+    Full(Bytes),
+    /// Straight from a connection.
+    Incoming(Incoming),
+    /// A request body kept for further tries.
+    Replay(Replay),
+    /// A response body with somebody watching its end.
+    Watched(Box<Watched>),
+}
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection that it came from failed.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+    /// A bound on the exchange ran out.
+    #[error("{0}")]
+    Timeout(&'static str),
+    /// Another try took the body over.
+    #[error("the body was taken over by another try")]
+    TakenOver,
+}
+
+/// Told how a response body ends. Dropped without a call to `end`: the caller left.
+pub trait Watch: Send + std::fmt::Debug {
+    /// The last frame was seen: its trailers, if any, or why it ended early.
+    fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>);
+}
+
+/// A response body whose end is told to a [`Watch`], bounded in time.
+#[derive(Debug)]
+pub struct Watched {
+    inner: Incoming,
+    watch: Option<Box<dyn Watch>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    idle: Option<Idle>,
+}
+
+/// A bound on silence. The timer is not reset per frame: it fires, looks when the last frame came, and
+/// sleeps on.
+#[derive(Debug)]
+struct Idle {
+    limit: Duration,
+    last: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Watched {
+    /// Watches `inner` until its end. `deadline` bounds all of it, `idle` each silence.
+    #[must_use]
+    pub fn new(
+        inner: Incoming,
+        watch: Box<dyn Watch>,
+        deadline: Option<Instant>,
+        idle: Option<Duration>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            inner,
+            watch: Some(watch),
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+            idle: idle.map(|limit| Idle {
+                limit,
+                last: now,
+                timer: Box::pin(tokio::time::sleep_until(now + limit)),
+            }),
+        }
+    }
+
+    fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>) {
+        if let Some(mut watch) = self.watch.take() {
+            watch.end(end);
+        }
+    }
+
+    fn expired(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Some(BodyError::Timeout(
+                "the request timeout ran out during the response body",
+            ));
+        }
+        let idle = self.idle.as_mut()?;
+        while idle.timer.as_mut().poll(cx).is_ready() {
+            let due = idle.last + idle.limit;
+            if due <= Instant::now() {
+                return Some(BodyError::Timeout(
+                    "the stream was silent for the idle timeout",
+                ));
+            }
+            idle.timer.as_mut().reset(due);
+        }
+        None
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            return match self.expired(cx) {
+                Some(error) => {
+                    self.end(Err(&error));
+                    Poll::Ready(Some(Err(error)))
+                }
+                None => Poll::Pending,
+            };
+        };
+        if let Some(idle) = &mut self.idle {
+            idle.last = Instant::now();
+        }
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let trailers = trailers.clone();
+                    self.end(Ok(Some(&trailers)));
+                } else if self.inner.is_end_stream() {
+                    self.end(Ok(None));
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                let error = BodyError::from(error);
+                self.end(Err(&error));
+                Some(Err(error))
+            }
+            None => {
+                self.end(Ok(None));
+                None
+            }
+        })
+    }
+}
+
+/// A request body that can be sent again: what was read is kept up to a limit; past it the body streams on and
+/// cannot be replayed any more. Clones share the source; the newest one owns it.
+#[derive(Debug)]
+pub struct Replay {
+    shared: Arc<Mutex<Source>>,
+    generation: u64,
+    position: usize,
+}
+
+#[derive(Debug)]
+struct Source {
+    rest: Incoming,
+    kept: Vec<Kept>,
+    kept_bytes: usize,
+    limit: usize,
+    /// More was read than is kept.
+    overflowed: bool,
+    ended: bool,
+    generation: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Kept {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Replay {
+    /// Keeps up to `limit` bytes of `body`.
+    #[must_use]
+    pub fn new(body: Incoming, limit: usize) -> Self {
+        let source = Source {
+            rest: body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            limit,
+            overflowed: false,
+            ended: false,
+            generation: 0,
+        };
+        Self {
+            shared: Arc::new(Mutex::new(source)),
+            generation: 0,
+            position: 0,
+        }
+    }
+
+    /// The same body from its start, for another try; ends the former one. `None` when it is too large.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        let mut source = self.shared.lock();
+        if source.overflowed {
+            return None;
+        }
+        source.generation += 1;
+        let generation = source.generation;
+        drop(source);
+        Some(Self {
+            shared: Arc::clone(&self.shared),
+            generation,
+            position: 0,
+        })
+    }
+
+    /// A handle that outlives the try that consumes the body.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            generation: self.generation,
+            position: usize::MAX,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.shared.lock();
+        if source.generation != self.generation {
+            return Poll::Ready(Some(Err(BodyError::TakenOver)));
+        }
+        if let Some(kept) = source.kept.get(self.position) {
+            self.position += 1;
+            return Poll::Ready(Some(Ok(match kept.clone() {
+                Kept::Data(data) => Frame::data(data),
+                Kept::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        if source.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut source.rest).poll_frame(cx));
+        source.keep(frame.as_ref());
+        if !source.overflowed {
+            self.position = source.kept.len();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.shared.lock();
+        self.position >= source.kept.len() && (source.ended || source.rest.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.shared.lock();
+        let rest = source.rest.size_hint();
+        let Some(rest) = rest.exact() else {
+            return SizeHint::default();
+        };
+        let kept = source
+            .kept
+            .iter()
+            .skip(self.position)
+            .map(|kept| match kept {
+                Kept::Data(data) => data.len() as u64,
+                Kept::Trailers(_) => 0,
+            });
+        SizeHint::with_exact(rest + kept.sum::<u64>())
+    }
+}
+
+impl Source {
+    fn keep(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+        match frame {
+            None => self.ended = true,
+            // A broken request body cannot be replayed.
+            Some(Err(_)) => self.overflow(),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.kept_bytes += data.len();
+                    if self.kept_bytes > self.limit {
+                        self.overflow();
+                    } else if !self.overflowed {
+                        self.kept.push(Kept::Data(data.clone()));
+                    }
+                } else if let (Some(trailers), false) = (frame.trailers_ref(), self.overflowed) {
+                    self.kept.push(Kept::Trailers(trailers.clone()));
+                }
+            }
+        }
+    }
+
+    fn overflow(&mut self) {
+        self.overflowed = true;
+        self.kept = Vec::new();
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(data) => {
+                let data = std::mem::take(data);
+                *self = Self::Empty;
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Self::Incoming(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|f| f.map_err(BodyError::from))),
+            Self::Replay(body) => body.poll(cx),
+            Self::Watched(body) => body.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(_) => false,
+            Self::Incoming(body) => body.is_end_stream(),
+            Self::Replay(body) => body.is_end_stream(),
+            Self::Watched(body) => body.inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(data) => SizeHint::with_exact(data.len() as u64),
+            Self::Incoming(body) => body.size_hint(),
+            Self::Replay(body) => body.size_hint(),
+            Self::Watched(body) => body.inner.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The life of an incoming call: mTLS -> who is it -> which port -> the application.
+//!
+//! Only ports that were declared as the application's can be reached, so that a peer cannot use the sidecar as a
+//! way to whatever else listens on loopback.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use duet_api::spiffe::SpiffeId;
+use http::header::HeaderValue;
+use http::{HeaderMap, Request, Response, Version, request};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::config::{AppPort, AppProtocol};
+use crate::connect::{Lease, Pool, SharedConnector, Target, Transport, sni_port};
+use crate::error::{ErrorType, Failure, Progress};
+use crate::http::body::{Body, BodyError, Watch, Watched};
+use crate::http::headers;
+use crate::http::reply::{self, Asked};
+use crate::http::server::{self, Ending};
+use crate::identity::{Svid, SvidWatch};
+use crate::record::Record;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
+
+/// A peer must finish its handshake in this time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The application is on this machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The incoming side of one worker.
+#[derive(Debug)]
+pub struct Inbound {
+    svid: SvidWatch,
+    tls: Mutex<Option<TlsConfig>>,
+    ports: BTreeMap<u16, Arc<Port>>,
+    metrics: CallMetrics,
+    access_log: AccessLog,
+}
+
+/// A TLS configuration and the certificate that it was made of.
+type TlsConfig = (Arc<Svid>, Arc<rustls::ServerConfig>);
+
+/// A port of the application.
+#[derive(Debug)]
+struct Port {
+    protocol: AppProtocol,
+    pool: Arc<Pool>,
+    service: Arc<str>,
+    metrics: Arc<ServiceMetrics>,
+}
+
+/// What is known of a connection: done once, used by each of its requests.
+#[derive(Clone, Debug)]
+struct Peer {
+    /// `namespace/account`, for metrics.
+    name: Arc<str>,
+    /// Value of `x-forwarded-client-cert`.
+    certificate: HeaderValue,
+    port: Arc<Port>,
+}
+
+impl Inbound {
+    /// One per worker. `service` names this workload in metrics: `namespace/name`.
+    #[must_use]
+    pub fn new(
+        svid: SvidWatch,
+        app: (&[AppPort], std::net::IpAddr, &str),
+        connector: &SharedConnector,
+        metrics: &CallMetrics,
+        access_log: AccessLog,
+    ) -> Self {
+        let (ports, host, service) = app;
+        let port = |app: &AppPort| {
+            let target = Target {
+                address: SocketAddr::new(host, app.port),
+                identity: None,
+                port: app.port,
+            };
+            let service: Arc<str> = format!("{service}:{}", app.port).into();
+            let port = Port {
+                protocol: app.protocol,
+                pool: Pool::new(target, Arc::clone(connector)),
+                metrics: Arc::new(metrics.service("inbound", &service)),
+                service,
+            };
+            (app.port, Arc::new(port))
+        };
+        Self {
+            svid,
+            tls: Mutex::new(None),
+            ports: ports.iter().map(port).collect(),
+            metrics: metrics.clone(),
+            access_log,
+        }
+    }
+
+    /// Serves one accepted connection until it ends.
+    pub async fn connection(self: Arc<Self>, stream: TcpStream, ending: Ending) {
+        match self.accept(stream).await {
+            Ok((stream, peer)) => Box::pin(self.serve(stream, peer, ending)).await,
+            Err((reason, details)) => {
+                self.metrics
+                    .refused
+                    .with_label_values(&["inbound", reason])
+                    .inc();
+                tracing::info!(reason, details, "inbound connection refused");
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, ending: Ending) {
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let service = service_fn(move |request| {
+            let (inbound, peer) = (Arc::clone(&self), peer.clone());
+            async move { Ok::<_, Infallible>(inbound.call(request, &peer).await) }
+        });
+        if let Err(error) = server::serve(stream, http2, service, ending).await {
+            tracing::debug!(%error, "inbound connection ended");
+        }
+    }
+
+    /// Handshakes and finds out who it is and where it wants to go.
+    ///
+    /// # Errors
+    /// With a label for the metric and details for the log.
+    async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, String)> {
+        let from = stream
+            .peer_addr()
+            .map(|peer| peer.to_string())
+            .unwrap_or_default();
+        let config = self
+            .tls_config()
+            .map_err(|error| ("no_certificate", error))?;
+        let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(("tls_handshake", format!("{from}: {error}"))),
+            Err(_elapsed) => return Err(("tls_timeout", format!("{from}: no handshake"))),
+        };
+        let (_, session) = stream.get_ref();
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let id = certificate.map(duet_api::tls::spiffe_id);
+        let Some(Ok(id)) = id else {
+            return Err(("no_identity", format!("{from}: no SPIFFE id")));
+        };
+        let port = sni_port(session.server_name()).and_then(|port| self.ports.get(&port));
+        let Some(port) = port.map(Arc::clone) else {
+            let name = session.server_name().unwrap_or_default().to_owned();
+            return Err(("unknown_port", format!("{id} at {from} wants {name:?}")));
+        };
+        Ok((stream, self.peer(&id, port)))
+    }
+
+    fn peer(&self, id: &SpiffeId, port: Arc<Port>) -> Peer {
+        let by = self
+            .svid
+            .borrow()
+            .as_ref()
+            .map(|svid| svid.material.id.to_string());
+        let text = format!("By={};URI={id}", by.unwrap_or_default());
+        Peer {
+            name: format!("{}/{}", id.namespace(), id.account()).into(),
+            // A SPIFFE id has no character that a header cannot carry.
+            certificate: HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("")),
+            port,
+        }
+    }
+
+    /// The TLS configuration of the newest certificate.
+    fn tls_config(&self) -> Result<Arc<rustls::ServerConfig>, String> {
+        let svid = self.svid.borrow().clone().ok_or("no certificate yet")?;
+        let mut cached = self.tls.lock();
+        if let Some((of, config)) = &*cached
+            && Arc::ptr_eq(of, &svid)
+        {
+            return Ok(Arc::clone(config));
+        }
+        let mut config = duet_api::tls::server_config(&svid.material, false)
+            .map_err(|error| error.to_string())?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let config = Arc::new(config);
+        *cached = Some((svid, Arc::clone(&config)));
+        Ok(config)
+    }
+
+    /// Carries one request to the application. Always answers.
+    async fn call(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
+        let asked = Asked::of(request.headers());
+        let (head, body) = request.into_parts();
+        let port = &peer.port;
+        let of = (
+            Arc::clone(&port.metrics),
+            Arc::clone(&port.service),
+            Arc::clone(&peer.name),
+        );
+        let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
+        record.attempts(1);
+        match forward(head, body, peer).await {
+            Ok((response, lease)) => respond(response, lease, record),
+            Err(failure) => {
+                let mut response = reply::failure(&failure, asked);
+                let progress = match failure.progress {
+                    Progress::Unprocessed => "unprocessed",
+                    Progress::Unknown => "unknown",
+                    Progress::Allowed | Progress::Final => "final",
+                };
+                let progress = HeaderValue::from_static(progress);
+                response.headers_mut().insert(headers::PROGRESS, progress);
+                record.fail(&failure);
+                response
+            }
+        }
+    }
+}
+
+async fn forward(
+    mut head: request::Parts,
+    body: Incoming,
+    peer: &Peer,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let authority = headers::authority(&head)?;
+    let original = head.headers.remove(headers::ORIGINAL_VERSION);
+    headers::strip_hop_by_hop(&mut head.headers);
+    head.headers
+        .insert(headers::CLIENT_CERT, peer.certificate.clone());
+    let transport = match peer.port.protocol {
+        AppProtocol::Http1 => Transport::Http1,
+        AppProtocol::H2c => Transport::Http2,
+        AppProtocol::Auto if original.is_none() && head.version == Version::HTTP_2 => {
+            Transport::Http2
+        }
+        AppProtocol::Auto => Transport::Http1,
+    };
+    let mut lease = peer
+        .port
+        .pool
+        .lease(transport, CONNECT_TIMEOUT)
+        .await
+        .map_err(|failure| app_away(&failure))?;
+    match transport {
+        Transport::Http1 => headers::for_http1(&mut head, &authority),
+        Transport::Http2 => headers::for_http2(&mut head, &authority),
+    }
+    let body = if body.is_end_stream() {
+        Body::Empty
+    } else {
+        Body::Incoming(body)
+    };
+    let response = lease.send(Request::from_parts(head, body)).await?;
+    Ok((response, lease))
+}
+
+/// An application that does not accept is unavailable, for everybody who asks: 503.
+fn app_away(failure: &Failure) -> Failure {
+    let text = format!(
+        "the application does not accept connections: {}",
+        failure.details
+    );
+    Failure::new(ErrorType::ConnectionRefused, text)
+        .with_status(http::StatusCode::SERVICE_UNAVAILABLE)
+        .with_progress(failure.progress)
+}
+
+fn respond(response: Response<Incoming>, lease: Lease, mut record: Record) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    head.version = Version::HTTP_11;
+    headers::strip_hop_by_hop(&mut head.headers);
+    headers::strip_internal(&mut head.headers);
+    record.answered(head.status, &head.headers);
+    let mut end = End {
+        record,
+        lease: Some(lease),
+    };
+    if body.is_end_stream() {
+        end.end(Ok(None));
+        return Response::from_parts(head, Body::Incoming(body));
+    }
+    let watched = Watched::new(body, Box::new(end), None, None);
+    Response::from_parts(head, Body::Watched(Box::new(watched)))
+}
+
+/// What happens when the response's last byte is through.
+#[derive(Debug)]
+struct End {
+    record: Record,
+    lease: Option<Lease>,
+}
+
+impl Watch for End {
+    fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>) {
+        if let (Ok(_), Some(lease)) = (&end, self.lease.take()) {
+            lease.release();
+        }
+        self.record.end(end);
+    }
+}

@@ -1,0 +1,15 @@
+//! The lean sidecar binary for containers: `duet proxy` without the rest.
+
+use clap::Parser;
+
+/// Duet's sidecar proxy.
+#[derive(Debug, Parser)]
+#[command(name = "duet-proxy", version)]
+struct Cli {
+    #[command(flatten)]
+    args: duet_proxy::Args,
+}
+
+fn main() -> anyhow::Result<()> {
+    duet_proxy::run(Cli::parse().args)
+}
