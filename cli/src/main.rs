@@ -1,1 +1,87 @@
-fn main(){}
+//! `duet`: the one command people type.
+//!
+//! - [`up`] runs a whole mesh on this machine from a `duet.yaml`; [`run`] puts a sidecar beside one process.
+//! - [`check`] validates resources; [`token`] makes join tokens.
+//! - `control-plane` and `proxy` are the two servers themselves, from their own crates.
+//!
+//! [`process`] starts, watches and ends child processes; [`output`] is the only place that prints.
+
+mod check;
+mod exec_app;
+mod output;
+mod process;
+mod run;
+mod token;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Duet: a service mesh for calls and events.
+#[derive(Debug, Parser)]
+#[command(name = "duet", version, propagate_version = true)]
+#[command(after_help = "\
+Examples:
+  duet up examples/shop                     run a mesh with all its services on this machine
+  duet run --service web --port 8000 -- python3 -m http.server 8000
+  duet check examples/shop/mesh             find mistakes in resources before they are applied
+  duet completion bash > /etc/bash_completion.d/duet")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a mesh on this machine: control plane, services, and a sidecar beside each.
+    Up(up::Args),
+    /// Put a sidecar beside one process, in a mesh that runs already.
+    Run(run::Args),
+    /// Run the control plane.
+    #[command(after_help = "Example:\n  duet control-plane --config mesh/ --state /var/lib/duet")]
+    ControlPlane(Box<duet_control_plane::Args>),
+    /// Run a sidecar proxy.
+    #[command(
+        after_help = "Example:\n  duet proxy --service web --app-port http=8000 \\\n    \
+        --control-plane 10.0.0.1:15012 --token-file web.token --state /var/lib/duet"
+    )]
+    Proxy(Box<duet_proxy::Args>),
+    /// Validate resource files without applying them.
+    Check(check::Args),
+    /// Make, list and revoke join tokens.
+    Token(token::Args),
+    /// Print a shell completion script.
+    Completion {
+        /// bash, elvish, fish, powershell or zsh.
+        shell: clap_complete::Shell,
+    },
+    /// Print the version.
+    Version,
+    #[command(hide = true)]
+    ExecApp(exec_app::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Up(args) => up::up(args),
+        Command::Run(args) => run::run(args),
+        Command::ControlPlane(args) => duet_control_plane::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Proxy(args) => duet_proxy::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Check(args) => check::check(&args),
+        Command::Token(args) => token::token(args).map(|()| ExitCode::SUCCESS),
+        Command::Completion { shell } => {
+            output::completion(shell, &mut Cli::command());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            output::line(&format!("duet {}", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ExecApp(args) => exec_app::exec(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        output::error(&error);
+        ExitCode::FAILURE
+    })
+}

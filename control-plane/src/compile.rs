@@ -26,7 +26,7 @@ use duet_api::proto;
 
 use crate::index::{Index, ServiceKey};
 
-pub use events::{subscription, workload};
+pub use events::{consumable, knows_bus, subscription, takes_topic, workload};
 
 /// Endpoints of one backend, by address.
 pub type Endpoints = BTreeMap<String, proto::Endpoint>;
@@ -84,11 +84,19 @@ pub fn destination(index: &Index, namespace: &str, authority: &str) -> Compiled 
         backends,
         retry_budget: Some(policy::retry_budget(index, &parsed)),
     });
-    Compiled { outcome, endpoints, depends_on }
+    Compiled {
+        outcome,
+        endpoints,
+        depends_on,
+    }
 }
 
 fn not_found(why: String, depends_on: BTreeSet<ServiceKey>) -> Compiled {
-    Compiled { outcome: Err(why), endpoints: BTreeMap::new(), depends_on }
+    Compiled {
+        outcome: Err(why),
+        endpoints: BTreeMap::new(),
+        depends_on,
+    }
 }
 
 /// A duration for the wire; the resources' durations always fit.
@@ -97,6 +105,6 @@ fn wire(duration: std::time::Duration) -> Option<prost_types::Duration> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,10 @@
-//! Flags and environment, as people give them. Imports nothing of this crate.
+//! Flags and environment, as people give them. Imports [`crate::telemetry`].
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::telemetry::LogFormat;
 
 /// Default lease of a registration: the contract's 15 s.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
@@ -14,7 +16,12 @@ pub struct Args {
     #[arg(long, env = "DUET_CONFIG", value_name = "PATH", value_delimiter = ',')]
     pub config: Vec<PathBuf>,
     /// Folder for the mesh CA, the event bus and the registrations.
-    #[arg(long, env = "DUET_STATE", value_name = "DIR", default_value = ".duet/control-plane")]
+    #[arg(
+        long,
+        env = "DUET_STATE",
+        value_name = "DIR",
+        default_value = ".duet/control-plane"
+    )]
     pub state: PathBuf,
     /// Trust domain of the mesh; fixed once the CA exists.
     #[arg(long, env = "DUET_TRUST_DOMAIN", default_value = "duet.local")]
@@ -40,15 +47,6 @@ pub struct Args {
     /// Log filter, such as `info` or `duet_control_plane=debug`.
     #[arg(long, env = "DUET_LOG", default_value = "info")]
     pub log_level: String,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 /// A lease must leave room for a few renewals and must end within a day.

@@ -31,7 +31,10 @@ impl ServiceKey {
     /// From both parts.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
     }
 
     /// As the key of the `Service` resource.
@@ -50,7 +53,11 @@ impl std::fmt::Display for ServiceKey {
 /// Key of a resource.
 #[must_use]
 pub fn object(kind: &'static str, namespace: &str, name: &str) -> ObjectKey {
-    ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    ObjectKey {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 /// Names a replica: namespace and instance.
@@ -96,7 +103,9 @@ impl Replica {
     }
 
     fn service_keys(&self) -> impl Iterator<Item = ServiceKey> + '_ {
-        self.services.iter().map(|name| ServiceKey::new(&self.namespace, name))
+        self.services
+            .iter()
+            .map(|name| ServiceKey::new(&self.namespace, name))
     }
 }
 
@@ -168,7 +177,10 @@ impl Index {
         }
         let mut affected = self.remove(&key);
         for target in references(&located.resource) {
-            self.referrers.entry(target).or_default().insert(key.clone());
+            self.referrers
+                .entry(target)
+                .or_default()
+                .insert(key.clone());
         }
         affected.merge(self.touched_by(&located.resource));
         self.resources.insert(key, located);
@@ -176,7 +188,9 @@ impl Index {
     }
 
     fn remove(&mut self, key: &ObjectKey) -> Affected {
-        let Some(old) = self.resources.remove(key) else { return Affected::default() };
+        let Some(old) = self.resources.remove(key) else {
+            return Affected::default();
+        };
         for target in references(&old.resource) {
             if let Some(referrers) = self.referrers.get_mut(&target) {
                 referrers.remove(key);
@@ -226,7 +240,10 @@ impl Index {
         }
         let mut affected = self.remove_replica(&key);
         for service in replica.service_keys() {
-            self.replicas_of.entry(service.clone()).or_default().insert(key.clone());
+            self.replicas_of
+                .entry(service.clone())
+                .or_default()
+                .insert(key.clone());
             affected.services.insert(service);
         }
         self.replicas.insert(key, replica);
@@ -234,7 +251,9 @@ impl Index {
     }
 
     fn remove_replica(&mut self, key: &ReplicaKey) -> Affected {
-        let Some(old) = self.replicas.remove(key) else { return Affected::default() };
+        let Some(old) = self.replicas.remove(key) else {
+            return Affected::default();
+        };
         let mut affected = Affected::default();
         for service in old.service_keys() {
             if let Some(replicas) = self.replicas_of.get_mut(&service) {
@@ -263,11 +282,17 @@ impl Index {
     pub fn of_kind(&self, kind: &'static str) -> impl Iterator<Item = &Arc<Located>> {
         let first = object(kind, "", "");
         let ours = move |(key, _): &(&ObjectKey, _)| key.kind == kind;
-        self.resources.range(first..).take_while(ours).map(|(_, located)| located)
+        self.resources
+            .range(first..)
+            .take_while(ours)
+            .map(|(_, located)| located)
     }
 
     /// Everything that refers to a resource, by key.
-    pub fn referrers(&self, target: &ObjectKey) -> impl Iterator<Item = &Arc<Located>> {
+    pub fn referrers<'i>(
+        &'i self,
+        target: &ObjectKey,
+    ) -> impl Iterator<Item = &'i Arc<Located>> + use<'i> {
         let keys = self.referrers.get(target).into_iter().flatten();
         keys.filter_map(|key| self.resources.get(key))
     }
@@ -275,23 +300,33 @@ impl Index {
     /// A `Service` resource.
     #[must_use]
     pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        match &self.resources.get(&key.object())?.resource {
-            Resource::Service(service) => Some(service),
-            _ => None,
+        if let Resource::Service(service) = &self.resources.get(&key.object())?.resource {
+            Some(service)
+        } else {
+            None
         }
     }
 
     /// The registered replicas of a service, by key.
-    pub fn replicas_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Replica> {
+    pub fn replicas_of<'i>(
+        &'i self,
+        key: &ServiceKey,
+    ) -> impl Iterator<Item = &'i Replica> + use<'i> {
         let keys = self.replicas_of.get(key).into_iter().flatten();
         keys.filter_map(|key| self.replicas.get(key))
     }
 
     /// The `EndpointSlice`s of a service, by key.
-    pub fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {
-        self.referrers(&key.object()).filter_map(|located| match &located.resource {
-            Resource::EndpointSlice(slice) => Some(slice),
-            _ => None,
+    pub fn slices_of<'i>(
+        &'i self,
+        key: &ServiceKey,
+    ) -> impl Iterator<Item = &'i EndpointSlice> + use<'i> {
+        self.referrers(&key.object()).filter_map(|located| {
+            if let Resource::EndpointSlice(slice) = &located.resource {
+                Some(slice)
+            } else {
+                None
+            }
         })
     }
 
@@ -304,10 +339,16 @@ impl Index {
     /// Namespaces that know a service of this name.
     #[must_use]
     pub fn namespaces_with(&self, name: &str) -> BTreeSet<&str> {
-        let declared = self.of_kind("Service").map(|located| located.resource.metadata());
-        let declared = declared.filter(|m| m.name == name).map(|m| m.namespace.as_str());
+        let declared = self
+            .of_kind("Service")
+            .map(|located| located.resource.metadata());
+        let declared = declared
+            .filter(|m| m.name == name)
+            .map(|m| m.namespace.as_str());
         let registered = self.replicas_of.keys().filter(|key| key.name == name);
-        declared.chain(registered.map(|key| key.namespace.as_str())).collect()
+        declared
+            .chain(registered.map(|key| key.namespace.as_str()))
+            .collect()
     }
 
     /// A replica by its key.
@@ -338,10 +379,24 @@ pub fn parent_service(parent: &ParentRef, route: &Metadata) -> Option<ServiceKey
     (service && core).then(|| ServiceKey::new(namespace, &parent.name))
 }
 
+/// The parents of a route; none for other resources.
+#[must_use]
+pub fn route_parents(resource: &Resource) -> Option<&[ParentRef]> {
+    if let Resource::HttpRoute(route) = resource {
+        Some(&route.spec.parent_refs)
+    } else if let Resource::GrpcRoute(route) = resource {
+        Some(&route.spec.parent_refs)
+    } else {
+        None
+    }
+}
+
 /// What a resource refers to, as far as the index follows it backwards.
 fn references(resource: &Resource) -> Vec<ObjectKey> {
     let parents = |parents: &[ParentRef], metadata: &Metadata| {
-        let services = parents.iter().filter_map(|parent| parent_service(parent, metadata));
+        let services = parents
+            .iter()
+            .filter_map(|parent| parent_service(parent, metadata));
         services.map(|service| service.object()).collect()
     };
     match resource {
@@ -350,16 +405,25 @@ fn references(resource: &Resource) -> Vec<ObjectKey> {
         Resource::TrafficPolicy(policy) => {
             let targets = policy.spec.target_refs.iter();
             let namespace = &policy.metadata.namespace;
-            targets.map(|target| target_object(target.kind, namespace, &target.name)).collect()
+            targets
+                .map(|target| target_object(target.kind, namespace, &target.name))
+                .collect()
         }
         Resource::EndpointSlice(slice) => {
             let service = slice.metadata.labels.get(SERVICE_NAME_LABEL);
             let namespace = &slice.metadata.namespace;
-            service.map(|name| object("Service", namespace, name)).into_iter().collect()
+            service
+                .map(|name| object("Service", namespace, name))
+                .into_iter()
+                .collect()
         }
         Resource::Subscription(subscription) => {
             let namespace = &subscription.metadata.namespace;
-            vec![object("Service", namespace, &subscription.spec.subscriber.service)]
+            vec![object(
+                "Service",
+                namespace,
+                &subscription.spec.subscriber.service,
+            )]
         }
         Resource::Service(_) | Resource::EventBus(_) | Resource::Topic(_) => Vec::new(),
     }

@@ -22,7 +22,8 @@ pub use spec::{Start, SubscriptionError, SubscriptionSpec};
 /// for each bus of the mesh.
 pub trait EventBus: Send + Sync + std::fmt::Debug {
     /// Stores the events, all or none, in order. Success means that they are flushed to disk. One [`Published`] for each
-    /// event, in order.
+    /// event, in order. Calls take effect in the order in which their futures are first polled, so whoever serves
+    /// several publishes of one stream at once polls them in order, and does not spawn them.
     ///
     /// # Cancel safety
     /// Dropping the future does not take the events back: they may or may not be stored.
@@ -51,12 +52,18 @@ pub struct Published {
 
 impl From<Published> for duet_api::proto::Published {
     fn from(value: Published) -> Self {
-        Self { position: value.position, duplicate: value.duplicate }
+        Self {
+            position: value.position,
+            duplicate: value.duplicate,
+        }
     }
 }
 
 impl From<duet_api::proto::Published> for Published {
     fn from(value: duet_api::proto::Published) -> Self {
-        Self { position: value.position, duplicate: value.duplicate }
+        Self {
+            position: value.position,
+            duplicate: value.duplicate,
+        }
     }
 }

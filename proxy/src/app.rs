@@ -7,6 +7,7 @@ mod ports;
 mod probe;
 mod worker;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +16,17 @@ use duet_api::proto;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::admin::{Access, Admin};
 use crate::config::{Args, Config};
+use crate::connect::{Pool, Target};
 use crate::discovery;
 use crate::drain::Drain;
 use crate::identity::{Identity, Store, uplink};
 use crate::outbound::destination;
 use crate::register;
-//use crate::relay;
+use crate::relay;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::logging;
 use crate::telemetry::metrics::CallMetrics;
@@ -31,6 +34,10 @@ use crate::telemetry::metrics::CallMetrics;
 use ports::Sockets;
 use worker::Shared;
 
+/// Largest body of one publish, as in Dapr.
+const MAX_PUBLISH_BYTES: usize = 4 << 20;
+/// Most that waits in the outbox.
+const OUTBOX_BYTES: u64 = 256 << 20;
 /// Bound on the last phase, once nothing is left to wait for.
 const LAST_PHASE: Duration = Duration::from_secs(2);
 
@@ -67,11 +74,8 @@ fn exit_with_parent() -> anyhow::Result<()> {
 async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
     let registry = Registry::new();
     build_info(&registry)?;
-    let metrics = CallMetrics::register(&registry)?;
-    let access_log = AccessLog::open(&config.access_log, &registry)?;
-    let drain = Drain::default();
     let args = &config.args;
-
+    let drain = Drain::default();
     let store = Store::open(&args.state)?;
     let (identity, svid) =
         Identity::load(&args.control_plane, config.token.clone(), store, &registry)?;
@@ -83,57 +87,121 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         software_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (discovery, inputs, workload) = discovery::new(node, destination::compile, &registry)?;
-    let app_ready = probe::start(&config, &drain);
-
     let shared = Shared {
         config: Arc::clone(&config),
         svid: svid.clone(),
-        discovery: discovery.clone(),
-        metrics,
-        access_log,
+        discovery,
+        metrics: CallMetrics::register(&registry)?,
+        access_log: AccessLog::open(&config.access_log, &registry)?,
         drain: drain.clone(),
     };
-    let background = &drain.background;
-    background.spawn(identity.run(channel.clone(), drain.force.clone()));
-    background.spawn(discovery::run(
+    let known = Known {
+        channel: channel.clone(),
+        workload,
+        app_ready: probe::start(&config, &drain),
+    };
+    let stop = || drain.force.clone();
+    drain
+        .background
+        .spawn(identity.run(channel.clone(), stop()));
+    drain.background.spawn(discovery::run(
         inputs,
         channel.clone(),
         svid.clone(),
-        drain.force.clone(),
+        stop(),
     ));
     if !config.app_ports.is_empty() {
         let registration = ports::registration(&config, &sockets)?;
-        background.spawn(register::run(
-            registration,
-            channel.clone(),
-            svid.clone(),
-            app_ready.clone(),
-            drain.inbound.clone(),
-        ));
+        let (ready, stop) = (known.app_ready.clone(), drain.inbound.clone());
+        drain
+            .background
+            .spawn(register::run(registration, channel, svid, ready, stop));
     }
-    let admin = Admin {
-        registry: registry.clone(),
-        svid,
-        workload: workload.clone(),
-        app_ready: app_ready.clone(),
-        discovery,
-        drain: drain.inbound.clone(),
-        instance: config.instance.as_str().into(),
-    };
-    let (metrics_listener, admin_listener) = (sockets.metrics()?, sockets.admin()?);
-    background.spawn(
-        admin
-            .clone()
-            .serve(metrics_listener, Access::Public, drain.force.clone()),
-    );
-    background.spawn(admin.serve(admin_listener, Access::Operator, drain.force.clone()));
-
-    //start_relay(&shared, &sockets, (workload, channel, app_ready.clone()), &registry).await?;
+    start_admin(&shared, &known, &sockets, &registry)?;
+    start_relay(&shared, &known, &sockets, &registry).await?;
     let workers = worker::start(&shared, sockets.workers)?;
     ports::announce(&config, &sockets.ports)?;
-    leave(&config, &drain, app_ready).await?;
+    leave(&config, &drain, known.app_ready).await?;
     worker::join(workers).await;
     Ok(())
+}
+
+/// What control-side parts follow.
+struct Known {
+    channel: Channel,
+    workload: watch::Receiver<Option<Arc<proto::Workload>>>,
+    app_ready: watch::Receiver<bool>,
+}
+
+fn start_admin(
+    shared: &Shared,
+    known: &Known,
+    sockets: &Sockets,
+    registry: &Registry,
+) -> anyhow::Result<()> {
+    let drain = &shared.drain;
+    let admin = Admin {
+        registry: registry.clone(),
+        svid: shared.svid.clone(),
+        workload: known.workload.clone(),
+        app_ready: known.app_ready.clone(),
+        discovery: shared.discovery.clone(),
+        drain: drain.inbound.clone(),
+        instance: shared.config.instance.as_str().into(),
+    };
+    let public = admin
+        .clone()
+        .serve(sockets.metrics()?, Access::Public, drain.force.clone());
+    let operator = admin.serve(sockets.admin()?, Access::Operator, drain.force.clone());
+    drain.background.spawn(public);
+    drain.background.spawn(operator);
+    Ok(())
+}
+
+/// The event half has connections of its own, to the application and into the mesh, on the control thread.
+async fn start_relay(
+    shared: &Shared,
+    known: &Known,
+    sockets: &Sockets,
+    registry: &Registry,
+) -> anyhow::Result<()> {
+    let (config, connector) = (&shared.config, shared.connector());
+    let app = config.app_ports.first().map(|app| {
+        let address = SocketAddr::new(config.args.app_host, app.port);
+        let target = Target {
+            address,
+            identity: None,
+            port: app.port,
+        };
+        (Pool::new(target, Arc::clone(&connector)), app.protocol)
+    });
+    let outbound = shared.outbound(connector);
+    let invoke: relay::InvokeFn = Arc::new(move |request| {
+        let outbound = Arc::clone(&outbound);
+        Box::pin(async move { outbound.call(request).await })
+    });
+    let relay_config = relay::RelayConfig {
+        namespace: config.args.namespace.clone(),
+        services: config.args.service.clone(),
+        outbox: config.args.state.join("outbox"),
+        max_body_bytes: MAX_PUBLISH_BYTES,
+        outbox_bytes: OUTBOX_BYTES,
+    };
+    let inputs = relay::RelayInputs {
+        workload: known.workload.clone(),
+        control_plane: known.channel.clone(),
+        invoke,
+        app_ready: known.app_ready.clone(),
+        app,
+        drain: shared.drain.clone(),
+    };
+    relay::start(
+        relay_config,
+        inputs,
+        sockets.api()?,
+        (registry, &shared.metrics),
+    )
+    .await
 }
 
 fn build_info(registry: &Registry) -> anyhow::Result<()> {
@@ -156,7 +224,7 @@ fn build_info(registry: &Registry) -> anyhow::Result<()> {
 async fn leave(
     config: &Config,
     drain: &Drain,
-    mut app_ready: watch::Receiver<bool>,
+    app_ready: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -166,32 +234,13 @@ async fn leave(
         () = drain.inbound.cancelled() => {}
     }
     tracing::info!("draining: peers' calls and subscriptions end, the application's own go on");
-    drain.inbound.cancel();
-    drain.inbound_tasks.close();
-    let phases = async {
-        drain.inbound_tasks.wait().await;
-        if config.app_ports.is_empty() {
-            drain.outbound_tasks.close();
-        } else {
-            // Ends with an error when the probe has, at shutdown.
-            app_ready
-                .wait_for(|accepts| !*accepts)
-                .await
-                .map(|_gone| ())
-                .ok();
-        }
-        drain.outbound.cancel();
-        drain.outbound_tasks.close();
-        drain.outbound_tasks.wait().await;
+    let end = tokio::select! {
+        () = phases(config, drain, app_ready) => "drained",
+        () = tokio::time::sleep(config.args.drain_timeout) => "drain timeout: dropping what is left",
+        _ = term.recv() => "second signal: dropping what is left",
+        _ = interrupt.recv() => "second signal: dropping what is left",
     };
-    tokio::select! {
-        () = phases => tracing::info!("drained"),
-        () = tokio::time::sleep(config.args.drain_timeout) => {
-            tracing::warn!("the drain timeout ran out; dropping what is left");
-        }
-        _ = term.recv() => tracing::warn!("second signal; dropping what is left"),
-        _ = interrupt.recv() => tracing::warn!("second signal; dropping what is left"),
-    }
+    tracing::info!("{end}");
     drain.outbound.cancel();
     drain.force.cancel();
     drain.background.close();
@@ -200,4 +249,21 @@ async fn leave(
         .await
         .ok();
     Ok(())
+}
+
+async fn phases(config: &Config, drain: &Drain, mut app_ready: watch::Receiver<bool>) {
+    drain.inbound.cancel();
+    drain.inbound_tasks.close();
+    drain.inbound_tasks.wait().await;
+    if !config.app_ports.is_empty() {
+        // The application has left when it does not accept any more. Fails when the probe has ended.
+        app_ready
+            .wait_for(|accepts| !*accepts)
+            .await
+            .map(|_gone| ())
+            .ok();
+    }
+    drain.outbound.cancel();
+    drain.outbound_tasks.close();
+    drain.outbound_tasks.wait().await;
 }

@@ -34,7 +34,7 @@ pub mod outbound;
 pub mod policy;
 pub mod record;
 pub mod register;
-//pub mod relay;
+pub mod relay;
 pub mod route;
 pub mod telemetry;
 

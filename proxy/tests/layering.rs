@@ -46,7 +46,13 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The top-level module that a file belongs to.
 fn module(root: &Path, file: &Path) -> String {
     let inside = file.strip_prefix(root).unwrap();
-    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    let first = inside
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -60,15 +66,28 @@ fn modules_import_only_lower_ranks() {
     let mut wrong = Vec::new();
     for file in files {
         let own = module(&root, &file);
-        let own_rank = *ranks.get(own.as_str()).unwrap_or_else(|| panic!("{own} has no rank"));
+        let own_rank = *ranks
+            .get(own.as_str())
+            .unwrap_or_else(|| panic!("{own} has no rank"));
         for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            for (_, rest) in code.match_indices("crate::").map(|(at, hit)| (at, &code[at + hit.len()..])) {
-                let name: String =
-                    rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                let Some(rank) = ranks.get(name.as_str()) else { continue };
+            for (_, rest) in code
+                .match_indices("crate::")
+                .map(|(at, hit)| (at, &code[at + hit.len()..]))
+            {
+                let name: String = rest
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                let Some(rank) = ranks.get(name.as_str()) else {
+                    continue;
+                };
                 if name != own && *rank >= own_rank {
-                    wrong.push(format!("{}:{}: {own} imports {name}", file.display(), number + 1));
+                    wrong.push(format!(
+                        "{}:{}: {own} imports {name}",
+                        file.display(),
+                        number + 1
+                    ));
                 }
             }
         }

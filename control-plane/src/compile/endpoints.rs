@@ -18,9 +18,13 @@ pub(super) fn backend(
     wanted: &ServicePort,
     dialled: &ServicePort,
 ) -> (proto::Backend, Endpoints) {
-    let declared = index
-        .service(&wanted.service)
-        .and_then(|service| service.spec.ports.iter().find(|port| port.port == wanted.port));
+    let declared = index.service(&wanted.service).and_then(|service| {
+        service
+            .spec
+            .ports
+            .iter()
+            .find(|port| port.port == wanted.port)
+    });
     let serving: Vec<(&Replica, &ReplicaPort)> = index
         .replicas_of(&wanted.service)
         .filter_map(|replica| Some((replica, port_of(replica, wanted.port, declared)?)))
@@ -59,9 +63,11 @@ fn port_of<'r>(
         _ => None,
     };
     match declared.map(|port| port.target_port.as_ref()) {
-        Some(Some(IntOrName::Name(name))) => {
-            replica.ports.iter().find(|port| port.name == *name).or_else(only)
-        }
+        Some(Some(IntOrName::Name(name))) => replica
+            .ports
+            .iter()
+            .find(|port| port.name == *name)
+            .or_else(only),
         Some(Some(IntOrName::Number(number))) => by_number(*number).or_else(only),
         Some(None) => by_number(dialled).or_else(only),
         // Not declared: the replica's own port, or 80 for its first.
@@ -77,9 +83,15 @@ fn protocol(
     if let Some(named) = declared.and_then(|port| port.app_protocol.as_deref()) {
         return named_protocol(named);
     }
-    let mut said = serving.iter().map(|(_, port)| named_protocol(&port.app_protocol));
+    let mut said = serving
+        .iter()
+        .map(|(_, port)| named_protocol(&port.app_protocol));
     let first = said.next().unwrap_or(proto::Protocol::Auto);
-    if said.all(|other| other == first) { first } else { proto::Protocol::Auto }
+    if said.all(|other| other == first) {
+        first
+    } else {
+        proto::Protocol::Auto
+    }
 }
 
 /// Kubernetes' standard `appProtocol` names (KEP-3726), and what people write for the same.
@@ -93,13 +105,17 @@ fn named_protocol(name: &str) -> proto::Protocol {
 
 fn sliced(index: &Index, wanted: &ServicePort, declared: Option<&DeclaredPort>) -> Endpoints {
     let mut endpoints = Endpoints::new();
-    let Some(declared) = declared else { return endpoints };
+    let Some(declared) = declared else {
+        return endpoints;
+    };
     for slice in index.slices_of(&wanted.service) {
         let Some(port) = slice.ports.iter().find(|port| port.name == declared.name) else {
             continue;
         };
         for endpoint in &slice.endpoints {
-            let Some(ip) = endpoint.addresses.first() else { continue };
+            let Some(ip) = endpoint.addresses.first() else {
+                continue;
+            };
             if endpoint.conditions.ready == Some(false) {
                 continue;
             }

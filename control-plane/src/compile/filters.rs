@@ -12,7 +12,11 @@ use duet_api::resource::{
 pub(super) fn filters(filters: &[HttpFilter]) -> Vec<proto::Filter> {
     filters
         .iter()
-        .filter_map(|filter| Some(proto::Filter { kind: Some(kind(filter)?) }))
+        .filter_map(|filter| {
+            Some(proto::Filter {
+                kind: Some(kind(filter)?),
+            })
+        })
         .collect()
 }
 
@@ -40,7 +44,11 @@ fn headers(modifier: &HeaderModifier) -> proto::HeaderModifier {
     proto::HeaderModifier {
         set: pairs(&modifier.set),
         add: pairs(&modifier.add),
-        remove: modifier.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        remove: modifier
+            .remove
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .collect(),
     }
 }
 

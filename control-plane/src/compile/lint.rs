@@ -1,10 +1,11 @@
 //! What is wrong inside one resource beyond its schema: patterns that do not compile, filters that do not fit together,
 //! numbers that contradict each other. Gateway API puts these rules into its CRDs; here they are errors of the file.
 
+mod filters;
+
 use duet_api::resource::{
-    Field, FilterType, GrpcMatch, GrpcRoute, HttpFilter, HttpMatch, HttpRoute, HttpRule, Located,
-    MatchType, ParseError, PathMatch, PathMatchType, PathModifier, PathModifierType, Resource,
-    ValueMatch,
+    Field, FilterType, GrpcMatch, GrpcRoute, HttpMatch, HttpRoute, HttpRule, Located, MatchType,
+    ParseError, PathMatch, PathMatchType, Resource, ValueMatch,
 };
 use duet_events::bus::SubscriptionSpec;
 
@@ -16,13 +17,18 @@ const MAX_PATTERN_BYTES: usize = 1024;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 /// Gateway API's bound.
 const MAX_WEIGHT: u32 = 1_000_000;
-const METHODS: [&str; 9] =
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+const METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+];
 
 /// Errors of one resource, in order.
 #[must_use]
 pub fn lint(located: &Located) -> Vec<ParseError> {
-    let mut lint = Lint { located, path: vec![Field::Name("spec")], errors: Vec::new() };
+    let mut lint = Lint {
+        located,
+        path: vec![Field::Name("spec")],
+        errors: Vec::new(),
+    };
     match &located.resource {
         Resource::HttpRoute(route) => lint.http_route(route),
         Resource::GrpcRoute(route) => lint.grpc_route(route),
@@ -49,7 +55,8 @@ struct Lint<'l> {
 
 impl Lint<'_> {
     fn error(&mut self, message: String) {
-        self.errors.push(self.located.origin.error(&self.path, message));
+        self.errors
+            .push(self.located.origin.error(&self.path, message));
     }
 
     /// Runs with a field appended to the path.
@@ -79,12 +86,17 @@ impl Lint<'_> {
             };
             let twice = before.clone().any(|p| same(&p));
             let named_twice = before.clone().any(|p| p.name == port.name);
-            self.path.extend([Field::Name("ports"), Field::Index(number)]);
+            self.path
+                .extend([Field::Name("ports"), Field::Index(number)]);
             if twice {
-                self.at("port", |lint| lint.error(format!("port {} is there twice", port.port)));
+                self.at("port", |lint| {
+                    lint.error(format!("port {} is there twice", port.port));
+                });
             } else if named_twice {
                 let name = &port.name;
-                self.error(format!("with several ports each needs a name of its own, not {name:?}"));
+                self.error(format!(
+                    "with several ports each needs a name of its own, not {name:?}"
+                ));
             }
             self.path.truncate(1);
         }
@@ -95,7 +107,10 @@ impl Lint<'_> {
             lint.each("matches", &rule.matches, Lint::http_match);
             lint.filters(&rule.filters);
             lint.rewrites_what_matched(rule);
-            let redirect = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
+            let redirect = rule
+                .filters
+                .iter()
+                .any(|f| f.kind == FilterType::RequestRedirect);
             if redirect && !rule.backend_refs.is_empty() {
                 lint.at("backendRefs", |lint| {
                     lint.error("a rule that redirects sends nothing to backends".to_owned());
@@ -127,7 +142,8 @@ impl Lint<'_> {
 
     fn http_match(&mut self, found: &HttpMatch) {
         if let Some(path) = &found.path {
-            self.path.extend([Field::Name("path"), Field::Name("value")]);
+            self.path
+                .extend([Field::Name("path"), Field::Name("value")]);
             self.path_match(path);
             self.path.truncate(self.path.len() - 2);
         }
@@ -191,174 +207,46 @@ impl Lint<'_> {
     fn pattern(&mut self, pattern: &str) {
         if pattern.len() > MAX_PATTERN_BYTES {
             let length = pattern.len();
-            return self.error(format!("the pattern has {length} bytes, over {MAX_PATTERN_BYTES}"));
+            return self.error(format!(
+                "the pattern has {length} bytes, over {MAX_PATTERN_BYTES}"
+            ));
         }
-        let built = regex::RegexBuilder::new(pattern).size_limit(MAX_COMPILED_BYTES).build();
+        let built = regex::RegexBuilder::new(pattern)
+            .size_limit(MAX_COMPILED_BYTES)
+            .build();
         if let Err(error) = built {
             // The regex crate draws the place over several lines; the last says what is wrong.
             let text = error.to_string();
-            let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            let last = text
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
             self.error(format!("{pattern:?} is not a regular expression: {last}"));
-        }
-    }
-
-    fn filters(&mut self, filters: &[HttpFilter]) {
-        let kinds: Vec<FilterType> = filters.iter().map(|filter| filter.kind).collect();
-        self.path.push(Field::Name("filters"));
-        for (number, filter) in filters.iter().enumerate() {
-            self.path.push(Field::Index(number));
-            self.filter(filter);
-            if kinds.iter().take(number).any(|kind| *kind == filter.kind) {
-                self.error(format!("the filter {:?} is there twice", filter.kind));
-            }
-            self.path.pop();
-        }
-        if kinds.contains(&FilterType::RequestRedirect) && kinds.contains(&FilterType::UrlRewrite) {
-            self.error("RequestRedirect and URLRewrite do not go together".to_owned());
-        }
-        self.path.pop();
-    }
-
-    fn filter(&mut self, filter: &HttpFilter) {
-        let given = [
-            (FilterType::RequestHeaderModifier, filter.request_header_modifier.is_some()),
-            (FilterType::ResponseHeaderModifier, filter.response_header_modifier.is_some()),
-            (FilterType::RequestRedirect, filter.request_redirect.is_some()),
-            (FilterType::UrlRewrite, filter.url_rewrite.is_some()),
-        ];
-        for (kind, given) in given {
-            if given != (kind == filter.kind) {
-                let field = filter_field(kind);
-                let what = if given { "must not have" } else { "needs" };
-                self.error(format!("a filter of type {:?} {what} the field {field}", filter.kind));
-            }
-        }
-        self.headers("requestHeaderModifier", filter.request_header_modifier.as_ref());
-        self.headers("responseHeaderModifier", filter.response_header_modifier.as_ref());
-        if let Some(redirect) = &filter.request_redirect {
-            self.at("requestRedirect", |lint| {
-                let status = redirect.status_code.unwrap_or(302);
-                if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-                    lint.at("statusCode", |lint| {
-                        lint.error(format!("{status} is not 301, 302, 303, 307 or 308"));
-                    });
-                }
-                if let Some(scheme) = &redirect.scheme
-                    && !matches!(scheme.as_str(), "http" | "https")
-                {
-                    lint.at("scheme", |lint| lint.error(format!("{scheme:?} is not http or https")));
-                }
-                lint.path_modifier(redirect.path.as_ref());
-            });
-        }
-        if let Some(rewrite) = &filter.url_rewrite {
-            self.at("urlRewrite", |lint| lint.path_modifier(rewrite.path.as_ref()));
-        }
-    }
-
-    fn headers(
-        &mut self,
-        field: &'static str,
-        modifier: Option<&duet_api::resource::HeaderModifier>,
-    ) {
-        let Some(modifier) = modifier else { return };
-        self.path.push(Field::Name(field));
-        for (field, headers) in [("set", &modifier.set), ("add", &modifier.add)] {
-            self.each(field, headers, |lint, header| {
-                lint.at("name", |lint| lint.header_name(&header.name));
-                if header.value.bytes().any(|b| b < 0x20 && b != b'\t' || b == 0x7f) {
-                    lint.at("value", |lint| lint.error("control characters".to_owned()));
-                }
-            });
-        }
-        self.each("remove", &modifier.remove, |lint, name| lint.header_name(name));
-        self.path.pop();
-    }
-
-    /// A token (RFC 9110 5.6.2).
-    fn header_name(&mut self, name: &str) {
-        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        if name.is_empty() || !name.bytes().all(token) {
-            self.error(format!("{name:?} is not a header's name"));
-        }
-    }
-
-    fn path_modifier(&mut self, modifier: Option<&PathModifier>) {
-        let Some(modifier) = modifier else { return };
-        let full = modifier.kind == PathModifierType::ReplaceFullPath;
-        let (field, wanted, other) = match full {
-            true => ("replaceFullPath", &modifier.replace_full_path, &modifier.replace_prefix_match),
-            false => {
-                ("replacePrefixMatch", &modifier.replace_prefix_match, &modifier.replace_full_path)
-            }
-        };
-        if wanted.is_none() || other.is_some() {
-            self.at("path", |lint| {
-                lint.error(format!("type {:?} has the field {field} and no other", modifier.kind));
-            });
-        }
-    }
-
-    /// A prefix can be replaced only where every match of the rule is one.
-    fn rewrites_what_matched(&mut self, rule: &HttpRule) {
-        let replaces_prefix = |modifier: Option<&PathModifier>| {
-            modifier.is_some_and(|m| m.kind == PathModifierType::ReplacePrefixMatch)
-        };
-        let replaces = rule.filters.iter().any(|filter| {
-            replaces_prefix(filter.request_redirect.as_ref().and_then(|f| f.path.as_ref()))
-                || replaces_prefix(filter.url_rewrite.as_ref().and_then(|f| f.path.as_ref()))
-        });
-        let prefixes = rule.matches.iter().all(|found| {
-            found.path.as_ref().is_none_or(|path| path.kind == PathMatchType::PathPrefix)
-        });
-        if replaces && !prefixes {
-            self.at("filters", |lint| {
-                let text = "ReplacePrefixMatch needs a PathPrefix in every match of the rule";
-                lint.error(text.to_owned());
-            });
-        }
-    }
-
-    fn no_redirect(&mut self, filters: &[HttpFilter], why: &str) {
-        if filters.iter().any(|filter| filter.kind == FilterType::RequestRedirect) {
-            self.at("filters", |lint| lint.error(why.to_owned()));
-        }
-    }
-
-    fn headers_only(&mut self, filters: &[HttpFilter], why: &str) {
-        let other = |filter: &HttpFilter| {
-            matches!(filter.kind, FilterType::RequestRedirect | FilterType::UrlRewrite)
-        };
-        if filters.iter().any(other) {
-            self.at("filters", |lint| lint.error(why.to_owned()));
         }
     }
 
     fn weight(&mut self, weight: Option<u32>) {
         if let Some(weight) = weight.filter(|weight| *weight > MAX_WEIGHT) {
-            self.at("weight", |lint| lint.error(format!("{weight} is more than {MAX_WEIGHT}")));
+            self.at("weight", |lint| {
+                lint.error(format!("{weight} is more than {MAX_WEIGHT}"));
+            });
         }
     }
 
     fn timeouts(&mut self, rule: &HttpRule) {
-        let Some(timeouts) = &rule.timeouts else { return };
+        let Some(timeouts) = &rule.timeouts else {
+            return;
+        };
         if let (Some(request), Some(backend)) = (timeouts.request, timeouts.backend_request)
             && !request.is_zero()
             && backend > request
         {
-            self.path.extend([Field::Name("timeouts"), Field::Name("backendRequest")]);
+            self.path
+                .extend([Field::Name("timeouts"), Field::Name("backendRequest")]);
             self.error("one try cannot take longer than timeouts.request".to_owned());
             self.path.truncate(self.path.len() - 2);
         }
-    }
-}
-
-fn filter_field(kind: FilterType) -> &'static str {
-    match kind {
-        FilterType::RequestHeaderModifier => "requestHeaderModifier",
-        FilterType::ResponseHeaderModifier => "responseHeaderModifier",
-        FilterType::RequestRedirect => "requestRedirect",
-        FilterType::UrlRewrite => "urlRewrite",
     }
 }
 

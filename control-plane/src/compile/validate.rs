@@ -1,14 +1,13 @@
 //! References between resources: which of them lead nowhere, and which policies contend for one target. What is found
 //! here breaks only itself; everything else applies.
 
-use duet_api::DEFAULT_BUS;
 use duet_api::resource::{
     BackendRef, Field, Located, Metadata, ObjectKey, ParentRef, ParseError, Resource, Subscription,
     TargetKind, TargetRef, Topic, TrafficPolicy,
 };
 
 use super::{authority, events, policy, routes};
-use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, parent_service, target_object};
+use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, parent_service, target_object};
 
 /// What was found, in the order of files and lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +23,11 @@ pub struct Findings {
 pub fn validate(index: &Index) -> Findings {
     let mut findings = Findings::default();
     for (_, located) in index.resources() {
-        let mut check = Check { index, located, findings: &mut findings };
+        let mut check = Check {
+            index,
+            located,
+            findings: &mut findings,
+        };
         match &located.resource {
             Resource::HttpRoute(route) => {
                 check.parents(&route.spec.parent_refs, &route.metadata);
@@ -59,11 +62,15 @@ struct Check<'c> {
 
 impl Check<'_> {
     fn error(&mut self, path: &[Field], message: String) {
-        self.findings.errors.push(self.located.origin.error(path, message));
+        self.findings
+            .errors
+            .push(self.located.origin.error(path, message));
     }
 
     fn warning(&mut self, path: &[Field], message: String) {
-        self.findings.warnings.push(self.located.origin.error(path, message));
+        self.findings
+            .warnings
+            .push(self.located.origin.error(path, message));
     }
 
     /// Whether the service exists; what is wrong otherwise.
@@ -80,7 +87,9 @@ impl Check<'_> {
     fn parents(&mut self, parents: &[ParentRef], metadata: &Metadata) {
         let mut attached = false;
         for (number, parent) in parents.iter().enumerate() {
-            let Some(key) = parent_service(parent, metadata) else { continue };
+            let Some(key) = parent_service(parent, metadata) else {
+                continue;
+            };
             attached = true;
             let at = |field| spec(&[("parentRefs", Some(number)), (field, None)]);
             if let Err(why) = self.service(&key) {
@@ -95,7 +104,10 @@ impl Check<'_> {
             if let Some(name) = &parent.section_name
                 && !self.has_port_named(&key, name)
             {
-                self.error(&at("sectionName"), format!("service {key} has no port named {name:?}"));
+                self.error(
+                    &at("sectionName"),
+                    format!("service {key} has no port named {name:?}"),
+                );
             }
         }
         if !attached {
@@ -112,12 +124,20 @@ impl Check<'_> {
     fn backends(&mut self, references: &[BackendRef], rule: usize, metadata: &Metadata) {
         for (number, reference) in references.iter().enumerate() {
             let at = |field| {
-                spec(&[("rules", Some(rule)), ("backendRefs", Some(number)), (field, None)])
+                spec(&[
+                    ("rules", Some(rule)),
+                    ("backendRefs", Some(number)),
+                    (field, None),
+                ])
             };
             let port = match routes::backend_port(reference, &metadata.namespace) {
                 Ok(port) => port,
                 Err(why) => {
-                    let field = if reference.port.is_none() { "port" } else { "kind" };
+                    let field = if reference.port.is_none() {
+                        "port"
+                    } else {
+                        "kind"
+                    };
                     self.error(&at(field), why);
                     continue;
                 }
@@ -137,7 +157,10 @@ impl Check<'_> {
                 && !group_fits(group, target.kind)
             {
                 let kind = target.kind.name();
-                self.error(&at("group"), format!("{kind} is not of the group {group:?}"));
+                self.error(
+                    &at("group"),
+                    format!("{kind} is not of the group {group:?}"),
+                );
                 continue;
             }
             let key = target_object(target.kind, &policy.metadata.namespace, &target.name);
@@ -148,7 +171,8 @@ impl Check<'_> {
             let counts = policy::first_policy(self.index, &key, target.section_name.as_deref());
             if let Some(counts) = counts.filter(|counts| counts.metadata != policy.metadata) {
                 let name = &counts.metadata.name;
-                let why = format!("{key} has the TrafficPolicy {name:?} already; this one is ignored");
+                let why =
+                    format!("{key} has the TrafficPolicy {name:?} already; this one is ignored");
                 self.error(&at("name"), why);
             }
             self.route_ignores(policy, target);
@@ -161,20 +185,17 @@ impl Check<'_> {
             let service = ServiceKey::new(&key.namespace, &key.name);
             self.service(&service).map_err(|why| ("name", why))?;
             return match section.filter(|section| !self.has_port_named(&service, section)) {
-                Some(name) => {
-                    Err(("sectionName", format!("service {service} has no port named {name:?}")))
-                }
+                Some(name) => Err((
+                    "sectionName",
+                    format!("service {service} has no port named {name:?}"),
+                )),
                 None => Ok(()),
             };
         }
         let Some(route) = self.index.get(key) else {
             return Err(("name", format!("there is no {key}")));
         };
-        let has_rule = |section: &str| match &route.resource {
-            Resource::HttpRoute(r) => r.spec.rules.iter().any(|r| r.name.as_deref() == Some(section)),
-            Resource::GrpcRoute(r) => r.spec.rules.iter().any(|r| r.name.as_deref() == Some(section)),
-            _ => false,
-        };
+        let has_rule = |section: &str| rule_names(&route.resource).contains(&section);
         match section.filter(|section| !has_rule(section)) {
             Some(name) => Err(("sectionName", format!("{key} has no rule named {name:?}"))),
             None => Ok(()),
@@ -187,8 +208,16 @@ impl Check<'_> {
             return;
         }
         let fields = [
-            ("retryBudget", policy.spec.retry_budget.is_some(), vec![("retryBudget", None)]),
-            ("loadBalancer", policy.spec.load_balancer.is_some(), vec![("loadBalancer", None)]),
+            (
+                "retryBudget",
+                policy.spec.retry_budget.is_some(),
+                vec![("retryBudget", None)],
+            ),
+            (
+                "loadBalancer",
+                policy.spec.load_balancer.is_some(),
+                vec![("loadBalancer", None)],
+            ),
             (
                 "timeouts.connect",
                 policy.spec.timeouts.connect.is_some(),
@@ -204,9 +233,12 @@ impl Check<'_> {
     }
 
     fn bus(&mut self, name: &str) -> bool {
-        let known = name == DEFAULT_BUS || self.index.get(&object("EventBus", "", name)).is_some();
+        let known = events::knows_bus(self.index, name);
         if !known {
-            self.error(&spec(&[("bus", None)]), format!("there is no EventBus {name:?}"));
+            self.error(
+                &spec(&[("bus", None)]),
+                format!("there is no EventBus {name:?}"),
+            );
         }
         known
     }
@@ -218,22 +250,12 @@ impl Check<'_> {
         if let Err(why) = self.service(&key) {
             self.error(&spec(&[("subscriber", None), ("service", None)]), why);
         }
-        if !self.bus(&spec_of.bus) || !self.declared_only(&spec_of.bus) {
+        if !self.bus(&spec_of.bus) {
             return;
         }
-        if !events::declared_topics(self.index, &spec_of.bus).contains(&spec_of.topic) {
-            let (bus, topic) = (&spec_of.bus, &spec_of.topic);
-            let why = format!("bus {bus:?} takes declared topics only, and {topic:?} is not declared");
+        if let Err(why) = events::takes_topic(self.index, &spec_of.bus, &spec_of.topic) {
             self.error(&spec(&[("topic", None)]), why);
         }
-    }
-
-    fn declared_only(&self, bus: &str) -> bool {
-        let located = self.index.get(&object("EventBus", "", bus));
-        located.is_some_and(|located| match &located.resource {
-            Resource::EventBus(bus) => bus.spec.declared_topics_only,
-            _ => false,
-        })
     }
 
     fn topic(&mut self, topic: &Topic) {
@@ -250,6 +272,27 @@ impl Check<'_> {
         if self.index.service(&key).is_none() {
             self.warning(&path, format!("no Service resource declares {key}"));
         }
+    }
+}
+
+/// Names of a route's rules.
+fn rule_names(route: &Resource) -> Vec<&str> {
+    if let Resource::HttpRoute(route) = route {
+        route
+            .spec
+            .rules
+            .iter()
+            .filter_map(|rule| rule.name.as_deref())
+            .collect()
+    } else if let Resource::GrpcRoute(route) = route {
+        route
+            .spec
+            .rules
+            .iter()
+            .filter_map(|rule| rule.name.as_deref())
+            .collect()
+    } else {
+        Vec::new()
     }
 }
 

@@ -73,7 +73,9 @@ impl AppAnswer {
         if !(200..300).contains(&status) {
             return Self::Failed { status };
         }
-        let word = serde_json::from_slice::<StatusBody<'_>>(body).ok().and_then(|b| b.status);
+        let word = serde_json::from_slice::<StatusBody<'_>>(body)
+            .ok()
+            .and_then(|b| b.status);
         match word.as_deref() {
             None | Some("" | "SUCCESS") => Self::Handled,
             Some("DROP") => Self::Dropped { status },
@@ -85,15 +87,14 @@ impl AppAnswer {
 /// Decides on a delivery. `attempt` is the one that got this answer, from 1; `jitter` is a random
 /// number of 0 up to 1.
 #[must_use]
-pub fn on_answer(
-    answer: &AppAnswer,
-    attempt: u32,
-    spec: &SubscriptionSpec,
-    jitter: f64,
-) -> Settle {
+pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Settle {
     let (reason, status) = match answer {
         AppAnswer::Handled => return Settle::Ack,
-        AppAnswer::NotReached => return Settle::Release { delay: next_delay(1, spec, jitter) },
+        AppAnswer::NotReached => {
+            return Settle::Release {
+                delay: next_delay(1, spec, jitter),
+            };
+        }
         AppAnswer::Dropped { status } => {
             return dead_letter("the subscriber answered DROP", *status);
         }
@@ -106,15 +107,21 @@ pub fn on_answer(
         AppAnswer::NoAnswer { reason } => (reason.clone(), 0),
     };
     match spec.max_attempts {
-        Some(max) if attempt >= max.get() => {
-            dead_letter(&format!("all {max} attempts used; the last: {reason}"), status)
-        }
-        _ => Settle::Retry { delay: next_delay(attempt, spec, jitter) },
+        Some(max) if attempt >= max.get() => dead_letter(
+            &format!("all {max} attempts used; the last: {reason}"),
+            status,
+        ),
+        _ => Settle::Retry {
+            delay: next_delay(attempt, spec, jitter),
+        },
     }
 }
 
 fn dead_letter(reason: &str, status: u16) -> Settle {
-    Settle::DeadLetter { reason: reason.to_owned(), status: status.into() }
+    Settle::DeadLetter {
+        reason: reason.to_owned(),
+        status: status.into(),
+    }
 }
 
 /// The wait after a failed attempt (from 1): the backoff, doubled with each attempt, a quarter up or
@@ -122,8 +129,15 @@ fn dead_letter(reason: &str, status: u16) -> Settle {
 #[must_use]
 pub fn next_delay(attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Duration {
     let doublings = attempt.saturating_sub(1).min(31);
-    let base = spec.backoff.saturating_mul(1_u32 << doublings).min(spec.max_backoff);
-    let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.5 };
+    let base = spec
+        .backoff
+        .saturating_mul(1_u32 << doublings)
+        .min(spec.max_backoff);
+    let jitter = if jitter.is_finite() {
+        jitter.clamp(0.0, 1.0)
+    } else {
+        0.5
+    };
     let wait = Duration::try_from_secs_f64(base.as_secs_f64() * (0.75 + jitter / 2.0));
     wait.unwrap_or(spec.max_backoff).min(spec.max_backoff)
 }
@@ -146,16 +160,20 @@ impl From<proto::settle::Outcome> for Settle {
     fn from(outcome: proto::settle::Outcome) -> Self {
         use proto::settle::Outcome;
         // A negative delay is none.
-        let delay = |raw: Option<prost_types::Duration>| {
-            raw.and_then(from_wire).unwrap_or_default()
-        };
+        let delay =
+            |raw: Option<prost_types::Duration>| raw.and_then(from_wire).unwrap_or_default();
         match outcome {
             Outcome::Ack(_) => Self::Ack,
-            Outcome::Retry(retry) => Self::Retry { delay: delay(retry.delay) },
-            Outcome::Release(release) => Self::Release { delay: delay(release.delay) },
-            Outcome::DeadLetter(dead) => {
-                Self::DeadLetter { reason: dead.reason, status: dead.status }
-            }
+            Outcome::Retry(retry) => Self::Retry {
+                delay: delay(retry.delay),
+            },
+            Outcome::Release(release) => Self::Release {
+                delay: delay(release.delay),
+            },
+            Outcome::DeadLetter(dead) => Self::DeadLetter {
+                reason: dead.reason,
+                status: dead.status,
+            },
         }
     }
 }
@@ -171,12 +189,19 @@ mod tests {
     }
 
     fn decide(status: u16, body: &str, attempt: u32) -> Settle {
-        on_answer(&AppAnswer::from_http(status, body.as_bytes()), attempt, &spec(), 0.5)
+        on_answer(
+            &AppAnswer::from_http(status, body.as_bytes()),
+            attempt,
+            &spec(),
+            0.5,
+        )
     }
 
     #[test]
     fn answers_mean_what_dapr_says() {
-        let retry = |s| Settle::Retry { delay: Duration::from_secs(s) };
+        let retry = |s| Settle::Retry {
+            delay: Duration::from_secs(s),
+        };
         let cases = [
             (200, "", Settle::Ack),
             (204, "", Settle::Ack),
@@ -187,7 +212,11 @@ mod tests {
             (200, r#"{"status":"SUCCESS"}"#, Settle::Ack),
             (200, r#"{"status":"RETRY"}"#, retry(1)),
             (200, r#"{"status":"WHAT"}"#, retry(1)),
-            (200, r#"{"status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
+            (
+                200,
+                r#"{"status":"DROP"}"#,
+                dead_letter("the subscriber answered DROP", 200),
+            ),
             (404, "", dead_letter("the subscriber answered 404", 404)),
             (500, r#"{"status":"SUCCESS"}"#, retry(1)),
             (302, "", retry(1)),
@@ -204,16 +233,32 @@ mod tests {
         let Settle::DeadLetter { reason, status } = decide(500, "", 10) else {
             panic!("not dead-lettered");
         };
-        assert_eq!((reason.as_str(), status), ("all 10 attempts used; the last: 500", 500));
-        let unbounded = SubscriptionSpec { max_attempts: None, ..spec() };
-        let answer = AppAnswer::NoAnswer { reason: "no answer within 30s".into() };
-        assert!(matches!(on_answer(&answer, u32::MAX, &unbounded, 0.0), Settle::Retry { .. }));
+        assert_eq!(
+            (reason.as_str(), status),
+            ("all 10 attempts used; the last: 500", 500)
+        );
+        let unbounded = SubscriptionSpec {
+            max_attempts: None,
+            ..spec()
+        };
+        let answer = AppAnswer::NoAnswer {
+            reason: "no answer within 30s".into(),
+        };
+        assert!(matches!(
+            on_answer(&answer, u32::MAX, &unbounded, 0.0),
+            Settle::Retry { .. }
+        ));
     }
 
     #[test]
     fn an_app_that_is_not_there_spends_no_attempt() {
         let settle = on_answer(&AppAnswer::NotReached, 10, &spec(), 0.5);
-        assert_eq!(settle, Settle::Release { delay: Duration::from_secs(1) });
+        assert_eq!(
+            settle,
+            Settle::Release {
+                delay: Duration::from_secs(1)
+            }
+        );
     }
 
     proptest! {

@@ -91,19 +91,19 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             empty if empty.is_empty() => format!("{}.dead-letter", raw.topic),
             named => named,
         };
-        let names =
-            [("name", &name), ("topic", &raw.topic), ("deadLetterTopic", &dead_letter_topic)];
+        let names = [
+            ("name", &name),
+            ("topic", &raw.topic),
+            ("deadLetterTopic", &dead_letter_topic),
+        ];
         for (field, value) in names {
             check_name(value).map_err(|reason| error(field, reason.to_owned()))?;
         }
         if dead_letter_topic == raw.topic {
             return Err(error("deadLetterTopic", "is the topic itself".to_owned()));
         }
-        let max_in_flight = match raw.max_in_flight {
-            0 => 64,
-            n @ 1..=10_000 => n,
-            n => return Err(error("delivery.maxInFlight", format!("must be 1 to 10000, not {n}"))),
-        };
+        let max_in_flight = max_in_flight(raw.max_in_flight)
+            .map_err(|reason| error("delivery.maxInFlight", reason))?;
         let positive = |field, value, default| {
             duration(value, default).map_err(|reason| error(field, reason.to_owned()))
         };
@@ -111,7 +111,10 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
         let backoff = positive("retry.backoff", raw.backoff, 1)?;
         let max_backoff = positive("retry.maxBackoff", raw.max_backoff, 300)?;
         if max_backoff < backoff {
-            return Err(error("retry.maxBackoff", "is below retry.backoff".to_owned()));
+            return Err(error(
+                "retry.maxBackoff",
+                "is below retry.backoff".to_owned(),
+            ));
         }
         Ok(Self {
             bus: raw.bus,
@@ -170,19 +173,33 @@ pub(crate) fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn max_in_flight(raw: u32) -> Result<u32, String> {
+    match raw {
+        0 => Ok(64),
+        1..=10_000 => Ok(raw),
+        _ => Err(format!("must be 1 to 10000, not {raw}")),
+    }
+}
+
 /// Absent or zero means the default: none of these durations makes sense as zero.
 fn duration(raw: Option<prost_types::Duration>, default_s: u64) -> Result<Duration, &'static str> {
     let given = match raw {
         None => Duration::ZERO,
         Some(raw) => from_wire(raw).ok_or("is negative or malformed")?,
     };
-    Ok(if given.is_zero() { Duration::from_secs(default_s) } else { given })
+    Ok(if given.is_zero() {
+        Duration::from_secs(default_s)
+    } else {
+        given
+    })
 }
 
 /// A duration off the wire. (The library's own conversion overflows on extreme values.)
 pub(crate) fn from_wire(raw: prost_types::Duration) -> Option<Duration> {
     let seconds = u64::try_from(raw.seconds).ok()?;
-    let nanos = u32::try_from(raw.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let nanos = u32::try_from(raw.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(seconds, nanos))
 }
 
@@ -196,7 +213,11 @@ mod tests {
     use super::*;
 
     fn raw() -> proto::Subscription {
-        proto::Subscription { name: "shop/a".into(), topic: "t".into(), ..Default::default() }
+        proto::Subscription {
+            name: "shop/a".into(),
+            topic: "t".into(),
+            ..Default::default()
+        }
     }
 
     fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -206,13 +227,20 @@ mod tests {
     #[test]
     fn absent_fields_get_the_documented_defaults() {
         let spec = SubscriptionSpec::new("shop/a", "default", "t").unwrap();
-        assert_eq!((spec.max_in_flight, spec.max_attempts), (64, NonZeroU32::new(10)));
+        assert_eq!(
+            (spec.max_in_flight, spec.max_attempts),
+            (64, NonZeroU32::new(10))
+        );
         assert_eq!(spec.ack_timeout, Duration::from_secs(30));
         assert_eq!(spec.backoff, Duration::from_secs(1));
         assert_eq!(spec.max_backoff, Duration::from_secs(300));
         assert_eq!(spec.dead_letter_topic, "t.dead-letter");
         assert_eq!(spec.start, Start::Latest);
-        assert_eq!(SubscriptionSpec::try_from(raw()).unwrap().max_attempts, None, "0: no bound");
+        assert_eq!(
+            SubscriptionSpec::try_from(raw()).unwrap().max_attempts,
+            None,
+            "0: no bound"
+        );
     }
 
     #[test]
@@ -224,22 +252,79 @@ mod tests {
             backoff: Duration::from_millis(1),
             ..SubscriptionSpec::new("shop/a", "default", "t").unwrap()
         };
-        assert_eq!(SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())), Ok(spec));
+        assert_eq!(
+            SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())),
+            Ok(spec)
+        );
     }
 
     #[test]
     fn bad_fields_are_named() {
         let long = "x".repeat(256);
         let cases: [(&str, proto::Subscription); 9] = [
-            ("name", proto::Subscription { name: String::new(), ..raw() }),
-            ("name", proto::Subscription { name: "a\nb".into(), ..raw() }),
-            ("topic", proto::Subscription { topic: String::new(), ..raw() }),
-            ("topic", proto::Subscription { topic: long, ..raw() }),
-            ("deadLetterTopic", proto::Subscription { dead_letter_topic: "t".into(), ..raw() }),
-            ("delivery.maxInFlight", proto::Subscription { max_in_flight: 10_001, ..raw() }),
-            ("delivery.ackTimeout", proto::Subscription { ack_timeout: seconds(-1), ..raw() }),
-            ("retry.backoff", proto::Subscription { backoff: seconds(i64::MIN), ..raw() }),
-            ("retry.maxBackoff", proto::Subscription { backoff: seconds(301), ..raw() }),
+            (
+                "name",
+                proto::Subscription {
+                    name: String::new(),
+                    ..raw()
+                },
+            ),
+            (
+                "name",
+                proto::Subscription {
+                    name: "a\nb".into(),
+                    ..raw()
+                },
+            ),
+            (
+                "topic",
+                proto::Subscription {
+                    topic: String::new(),
+                    ..raw()
+                },
+            ),
+            (
+                "topic",
+                proto::Subscription {
+                    topic: long,
+                    ..raw()
+                },
+            ),
+            (
+                "deadLetterTopic",
+                proto::Subscription {
+                    dead_letter_topic: "t".into(),
+                    ..raw()
+                },
+            ),
+            (
+                "delivery.maxInFlight",
+                proto::Subscription {
+                    max_in_flight: 10_001,
+                    ..raw()
+                },
+            ),
+            (
+                "delivery.ackTimeout",
+                proto::Subscription {
+                    ack_timeout: seconds(-1),
+                    ..raw()
+                },
+            ),
+            (
+                "retry.backoff",
+                proto::Subscription {
+                    backoff: seconds(i64::MIN),
+                    ..raw()
+                },
+            ),
+            (
+                "retry.maxBackoff",
+                proto::Subscription {
+                    backoff: seconds(301),
+                    ..raw()
+                },
+            ),
         ];
         for (field, raw) in cases {
             assert_eq!(SubscriptionSpec::try_from(raw).unwrap_err().field, field);

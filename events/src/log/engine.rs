@@ -46,7 +46,8 @@ impl Engine {
         let reader = store.reader()?;
         let mut topics = BTreeMap::new();
         for (name, bytes) in &contents.topics {
-            let row = TopicRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
+            let row =
+                TopicRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
             topics.insert(name.clone(), Topic::restore(row, &reader, now_ms)?);
         }
         let subscriptions = load_subscriptions(&contents)?;
@@ -76,12 +77,16 @@ impl Engine {
         self.topic(topic, &TopicConfig::default())?;
         self.urgent = true;
         let reader = view(&mut self.reader, &self.store)?;
-        let Some(state) = self.topics.get_mut(topic) else { return Err(LogError::Closed) };
+        let Some(state) = self.topics.get_mut(topic) else {
+            return Err(LogError::Closed);
+        };
         let mut published = Vec::with_capacity(entries.len());
         for entry in entries {
             published.push(state.append(entry, &mut self.batch, reader, now_ms)?);
         }
-        self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
+        self.batch
+            .topics
+            .insert(topic.to_owned(), state.row().encode_to_vec());
         Ok(published)
     }
 
@@ -94,9 +99,13 @@ impl Engine {
     ) -> Result<(), LogError> {
         self.topic(name, config)?;
         let reader = view(&mut self.reader, &self.store)?;
-        let Some(topic) = self.topics.get_mut(name) else { return Err(LogError::Closed) };
+        let Some(topic) = self.topics.get_mut(name) else {
+            return Err(LogError::Closed);
+        };
         if topic.configure(config, reader, now_ms)? {
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
+            self.batch
+                .topics
+                .insert(name.to_owned(), topic.row().encode_to_vec());
         }
         self.urgent = true;
         Ok(())
@@ -108,7 +117,9 @@ impl Engine {
             .map_err(|reason| LogError::Refused(format!("the topic's name {reason}")))?;
         if !self.topics.contains_key(name) {
             let topic = Topic::new(self.new_id(), config);
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
+            self.batch
+                .topics
+                .insert(name.to_owned(), topic.row().encode_to_vec());
             self.topics.insert(name.to_owned(), topic);
         }
         Ok(())
@@ -128,9 +139,14 @@ impl Engine {
             && known.row.topic == spec.topic
         {
             if known.row.dead_letter_topic != spec.dead_letter_topic {
-                known.row.dead_letter_topic.clone_from(&spec.dead_letter_topic);
+                known
+                    .row
+                    .dead_letter_topic
+                    .clone_from(&spec.dead_letter_topic);
                 let row = known.row.encode_to_vec();
-                self.batch.subscriptions.insert(spec.name.clone(), Some(row));
+                self.batch
+                    .subscriptions
+                    .insert(spec.name.clone(), Some(row));
             }
             return Ok(());
         }
@@ -142,7 +158,9 @@ impl Engine {
             );
             self.remove(&spec.name);
         }
-        let Some(topic) = self.topics.get(&spec.topic) else { return Err(LogError::Closed) };
+        let Some(topic) = self.topics.get(&spec.topic) else {
+            return Err(LogError::Closed);
+        };
         let cursor = match spec.start {
             Start::Latest => topic.end(),
             Start::Earliest => topic.row().first,
@@ -158,9 +176,15 @@ impl Engine {
             position = cursor,
             "subscription declared; it starts here"
         );
-        self.batch.subscriptions.insert(spec.name.clone(), Some(row.encode_to_vec()));
+        self.batch
+            .subscriptions
+            .insert(spec.name.clone(), Some(row.encode_to_vec()));
         let progress = Progress::starting_at(cursor);
-        let subscription = Subscription { row, progress, dirty: true };
+        let subscription = Subscription {
+            row,
+            progress,
+            dirty: true,
+        };
         self.subscriptions.insert(spec.name.clone(), subscription);
         Ok(())
     }
@@ -168,7 +192,9 @@ impl Engine {
     /// Forgets a subscription and ends its consumers.
     pub(super) fn remove(&mut self, name: &str) {
         self.urgent = true;
-        let Some(subscription) = self.subscriptions.remove(name) else { return };
+        let Some(subscription) = self.subscriptions.remove(name) else {
+            return;
+        };
         let id = subscription.row.id;
         self.consumers.end_all_of(name);
         self.batch.subscriptions.insert(name.to_owned(), None);
@@ -178,16 +204,23 @@ impl Engine {
         self.metrics.forget_subscription(name);
     }
 
-    /// What a subscription has yet to handle.
-    pub(super) fn backlog(&self, subscription: &str) -> Backlog {
-        let Some(subscription) = self.subscriptions.get(subscription) else {
-            return Backlog::default();
-        };
-        let topic = self.topics.get(&subscription.row.topic);
-        topic.map_or_else(Backlog::default, |topic| Backlog {
-            events: subscription.progress.lag(topic.end()),
-            bytes: topic.row().bytes,
-        })
+    /// What each subscription has yet to handle.
+    pub(super) fn backlogs(&self) -> BTreeMap<String, Backlog> {
+        let backlogs = self
+            .subscriptions
+            .iter()
+            .filter_map(|(name, subscription)| {
+                let topic = self.topics.get(&subscription.row.topic)?;
+                let events = subscription.progress.lag(topic.end());
+                Some((
+                    name.clone(),
+                    Backlog {
+                        events,
+                        bytes: topic.row().bytes,
+                    },
+                ))
+            });
+        backlogs.collect()
     }
 
     /// Adds changed progress to the batch and writes it. Afterwards everything applied so far is on disk.
@@ -226,11 +259,15 @@ impl Engine {
         for (name, topic) in &mut self.topics {
             let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
             if topic.trim(floor, &mut self.batch, reader, now_ms)? {
-                self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
+                self.batch
+                    .topics
+                    .insert(name.clone(), topic.row().encode_to_vec());
             }
         }
         for (name, subscription) in &self.subscriptions {
-            let Some(topic) = self.topics.get(&subscription.row.topic) else { continue };
+            let Some(topic) = self.topics.get(&subscription.row.topic) else {
+                continue;
+            };
             let lag = subscription.progress.lag(topic.end());
             let oldest = if lag == 0 {
                 now_ms
@@ -241,7 +278,8 @@ impl Engine {
                 }
             };
             let age_ms = now_ms.saturating_sub(oldest);
-            self.metrics.subscription(name, lag, age_ms, self.consumers.in_flight(name));
+            self.metrics
+                .subscription(name, lag, age_ms, self.consumers.in_flight(name));
         }
         Ok(())
     }
@@ -276,11 +314,20 @@ fn load_subscriptions(contents: &Contents) -> Result<BTreeMap<String, Subscripti
     for (name, bytes) in &contents.subscriptions {
         let row =
             SubscriptionRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
-        let stored = progress.get(&row.id).map_or(&[][..], |bytes| bytes.as_slice());
+        let stored = progress
+            .get(&row.id)
+            .map_or(&[][..], |bytes| bytes.as_slice());
         let stored = ProgressRow::decode(stored).map_err(|error| unreadable(name, &error))?;
         let attempts = attempts.remove(&row.id).unwrap_or_default();
         let progress = Progress::restore(&stored, &attempts);
-        subscriptions.insert(name.clone(), Subscription { row, progress, dirty: false });
+        subscriptions.insert(
+            name.clone(),
+            Subscription {
+                row,
+                progress,
+                dirty: false,
+            },
+        );
     }
     Ok(subscriptions)
 }

@@ -54,16 +54,22 @@ impl Consumers {
 
     /// Drops the senders, so that the streams end.
     pub(super) fn end_all_of(&mut self, subscription: &str) {
-        self.by_id.retain(|_id, consumer| consumer.subscription != subscription);
+        self.by_id
+            .retain(|_id, consumer| consumer.subscription != subscription);
     }
 
     pub(super) fn in_flight(&self, subscription: &str) -> usize {
-        let consumers = self.by_id.values().filter(|c| c.subscription == subscription);
+        let consumers = self
+            .by_id
+            .values()
+            .filter(|c| c.subscription == subscription);
         consumers.map(|consumer| consumer.open.len()).sum()
     }
 
     fn serves(&self, subscription: &str) -> bool {
-        self.by_id.values().any(|consumer| consumer.subscription == subscription)
+        self.by_id
+            .values()
+            .any(|consumer| consumer.subscription == subscription)
     }
 
     /// The consumer with room that has the least to do; among equals the one served longest ago.
@@ -84,7 +90,15 @@ impl Consumer {
     fn send(&mut self, position: u64, attempt: u32, record: Record) -> bool {
         self.last_delivery += 1;
         let id = self.last_delivery;
-        let sent = self.sender.try_send(LogDelivery { id, position, attempt, record }).is_ok();
+        let sent = self
+            .sender
+            .try_send(LogDelivery {
+                id,
+                position,
+                attempt,
+                record,
+            })
+            .is_ok();
         if sent {
             self.open.insert(id, position);
         }
@@ -107,7 +121,9 @@ impl Engine {
 
     /// Everything that the consumer has open is ready for others, unspent.
     pub(super) fn close_consumer(&mut self, id: u64) {
-        let Some(consumer) = self.consumers.by_id.remove(&id) else { return };
+        let Some(consumer) = self.consumers.by_id.remove(&id) else {
+            return;
+        };
         if let Some(subscription) = self.subscriptions.get_mut(&consumer.subscription) {
             for position in consumer.open.values() {
                 subscription.progress.give_back(*position);
@@ -120,32 +136,40 @@ impl Engine {
         &mut self,
         consumer: u64,
         delivery: u64,
-        outcome: Settle,
+        outcome: &Settle,
         now_ms: u64,
     ) -> Result<bool, LogError> {
-        let Some(consumer) = self.consumers.by_id.get_mut(&consumer) else { return Ok(false) };
-        let Some(position) = consumer.open.remove(&delivery) else { return Ok(false) };
+        let Some(consumer) = self.consumers.by_id.get_mut(&consumer) else {
+            return Ok(false);
+        };
+        let Some(position) = consumer.open.remove(&delivery) else {
+            return Ok(false);
+        };
         let name = consumer.subscription.clone();
-        if let Settle::DeadLetter { reason, status } = &outcome {
+        if let Settle::DeadLetter { reason, status } = outcome {
             self.dead_letter(&name, position, reason, *status, now_ms)?;
         }
-        let Some(subscription) = self.subscriptions.get_mut(&name) else { return Ok(false) };
+        let Some(subscription) = self.subscriptions.get_mut(&name) else {
+            return Ok(false);
+        };
         let progress = &mut subscription.progress;
         let change = match outcome {
             Settle::Ack | Settle::DeadLetter { .. } => progress.finish(position),
-            Settle::Retry { delay } => progress.postpone(position, after(now_ms, delay), true),
+            Settle::Retry { delay } => progress.postpone(position, after(now_ms, *delay), true),
             Settle::Release { delay } if delay.is_zero() => {
                 progress.give_back(position);
                 return Ok(false);
             }
-            Settle::Release { delay } => progress.postpone(position, after(now_ms, delay), false),
+            Settle::Release { delay } => progress.postpone(position, after(now_ms, *delay), false),
         };
         self.changed(&name, position, change);
         Ok(true)
     }
 
     fn changed(&mut self, name: &str, position: u64, change: RowChange) {
-        let Some(subscription) = self.subscriptions.get_mut(name) else { return };
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
+            return;
+        };
         subscription.dirty = true;
         let place = (subscription.row.id, position);
         match change {
@@ -168,7 +192,9 @@ impl Engine {
         status: u32,
         now_ms: u64,
     ) -> Result<(), LogError> {
-        let Some(subscription) = self.subscriptions.get(name) else { return Ok(()) };
+        let Some(subscription) = self.subscriptions.get(name) else {
+            return Ok(());
+        };
         let attempts = subscription.progress.spent(position).saturating_add(1);
         let row = subscription.row.clone();
         let Found::Record(mut record, _) = self.find(&row.topic, position)? else {
@@ -224,8 +250,12 @@ impl Engine {
             subscription.progress.wake(now_ms);
         }
         for _ in 0..STEP {
-            let Some((id, _)) = self.consumers.pick(name) else { return Ok(false) };
-            let Some(subscription) = self.subscriptions.get_mut(name) else { return Ok(false) };
+            let Some((id, _)) = self.consumers.pick(name) else {
+                return Ok(false);
+            };
+            let Some(subscription) = self.subscriptions.get_mut(name) else {
+                return Ok(false);
+            };
             let topic = subscription.row.topic.clone();
             let end = self.topics.get(&topic).map_or(0, super::topic::Topic::end);
             let Some((position, attempt)) = subscription.progress.take(end) else {
@@ -252,7 +282,12 @@ impl Engine {
     }
 
     fn skip_damaged(&mut self, name: &str, topic: &str, position: u64) {
-        tracing::error!(subscription = name, topic, position, "damaged record skipped");
+        tracing::error!(
+            subscription = name,
+            topic,
+            position,
+            "damaged record skipped"
+        );
         self.metrics.damaged_records.inc();
         if let Some(subscription) = self.subscriptions.get_mut(name) {
             let change = subscription.progress.finish(position);
@@ -262,8 +297,13 @@ impl Engine {
 
     /// When the next postponed event is due that someone would take.
     pub(super) fn next_wake(&self) -> Option<u64> {
-        let served = self.subscriptions.iter().filter(|(name, _)| self.consumers.serves(name));
-        served.filter_map(|(_, subscription)| subscription.progress.next_wake()).min()
+        let served = self
+            .subscriptions
+            .iter()
+            .filter(|(name, _)| self.consumers.serves(name));
+        served
+            .filter_map(|(_, subscription)| subscription.progress.next_wake())
+            .min()
     }
 }
 

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, GaugeVec, Opts, Registry,
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 
 /// Label values of one kind before further ones become `other`.
 const MAX_LABELS: usize = 200;
+const OLDEST: (&str, &str) = (
+    "duet_bus_subscription_oldest_event_seconds",
+    "Age of the oldest event not handled yet; 0 if there is none.",
+);
 
 /// Counters of one log.
 #[derive(Clone, Debug)]
@@ -41,29 +45,37 @@ impl LogMetrics {
         registry.register(Box::new(metrics.lag.clone()))?;
         registry.register(Box::new(metrics.oldest_seconds.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.flush_seconds.clone()))?;
-        registry.register(Box::new(metrics.group_events.clone()))?;
-        registry.register(Box::new(metrics.damaged_records.clone()))?;
-        registry.register(Box::new(metrics.store_failures.clone()))?;
+        metrics.register_own(registry)?;
         Ok(metrics)
     }
 
-    /// Metrics that nobody reads.
-    ///
-    /// # Errors
-    /// Never in practice: the names are fixed.
-    pub fn new(bus: &str) -> prometheus::Result<Self> {
-        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("bus", bus);
-        let histogram = |name: &str, help: &str, start: f64, factor: f64, count: usize| {
-            let buckets = prometheus::exponential_buckets(start, factor, count)?;
-            let opts = HistogramOpts { common_opts: opts(name, help), buckets };
-            Histogram::with_opts(opts)
+    /// Registers only what concerns the store, for a log that is no bus.
+    pub(crate) fn register_store(registry: &Registry, log: &str) -> prometheus::Result<Self> {
+        let metrics = Self::new(log)?;
+        metrics.register_own(registry)?;
+        Ok(metrics)
+    }
+
+    fn register_own(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(self.flush_seconds.clone()))?;
+        registry.register(Box::new(self.group_events.clone()))?;
+        registry.register(Box::new(self.damaged_records.clone()))?;
+        registry.register(Box::new(self.store_failures.clone()))
+    }
+
+    fn new(name: &str) -> prometheus::Result<Self> {
+        let bus = |metric: &str, help: &str| Opts::new(metric, help).const_label("bus", name);
+        let counters = |metric, help, label| IntCounterVec::new(bus(metric, help), &[label]);
+        let gauges = |metric, help| IntGaugeVec::new(bus(metric, help), &["subscription"]);
+        let log = |metric: &str, help: &str| Opts::new(metric, help).const_label("log", name);
+        let counter = |metric, help| IntCounter::with_opts(log(metric, help));
+        let histogram = |metric, help, buckets: prometheus::Result<Vec<f64>>| {
+            let common_opts = log(metric, help);
+            Histogram::with_opts(HistogramOpts {
+                common_opts,
+                buckets: buckets?,
+            })
         };
-        let counters = |name: &str, help: &str, label: &str| {
-            IntCounterVec::new(opts(name, help), &[label])
-        };
-        let gauges =
-            |name: &str, help: &str| IntGaugeVec::new(opts(name, help), &["subscription"]);
         Ok(Self {
             published: counters(
                 "duet_bus_published_events_total",
@@ -80,43 +92,42 @@ impl LogMetrics {
                 "Events moved to a dead-letter topic.",
                 "subscription",
             )?,
-            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
-            oldest_seconds: GaugeVec::new(
-                opts(
-                    "duet_bus_subscription_oldest_event_seconds",
-                    "Age of the oldest event not handled yet; 0 if there is none.",
-                ),
-                &["subscription"],
+            lag: gauges(
+                "duet_bus_subscription_lag_events",
+                "Events not handled yet.",
             )?,
+            oldest_seconds: GaugeVec::new(bus(OLDEST.0, OLDEST.1), &["subscription"])?,
             in_flight: gauges(
                 "duet_bus_subscription_in_flight_events",
-                "Events with a consumer now.",
+                "Events that a consumer has now.",
             )?,
             flush_seconds: histogram(
-                "duet_bus_flush_duration_seconds",
+                "duet_log_flush_duration_seconds",
                 "Time of one commit, with its flush to disk.",
-                0.0001,
-                2.0,
-                16,
+                prometheus::exponential_buckets(0.000_25, 2.0, 14),
             )?,
             group_events: histogram(
-                "duet_bus_flush_group_events",
+                "duet_log_flush_group_events",
                 "Events that shared one flush.",
-                1.0,
-                4.0,
-                7,
+                prometheus::exponential_buckets(1.0, 4.0, 7),
             )?,
-            damaged_records: IntCounter::with_opts(opts(
-                "duet_bus_damaged_records_total",
+            damaged_records: counter(
+                "duet_log_damaged_records_total",
                 "Records skipped because their checksum was wrong or they were missing.",
-            ))?,
-            store_failures: IntCounter::with_opts(opts(
-                "duet_bus_store_failures_total",
-                "Times that the store failed and was opened again.",
-            ))?,
+            )?,
+            store_failures: counter(
+                "duet_log_store_failures_total",
+                "Times that the store failed and was opened anew.",
+            )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),
         })
+    }
+
+    /// Metrics that nobody reads.
+    #[cfg(test)]
+    pub(crate) fn unregistered() -> Self {
+        Self::new("test").unwrap()
     }
 
     /// Commits so far.
@@ -130,7 +141,9 @@ impl LogMetrics {
         let label = self.topics.bounded(topic);
         self.published.with_label_values(&[label]).inc_by(stored);
         if duplicates > 0 {
-            self.duplicates.with_label_values(&[label]).inc_by(duplicates);
+            self.duplicates
+                .with_label_values(&[label])
+                .inc_by(duplicates);
         }
     }
 
@@ -141,8 +154,12 @@ impl LogMetrics {
 
     pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: usize) {
         let labels = &[self.subscriptions.bounded(name)];
-        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
-        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
+        self.lag
+            .with_label_values(labels)
+            .set(i64::try_from(lag).unwrap_or(i64::MAX));
+        self.oldest_seconds
+            .with_label_values(labels)
+            .set(age_ms as f64 / 1e3);
         let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
         self.in_flight.with_label_values(labels).set(in_flight);
     }
@@ -152,7 +169,9 @@ impl LogMetrics {
             // It may never have had a value.
             gauges.remove_label_values(&[name]).unwrap_or_default();
         }
-        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
+        self.oldest_seconds
+            .remove_label_values(&[name])
+            .unwrap_or_default();
         self.subscriptions.forget(name);
     }
 }

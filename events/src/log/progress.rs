@@ -57,7 +57,10 @@ impl Progress {
         }
         for (position, attempt) in attempts {
             progress.cursor = progress.cursor.max(position + 1);
-            let state = Unsettled { spent: attempt.spent, has_row: true };
+            let state = Unsettled {
+                spent: attempt.spent,
+                has_row: true,
+            };
             progress.unsettled.insert(*position, state);
             progress.ready.remove(position);
             progress.delayed.insert((attempt.not_before_ms, *position));
@@ -68,7 +71,10 @@ impl Progress {
     /// The form for the store, without the rows.
     pub(super) fn to_row(&self) -> ProgressRow {
         let fresh = self.unsettled.iter().filter(|(_, state)| !state.has_row);
-        ProgressRow { cursor: self.cursor, fresh: fresh.map(|(position, _)| *position).collect() }
+        ProgressRow {
+            cursor: self.cursor,
+            fresh: fresh.map(|(position, _)| *position).collect(),
+        }
     }
 
     /// The next position to hand out and its attempt (from 1); `end` is one past the topic's last.
@@ -118,11 +124,16 @@ impl Progress {
 
     /// Not before a time, and `spend` says whether the attempt counts.
     pub(super) fn postpone(&mut self, position: u64, not_before_ms: u64, spend: bool) -> RowChange {
-        let Some(state) = self.unsettled.get_mut(&position) else { return RowChange::None };
+        let Some(state) = self.unsettled.get_mut(&position) else {
+            return RowChange::None;
+        };
         state.spent = state.spent.saturating_add(u32::from(spend));
         state.has_row = true;
         self.delayed.insert((not_before_ms, position));
-        RowChange::Put(AttemptRow { spent: state.spent, not_before_ms })
+        RowChange::Put(AttemptRow {
+            spent: state.spent,
+            not_before_ms,
+        })
     }
 
     /// Attempts that an unsettled event has spent.
@@ -132,18 +143,14 @@ impl Progress {
 
     /// Lowest position that is still needed.
     pub(super) fn floor(&self) -> u64 {
-        self.unsettled.first_key_value().map_or(self.cursor, |(position, _)| *position)
+        self.unsettled
+            .first_key_value()
+            .map_or(self.cursor, |(position, _)| *position)
     }
 
     /// Events not settled yet; `end` is one past the topic's last.
     pub(super) fn lag(&self, end: u64) -> u64 {
         end.saturating_sub(self.cursor) + self.unsettled.len() as u64
-    }
-
-    /// Something can go out now.
-    pub(super) fn has_work(&self, end: u64) -> bool {
-        !self.ready.is_empty()
-            || (self.cursor < end && self.unsettled.len() < MAX_UNSETTLED)
     }
 }
 

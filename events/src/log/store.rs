@@ -73,6 +73,7 @@ impl Store {
     /// Opens or creates the store in a folder.
     pub(super) fn open(dir: &Path, cache_bytes: usize) -> Result<Self, LogError> {
         let failed = |error: std::io::Error| LogError::io(dir, &error);
+        let made = !dir.exists();
         fs::create_dir_all(dir).map_err(failed)?;
         let path = dir.join(FILE_NAME);
         let existed = path.exists();
@@ -88,7 +89,9 @@ impl Store {
         let mut store = Self::with_backend(backend, cache_bytes)?;
         if !existed {
             // The file's name has to survive as well as its contents.
-            fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            fs::File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(failed)?;
         }
         store.compact_if_hollow(length)?;
         Ok(store)
@@ -115,7 +118,12 @@ impl Store {
         };
         match found {
             Some(FORMAT) => return Ok(()),
-            Some(other) => return Err(LogError::Format { found: other, known: FORMAT }),
+            Some(other) => {
+                return Err(LogError::Format {
+                    found: other,
+                    known: FORMAT,
+                });
+            }
             None => {}
         }
         let write = self.begin()?;
@@ -159,11 +167,15 @@ impl Store {
         let mut contents = Contents::default();
         for row in read.open_table(TOPICS)?.iter()? {
             let (name, value) = row?;
-            contents.topics.push((name.value().to_owned(), value.value().to_vec()));
+            contents
+                .topics
+                .push((name.value().to_owned(), value.value().to_vec()));
         }
         for row in read.open_table(SUBSCRIPTIONS)?.iter()? {
             let (name, value) = row?;
-            contents.subscriptions.push((name.value().to_owned(), value.value().to_vec()));
+            contents
+                .subscriptions
+                .push((name.value().to_owned(), value.value().to_vec()));
         }
         for row in read.open_table(PROGRESS)?.iter()? {
             let (id, value) = row?;
@@ -171,7 +183,9 @@ impl Store {
         }
         for row in read.open_table(ATTEMPTS)?.iter()? {
             let (place, value) = row?;
-            contents.attempts.push((place.value(), value.value().to_vec()));
+            contents
+                .attempts
+                .push((place.value(), value.value().to_vec()));
         }
         Ok(contents)
     }
@@ -180,12 +194,32 @@ impl Store {
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), LogError> {
         let write = self.begin()?;
         {
-            put_all(&write, TOPICS, batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))))?;
+            put_all(
+                &write,
+                TOPICS,
+                batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))),
+            )?;
             let subscriptions = batch.subscriptions.iter();
-            put_all(&write, SUBSCRIPTIONS, subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())))?;
-            put_all(&write, PROGRESS, batch.progress.iter().map(|(k, v)| (*k, v.as_ref())))?;
-            put_all(&write, ATTEMPTS, batch.attempts.iter().map(|(k, v)| (*k, v.as_ref())))?;
-            put_all(&write, EVENTS, batch.events.iter().map(|(k, v)| (*k, Some(v))))?;
+            put_all(
+                &write,
+                SUBSCRIPTIONS,
+                subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())),
+            )?;
+            put_all(
+                &write,
+                PROGRESS,
+                batch.progress.iter().map(|(k, v)| (*k, v.as_ref())),
+            )?;
+            put_all(
+                &write,
+                ATTEMPTS,
+                batch.attempts.iter().map(|(k, v)| (*k, v.as_ref())),
+            )?;
+            put_all(
+                &write,
+                EVENTS,
+                batch.events.iter().map(|(k, v)| (*k, Some(v))),
+            )?;
             if !batch.trims.is_empty() {
                 let mut events = write.open_table(EVENTS)?;
                 for (topic, positions) in &batch.trims {
@@ -195,7 +229,9 @@ impl Store {
             }
             for subscription in &batch.forget {
                 let places = (*subscription, 0)..=(*subscription, u64::MAX);
-                write.open_table(ATTEMPTS)?.retain_in(places, |_place, _row| false)?;
+                write
+                    .open_table(ATTEMPTS)?
+                    .retain_in(places, |_place, _row| false)?;
             }
         }
         Ok(write.commit()?)
@@ -203,7 +239,9 @@ impl Store {
 
     /// A view of the events as they are now.
     pub(super) fn reader(&self) -> Result<Reader, LogError> {
-        Ok(Reader { events: self.database.begin_read()?.open_table(EVENTS)? })
+        Ok(Reader {
+            events: self.database.begin_read()?.open_table(EVENTS)?,
+        })
     }
 }
 
@@ -276,22 +314,31 @@ macro_rules! from_store_error {
     ($($error:ident),*) => { $(
         impl From<redb::$error> for LogError {
             fn from(error: redb::$error) -> Self {
-                store_error(error.into())
+                store_error(&error.into())
             }
         }
     )* };
 }
 
 from_store_error!(
-    StorageError, TransactionError, TableError, CommitError, DatabaseError, CompactionError
+    StorageError,
+    TransactionError,
+    TableError,
+    CommitError,
+    DatabaseError,
+    CompactionError
 );
 
-fn store_error(error: redb::Error) -> LogError {
-    match &error {
-        redb::Error::Io(io) if is_full(io) => LogError::DiskFull,
-        redb::Error::DatabaseAlreadyOpen => LogError::InUse,
-        _ => LogError::Store(error.to_string()),
+fn store_error(error: &redb::Error) -> LogError {
+    if matches!(error, redb::Error::DatabaseAlreadyOpen) {
+        return LogError::InUse;
     }
+    if let redb::Error::Io(io) = error
+        && is_full(io)
+    {
+        return LogError::DiskFull;
+    }
+    LogError::Store(error.to_string())
 }
 
 fn is_full(error: &std::io::Error) -> bool {

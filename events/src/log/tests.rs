@@ -1,0 +1,380 @@
+//! The log on a store that can be held, broken and damaged.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use duet_api::proto;
+use parking_lot::{Condvar, Mutex};
+use redb::backends::FileBackend;
+use redb::{Database, ReadableTable, StorageBackend, TableDefinition};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+use super::engine::Engine;
+use super::store::Store;
+use super::*;
+use crate::bus::Start;
+
+/// What a test does to the disk.
+#[derive(Debug, Default)]
+struct Controls {
+    full: AtomicBool,
+    held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Controls {
+    fn hold(&self) {
+        *self.held.lock() = true;
+    }
+
+    fn release(&self) {
+        *self.held.lock() = false;
+        self.released.notify_all();
+    }
+}
+
+#[derive(Debug)]
+struct TestDisk(FileBackend, Arc<Controls>);
+
+impl StorageBackend for TestDisk {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        let mut held = self.1.held.lock();
+        while *held {
+            self.1.released.wait(&mut held);
+        }
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.1.full.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write(offset, data)
+    }
+}
+
+fn test_store(path: &PathBuf, controls: &Arc<Controls>) -> Result<Store, LogError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    let file = FileBackend::new(file.unwrap()).unwrap();
+    Store::with_backend(TestDisk(file, Arc::clone(controls)), 1 << 20)
+}
+
+async fn open_on(dir: &TempDir, controls: Arc<Controls>) -> Log {
+    let path = dir.path().join(store::FILE_NAME);
+    let options = LogOptions::default();
+    let open = move || test_store(&path, &controls);
+    let queue = worker::start_with(open, options, LogMetrics::unregistered())
+        .await
+        .unwrap();
+    Log {
+        queue,
+        room: Arc::new(Semaphore::new(1 << 20)),
+        room_size: 1 << 20,
+        next_consumer: AtomicU64::new(1),
+    }
+}
+
+async fn open(dir: &TempDir) -> (Log, LogMetrics) {
+    let metrics = LogMetrics::unregistered();
+    let log = Log::open(dir.path(), LogOptions::default(), metrics.clone())
+        .await
+        .unwrap();
+    (log, metrics)
+}
+
+fn entries(ids: impl IntoIterator<Item = u32>) -> Vec<Entry> {
+    let event = |id: u32| Event::new(id.to_string(), "/test", "t").unwrap();
+    ids.into_iter()
+        .map(|id| Entry {
+            event: event(id),
+            route: String::new(),
+        })
+        .collect()
+}
+
+fn spec(start: Start) -> SubscriptionSpec {
+    SubscriptionSpec {
+        start,
+        ..SubscriptionSpec::new("a/s", "default", "t").unwrap()
+    }
+}
+
+async fn positions(log: &Log, count: usize) -> BTreeSet<u64> {
+    let mut consumer = log.consume(spec(Start::Earliest)).await.unwrap();
+    let mut positions = BTreeSet::new();
+    for _ in 0..count {
+        let next = timeout(Duration::from_secs(20), consumer.deliveries.recv()).await;
+        positions.insert(next.unwrap().unwrap().position);
+    }
+    positions
+}
+
+#[tokio::test]
+async fn nobody_is_answered_before_the_flush() {
+    let dir = TempDir::new().unwrap();
+    let controls = Arc::new(Controls::default());
+    let log = open_on(&dir, Arc::clone(&controls)).await;
+    controls.hold();
+    let mut append = Box::pin(log.append("t", entries([1])));
+    assert!(
+        timeout(Duration::from_millis(100), &mut append)
+            .await
+            .is_err()
+    );
+    controls.release();
+    assert_eq!(append.await.unwrap()[0].position, 1);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_the_log_goes_on_when_there_is_room() {
+    let dir = TempDir::new().unwrap();
+    let controls = Arc::new(Controls::default());
+    let log = open_on(&dir, Arc::clone(&controls)).await;
+    log.append("t", entries([1])).await.unwrap();
+    controls.full.store(true, Ordering::Relaxed);
+    assert_eq!(log.append("t", entries([2])).await, Err(LogError::DiskFull));
+    assert_eq!(log.append("t", entries([3])).await, Err(LogError::DiskFull));
+    controls.full.store(false, Ordering::Relaxed);
+    let recovered = async {
+        while log.append("t", entries([4])).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), recovered).await.unwrap();
+    let last = log.append("t", entries([5])).await.unwrap()[0].position;
+    let all = positions(&log, usize::try_from(last).unwrap()).await;
+    assert_eq!(all, (1..=last).collect());
+    log.close().await;
+}
+
+#[tokio::test]
+async fn consumers_end_when_the_store_fails_and_nothing_is_spent() {
+    let dir = TempDir::new().unwrap();
+    let controls = Arc::new(Controls::default());
+    let log = open_on(&dir, Arc::clone(&controls)).await;
+    log.append("t", entries([1])).await.unwrap();
+    let mut consumer = log.consume(spec(Start::Earliest)).await.unwrap();
+    assert_eq!(consumer.deliveries.recv().await.unwrap().attempt, 1);
+    controls.full.store(true, Ordering::Relaxed);
+    log.append("t", entries([2])).await.unwrap_err();
+    assert!(consumer.deliveries.recv().await.is_none());
+    controls.full.store(false, Ordering::Relaxed);
+    let again = async {
+        loop {
+            if let Ok(mut consumer) = log.consume(spec(Start::Earliest)).await {
+                return consumer.deliveries.recv().await.unwrap();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let again = timeout(Duration::from_secs(20), again).await.unwrap();
+    assert_eq!((again.position, again.attempt), (1, 1));
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_counted_and_skipped_and_the_rest_stays_readable() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    log.append("t", entries(1..=3)).await.unwrap();
+    log.close().await;
+    let events: TableDefinition<'_, (u32, u64), &[u8]> = TableDefinition::new("events");
+    let database = Database::open(dir.path().join(store::FILE_NAME)).unwrap();
+    let write = database.begin_write().unwrap();
+    {
+        let mut table = write.open_table(events).unwrap();
+        let mut frame = table.get((1, 2)).unwrap().unwrap().value().to_vec();
+        *frame.last_mut().unwrap() ^= 1;
+        table.insert((1, 2), frame.as_slice()).unwrap();
+    }
+    write.commit().unwrap();
+    drop(database);
+    let (log, metrics) = open(&dir).await;
+    assert_eq!(positions(&log, 2).await, BTreeSet::from([1, 3]));
+    assert_eq!(metrics.damaged_records.get(), 1);
+    assert_eq!(log.append("t", entries([4])).await.unwrap()[0].position, 4);
+    assert_eq!(
+        log.backlog("a/s").await.unwrap().events,
+        3,
+        "the damaged one is done with"
+    );
+}
+
+/// An engine without its thread, so that time and turns are the test's.
+fn engine(dir: &TempDir) -> Engine {
+    let store = Store::open(dir.path(), 1 << 20).unwrap();
+    Engine::load(store, LogMetrics::unregistered(), 0).unwrap()
+}
+
+fn prepared(ids: impl IntoIterator<Item = u32>, now_ms: u64) -> Vec<Prepared> {
+    entries(ids)
+        .into_iter()
+        .map(|entry| Prepared::new(entry, now_ms))
+        .collect()
+}
+
+fn short_lived() -> TopicConfig {
+    TopicConfig {
+        dedup_window: Duration::ZERO,
+        retention_age: Some(Duration::from_millis(100)),
+        retention_bytes: None,
+    }
+}
+
+#[test]
+fn retention_takes_old_events_but_none_that_a_subscription_needs() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.ensure_topic("t", &short_lived(), 0).unwrap();
+    engine.append("t", prepared(1..=2, 0), 0).unwrap();
+    engine.append("t", prepared(3..=4, 90), 90).unwrap();
+    engine.commit().unwrap();
+    engine.tick(99).unwrap();
+    assert_eq!(engine.topics["t"].row().first, 1);
+    engine.tick(100).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(engine.topics["t"].row().first, 3);
+    engine.declare(&spec(Start::Earliest)).unwrap();
+    engine.commit().unwrap();
+    engine.tick(1000).unwrap();
+    assert_eq!(
+        engine.topics["t"].row().first,
+        3,
+        "the subscription has not had them"
+    );
+    engine.remove("a/s");
+    engine.tick(1000).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(
+        (
+            engine.topics["t"].row().first,
+            engine.topics["t"].row().bytes
+        ),
+        (5, 0)
+    );
+    assert_eq!(
+        engine.append("t", prepared([5], 0), 0).unwrap()[0].position,
+        5
+    );
+}
+
+#[test]
+fn retention_by_bytes_takes_the_oldest() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    let config = TopicConfig {
+        retention_bytes: Some(200),
+        ..TopicConfig::keep_all()
+    };
+    engine.ensure_topic("t", &config, 0).unwrap();
+    engine.append("t", prepared(1..=100, 0), 0).unwrap();
+    engine.commit().unwrap();
+    engine.tick(0).unwrap();
+    let row = engine.topics["t"].row();
+    assert!(
+        row.bytes <= 200 && row.first > 80 && row.first < 100,
+        "{row:?}"
+    );
+}
+
+#[test]
+fn events_of_the_current_batch_are_not_taken_for_missing() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.append("t", prepared(1..=2, 0), 0).unwrap();
+    engine.tick(0).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(engine.topics["t"].row().first, 1);
+}
+
+#[test]
+fn retention_leaves_the_deduplication_window_alone() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    let config = TopicConfig {
+        dedup_window: Duration::from_secs(1),
+        ..short_lived()
+    };
+    engine.ensure_topic("t", &config, 0).unwrap();
+    engine.append("t", prepared([1], 0), 0).unwrap();
+    engine.commit().unwrap();
+    engine.tick(999).unwrap();
+    engine.commit().unwrap();
+    assert!(engine.append("t", prepared([1], 999), 999).unwrap()[0].duplicate);
+    engine.tick(1001).unwrap();
+    engine.commit().unwrap();
+    assert!(!engine.append("t", prepared([1], 1001), 1001).unwrap()[0].duplicate);
+}
+
+#[test]
+fn a_longer_window_remembers_what_the_topic_holds() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine
+        .ensure_topic("t", &TopicConfig::keep_all(), 0)
+        .unwrap();
+    engine.append("t", prepared([1], 0), 0).unwrap();
+    engine.commit().unwrap();
+    engine
+        .ensure_topic("t", &TopicConfig::default(), 10)
+        .unwrap();
+    assert!(engine.append("t", prepared([1], 10), 10).unwrap()[0].duplicate);
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused() {
+    let dir = TempDir::new().unwrap();
+    drop(engine(&dir));
+    let meta: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+    let database = Database::open(dir.path().join(store::FILE_NAME)).unwrap();
+    let write = database.begin_write().unwrap();
+    write.open_table(meta).unwrap().insert("format", 2).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    let error = Store::open(dir.path(), 1 << 20).unwrap_err();
+    assert_eq!(error, LogError::Format { found: 2, known: 1 });
+}
+
+#[test]
+fn a_file_that_is_no_store_is_an_error_and_stays_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(store::FILE_NAME);
+    std::fs::write(&path, b"something else").unwrap();
+    assert!(matches!(
+        Store::open(dir.path(), 1 << 20),
+        Err(LogError::Store(_))
+    ));
+    assert_eq!(std::fs::read(&path).unwrap(), b"something else");
+}
+
+#[test]
+fn records_keep_every_part_of_an_event() {
+    let event = proto::Event {
+        attributes: [("subject".to_owned(), "ü".to_owned())].into(),
+        data: Some(vec![0, 255].into()),
+        ..entries([1]).remove(0).event.into()
+    };
+    let record = Record {
+        published_ms: 1,
+        event: Some(event),
+        route: "r".into(),
+    };
+    let frame = record::seal((1, 1), &record.encode_to_vec());
+    assert_eq!(record::unseal((1, 1), &frame), Some(record));
+}

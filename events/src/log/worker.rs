@@ -1,5 +1,6 @@
 //! The log's thread: queue, turns, and what happens when the store fails.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -57,9 +58,8 @@ pub(super) enum Command {
     CloseConsumer {
         consumer: u64,
     },
-    Backlog {
-        subscription: String,
-        answer: Answer<Backlog>,
+    Backlogs {
+        answer: Answer<BTreeMap<String, Backlog>>,
     },
     Close {
         answer: Option<oneshot::Sender<()>>,
@@ -80,7 +80,9 @@ impl Queue {
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -240,13 +242,21 @@ impl Worker {
                     continue;
                 }
             };
-            outcome = apply(engine, command, waiting, &mut self.settle_due, self.settle_delay);
+            outcome = apply(
+                engine,
+                command,
+                waiting,
+                &mut self.settle_due,
+                self.settle_delay,
+            );
         }
         outcome
     }
 
     fn commit_if_due(&mut self, tick: bool, closing: bool) -> Result<(), LogError> {
-        let Ok(engine) = &mut self.engine else { return Ok(()) };
+        let Ok(engine) = &mut self.engine else {
+            return Ok(());
+        };
         if tick {
             engine.tick(now_ms())?;
         }
@@ -280,7 +290,11 @@ impl Worker {
             let store = (self.open)()?;
             Engine::load(store, self.metrics.clone(), now_ms())
         }));
-        let panicked = || Err(LogError::Store("the store panicked while opening".to_owned()));
+        let panicked = || {
+            Err(LogError::Store(
+                "the store panicked while opening".to_owned(),
+            ))
+        };
         self.engine = Ok(opened.unwrap_or_else(|_panic| panicked())?);
         Ok(())
     }
@@ -299,10 +313,10 @@ fn gather(first: Command, queue: &Receiver<Command>) -> Vec<Command> {
 }
 
 fn size(command: &Command) -> usize {
-    match command {
-        Command::Append { entries, .. } => entries.iter().map(|e| e.payload.len()).sum(),
-        _ => 0,
-    }
+    let Command::Append { entries, .. } = command else {
+        return 0;
+    };
+    entries.iter().map(|entry| entry.payload.len()).sum()
 }
 
 fn apply(
@@ -314,11 +328,20 @@ fn apply(
 ) -> Result<(), LogError> {
     let now = now_ms();
     match command {
-        Command::Append { topic, entries, answer, room } => {
+        Command::Append {
+            topic,
+            entries,
+            answer,
+            room,
+        } => {
             let published = engine.append(&topic, entries, now);
             answer_later(waiting, answer, published, room)
         }
-        Command::EnsureTopic { name, config, answer } => {
+        Command::EnsureTopic {
+            name,
+            config,
+            answer,
+        } => {
             let ensured = engine.ensure_topic(&name, &config, now);
             answer_later(waiting, answer, ensured, ())
         }
@@ -330,12 +353,21 @@ fn apply(
             engine.remove(&name);
             answer_later(waiting, answer, Ok(()), ())
         }
-        Command::Consume { id, spec, sender, answer } => {
+        Command::Consume {
+            id,
+            spec,
+            sender,
+            answer,
+        } => {
             let consumer = engine.consume(id, &spec, sender);
             answer_later(waiting, answer, consumer, ())
         }
-        Command::Settle { consumer, delivery, outcome } => {
-            if engine.settle(consumer, delivery, outcome, now)? {
+        Command::Settle {
+            consumer,
+            delivery,
+            outcome,
+        } => {
+            if engine.settle(consumer, delivery, &outcome, now)? {
                 settle_due.get_or_insert_with(|| Instant::now() + settle_delay);
             }
             Ok(())
@@ -344,8 +376,9 @@ fn apply(
             engine.close_consumer(consumer);
             Ok(())
         }
-        Command::Backlog { subscription, answer } => {
-            answer.send(Ok(engine.backlog(&subscription))).unwrap_or_default();
+        Command::Backlogs { answer } => {
+            // Whoever asked may have left.
+            drop(answer.send(Ok(engine.backlogs())));
             Ok(())
         }
         Command::Close { .. } => Ok(()),
@@ -387,7 +420,7 @@ fn refuse(command: Command, error: &LogError) {
         | Command::Declare { answer, .. }
         | Command::Remove { answer, .. }
         | Command::Consume { answer, .. } => drop(answer.send(Err(error))),
-        Command::Backlog { answer, .. } => drop(answer.send(Err(error))),
+        Command::Backlogs { answer } => drop(answer.send(Err(error))),
         Command::Settle { .. } | Command::CloseConsumer { .. } | Command::Close { .. } => {}
     }
 }

@@ -5,7 +5,12 @@ use super::*;
 fn errors(yaml: &str) -> Vec<String> {
     let parsed = parse("a.yaml", yaml);
     assert_eq!(parsed.errors, []);
-    parsed.resources.iter().flat_map(lint).map(|error| error.to_string()).collect()
+    parsed
+        .resources
+        .iter()
+        .flat_map(lint)
+        .map(|error| error.to_string())
+        .collect()
 }
 
 /// The one error of a rule of an `HTTPRoute`, without the file.
@@ -36,31 +41,79 @@ fn good_rules_pass() {
 #[test]
 fn what_does_not_fit_is_named() {
     let cases = [
-        ("{matches: [{path: {type: RegularExpression, value: '/a('}}]}", "rules[0].matches[0].path.value: \"/a(\" is not a regular expression: unclosed group"),
+        (
+            "{matches: [{path: {type: RegularExpression, value: '/a('}}]}",
+            "rules[0].matches[0].path.value: \"/a(\" is not a regular expression: unclosed group",
+        ),
         ("{matches: [{path: {value: a}}]}", "does not start with '/'"),
-        ("{matches: [{path: {value: /a//b}}]}", "must not contain \"//\""),
-        ("{matches: [{method: get}]}", "matches[0].method: \"get\" is not one of GET"),
-        ("{matches: [{headers: [{name: a, type: RegularExpression, value: '['}]}]}", "headers[0].value"),
-        ("{filters: [{type: RequestRedirect}]}", "filters[0]: a filter of type RequestRedirect needs the field requestRedirect"),
-        ("{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}", "statusCode: 200 is not"),
-        ("{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}", "scheme: \"ftp\""),
-        ("{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}", "rules[0].backendRefs: a rule that redirects"),
-        ("{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]}", "set[0].name: \"a b\" is not a header's name"),
-        ("{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]}", "urlRewrite.path: type ReplaceFullPath has the field replaceFullPath"),
-        ("{backendRefs: [{name: a, port: 1, weight: 1000001}]}", "backendRefs[0].weight"),
-        ("{timeouts: {request: 1s, backendRequest: 2s}}", "timeouts.backendRequest: one try"),
-        ("{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}", "ReplacePrefixMatch needs a PathPrefix"),
+        (
+            "{matches: [{path: {value: /a//b}}]}",
+            "must not contain \"//\"",
+        ),
+        (
+            "{matches: [{method: get}]}",
+            "matches[0].method: \"get\" is not one of GET",
+        ),
+        (
+            "{matches: [{headers: [{name: a, type: RegularExpression, value: '['}]}]}",
+            "headers[0].value",
+        ),
+        (
+            "{filters: [{type: RequestRedirect}]}",
+            "filters[0]: a filter of type RequestRedirect needs the field requestRedirect",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}",
+            "statusCode: 200 is not",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}",
+            "scheme: \"ftp\"",
+        ),
+        (
+            "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}",
+            "rules[0].backendRefs: a rule that redirects",
+        ),
+        (
+            "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]}",
+            "set[0].name: \"a b\" is not a header's name",
+        ),
+        (
+            "{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]}",
+            "urlRewrite.path: type ReplaceFullPath has the field replaceFullPath",
+        ),
+        (
+            "{backendRefs: [{name: a, port: 1, weight: 1000001}]}",
+            "backendRefs[0].weight",
+        ),
+        (
+            "{timeouts: {request: 1s, backendRequest: 2s}}",
+            "timeouts.backendRequest: one try",
+        ),
+        (
+            "{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}",
+            "ReplacePrefixMatch needs a PathPrefix",
+        ),
     ];
     for (bad, expected) in cases {
         let error = rule(bad);
-        assert!(error.starts_with("a.yaml:4:") && error.contains(expected), "{bad}: {error}");
+        assert!(
+            error.starts_with("a.yaml:4:") && error.contains(expected),
+            "{bad}: {error}"
+        );
     }
 }
 
 #[test]
 fn a_pattern_cannot_be_a_bomb() {
-    assert!(rule("{matches: [{path: {type: RegularExpression, value: '(a{1000}){1000}'}}]}").contains("size limit"));
-    let long = format!("{{matches: [{{path: {{type: RegularExpression, value: {}}}}}]}}", "a".repeat(1025));
+    assert!(
+        rule("{matches: [{path: {type: RegularExpression, value: '(a{1000}){1000}'}}]}")
+            .contains("size limit")
+    );
+    let long = format!(
+        "{{matches: [{{path: {{type: RegularExpression, value: {}}}}}]}}",
+        "a".repeat(1025)
+    );
     assert!(rule(&long).contains("1025 bytes"));
 }
 
@@ -82,5 +135,9 @@ fn services_and_subscriptions_are_checked() {
     assert!(errors(service)[0].contains("spec.ports[1]: with several ports"));
     let subscription = "{apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {name: s}, spec: {topic: t, \
                         subscriber: {service: a, path: /e}, deadLetterTopic: t}}";
-    assert!(errors(subscription)[0].contains("spec.deadLetterTopic: "), "{:?}", errors(subscription));
+    assert!(
+        errors(subscription)[0].contains("spec.deadLetterTopic: "),
+        "{:?}",
+        errors(subscription)
+    );
 }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::compile::testing::{index, register};
 
-const SERVICE: &str = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{name: web, port: 80}]}}";
+const SERVICE: &str =
+    "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{name: web, port: 80}]}}";
 
 fn findings(yaml: &str) -> (Vec<String>, Vec<String>) {
     let found = validate(&index(&format!("{SERVICE}\n---\n{yaml}")));
@@ -16,11 +17,15 @@ fn error(yaml: &str) -> String {
 }
 
 fn route(spec: &str) -> String {
-    format!("{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r}}, spec: {spec}}}"
+    )
 }
 
 fn policy(name: &str, spec: &str) -> String {
-    format!("{{apiVersion: duet.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: {name}}}, spec: {spec}}}")
+    format!(
+        "{{apiVersion: duet.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: {name}}}, spec: {spec}}}"
+    )
 }
 
 #[test]
@@ -32,23 +37,50 @@ fn routes_that_lead_somewhere_pass() {
 #[test]
 fn routes_that_lead_nowhere_are_named() {
     let cases = [
-        ("{parentRefs: [{kind: Service, name: b}]}", "spec.parentRefs[0].name: no service \"b\""),
-        ("{parentRefs: [{kind: Service, name: a, port: 81}]}", "spec.parentRefs[0].port: service default/a has no port 81"),
-        ("{parentRefs: [{kind: Service, name: a, sectionName: x}]}", "spec.parentRefs[0].sectionName: "),
-        ("{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: b, port: 80}]}]}", "spec.rules[0].backendRefs[0].name: no service \"b\""),
-        ("{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 81}]}]}", "spec.rules[0].backendRefs[0].port: service default/a has no port 81; it has 80"),
-        ("{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a}]}]}", "spec.rules[0].backendRefs[0].port: the reference"),
-        ("{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 80, kind: Bucket}]}]}", "spec.rules[0].backendRefs[0].kind: backends of kind"),
+        (
+            "{parentRefs: [{kind: Service, name: b}]}",
+            "spec.parentRefs[0].name: no service \"b\"",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a, port: 81}]}",
+            "spec.parentRefs[0].port: service default/a has no port 81",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a, sectionName: x}]}",
+            "spec.parentRefs[0].sectionName: ",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: b, port: 80}]}]}",
+            "spec.rules[0].backendRefs[0].name: no service \"b\"",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 81}]}]}",
+            "spec.rules[0].backendRefs[0].port: service default/a has no port 81; it has 80",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a}]}]}",
+            "spec.rules[0].backendRefs[0].port: the reference",
+        ),
+        (
+            "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 80, kind: Bucket}]}]}",
+            "spec.rules[0].backendRefs[0].kind: backends of kind",
+        ),
     ];
     for (spec, expected) in cases {
         let error = error(&route(spec));
-        assert!(error.starts_with("test.yaml:3:") && error.contains(expected), "{spec}: {error}");
+        assert!(
+            error.starts_with("test.yaml:3:") && error.contains(expected),
+            "{spec}: {error}"
+        );
     }
 }
 
 #[test]
 fn a_registered_service_needs_no_resource() {
-    let mut index = index(&policy("p", "{targetRefs: [{kind: Service, name: b}]}").replace("{name: p}", "{name: p, namespace: shop}"));
+    let mut index = index(
+        &policy("p", "{targetRefs: [{kind: Service, name: b}]}")
+            .replace("{name: p}", "{name: p, namespace: shop}"),
+    );
     assert_eq!(validate(&index).errors.len(), 1);
     register(&mut index, "b", "b-1", &["8080"]);
     assert_eq!(validate(&index).errors, []);
@@ -56,19 +88,45 @@ fn a_registered_service_needs_no_resource() {
 
 #[test]
 fn policies_without_target_and_second_policies_are_named() {
-    assert!(error(&policy("p", "{targetRefs: [{kind: HTTPRoute, name: r}]}")).contains("spec.targetRefs[0].name: there is no HTTPRoute default/r"));
-    assert!(error(&policy("p", "{targetRefs: [{kind: Service, name: a, sectionName: x}]}")).contains("sectionName"));
-    assert!(error(&policy("p", "{targetRefs: [{kind: Service, name: a, group: apps}]}")).contains("group"));
-    let two = [policy("p", "{targetRefs: [{kind: Service, name: a}]}"), policy("q", "{targetRefs: [{kind: Service, name: a}]}")];
+    assert!(
+        error(&policy("p", "{targetRefs: [{kind: HTTPRoute, name: r}]}"))
+            .contains("spec.targetRefs[0].name: there is no HTTPRoute default/r")
+    );
+    assert!(
+        error(&policy(
+            "p",
+            "{targetRefs: [{kind: Service, name: a, sectionName: x}]}"
+        ))
+        .contains("sectionName")
+    );
+    assert!(
+        error(&policy(
+            "p",
+            "{targetRefs: [{kind: Service, name: a, group: apps}]}"
+        ))
+        .contains("group")
+    );
+    let two = [
+        policy("p", "{targetRefs: [{kind: Service, name: a}]}"),
+        policy("q", "{targetRefs: [{kind: Service, name: a}]}"),
+    ];
     let error = error(&two.join("\n---\n"));
-    assert!(error.starts_with("test.yaml:5:") && error.contains("has the TrafficPolicy \"p\" already"), "{error}");
+    assert!(
+        error.starts_with("test.yaml:5:") && error.contains("has the TrafficPolicy \"p\" already"),
+        "{error}"
+    );
 }
 
 #[test]
 fn fields_that_do_nothing_are_warned_of() {
     let yaml = [
-        route("{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 80}]}]}"),
-        policy("p", "{targetRefs: [{kind: HTTPRoute, name: r}], retryBudget: {percent: 10}, timeouts: {connect: 2s}}"),
+        route(
+            "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: a, port: 80}]}]}",
+        ),
+        policy(
+            "p",
+            "{targetRefs: [{kind: HTTPRoute, name: r}], retryBudget: {percent: 10}, timeouts: {connect: 2s}}",
+        ),
         route("{parentRefs: [{name: a-gateway}]}").replace("name: r", "name: other"),
     ];
     let (errors, warnings) = findings(&yaml.join("\n---\n"));
@@ -78,9 +136,23 @@ fn fields_that_do_nothing_are_warned_of() {
 
 #[test]
 fn events_that_go_nowhere_are_named() {
-    let subscription = |spec: &str| format!("{{apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {{name: s}}, spec: {spec}}}");
-    assert!(error(&subscription("{topic: t, subscriber: {service: b, path: /}}")).contains("spec.subscriber.service: no service \"b\""));
-    assert!(error(&subscription("{bus: x, topic: t, subscriber: {service: a, path: /}}")).contains("spec.bus: there is no EventBus \"x\""));
+    let subscription = |spec: &str| {
+        format!(
+            "{{apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {{name: s}}, spec: {spec}}}"
+        )
+    };
+    assert!(
+        error(&subscription(
+            "{topic: t, subscriber: {service: b, path: /}}"
+        ))
+        .contains("spec.subscriber.service: no service \"b\"")
+    );
+    assert!(
+        error(&subscription(
+            "{bus: x, topic: t, subscriber: {service: a, path: /}}"
+        ))
+        .contains("spec.bus: there is no EventBus \"x\"")
+    );
     let bus = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: x}, spec: {backend: {embedded: {}}, declaredTopicsOnly: true}}";
     let topic = "{apiVersion: duet.dev/v1alpha1, kind: Topic, metadata: {name: t}, spec: {bus: x}}";
     let on_x = subscription("{bus: x, topic: t, subscriber: {service: a, path: /}}");

@@ -1,0 +1,71 @@
+//! `duet check`: everything that is wrong with resource files, before they are applied.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::output;
+
+/// Validate resource files.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  duet check mesh/                  every .yaml file in a folder
+  duet check a.yaml b.yaml          several files together: references between them are looked up
+  duet check -o json mesh/          for tools")]
+pub(crate) struct Args {
+    /// Files and folders; checked together.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// How to print.
+    #[arg(short, long, default_value = "text")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Exit code 1 when there are errors; warnings alone are fine.
+pub(crate) fn check(args: &Args) -> anyhow::Result<ExitCode> {
+    let report = duet_control_plane::check::check(&args.paths);
+    let findings = || {
+        let errors = report.errors.iter().map(|error| ("error", error));
+        errors.chain(report.warnings.iter().map(|warning| ("warning", warning)))
+    };
+    match args.output {
+        Format::Text => {
+            for (severity, finding) in findings() {
+                output::line(&format!("{severity}: {finding}"));
+            }
+            output::line(&format!(
+                "{} resources, {} errors, {} warnings",
+                report.resources,
+                report.errors.len(),
+                report.warnings.len()
+            ));
+        }
+        Format::Json => {
+            let findings: Vec<_> = findings()
+                .map(|(severity, finding)| {
+                    serde_json::json!({
+                        "severity": severity,
+                        "file": &*finding.file,
+                        "line": finding.line,
+                        "column": finding.column,
+                        "field": finding.field,
+                        "message": finding.message,
+                    })
+                })
+                .collect();
+            let report = serde_json::json!({"resources": report.resources, "findings": findings});
+            output::line(&format!("{report:#}"));
+        }
+    }
+    Ok(if report.errors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

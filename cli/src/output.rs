@@ -1,0 +1,47 @@
+//! The only place that prints: plain lines, prefixed log lines, errors.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where the command prints"
+)]
+
+use std::io::IsTerminal as _;
+
+/// Colours that are readable on light and dark; red is kept for errors.
+const COLOURS: [u8; 10] = [36, 33, 32, 35, 34, 96, 93, 92, 95, 94];
+
+/// A line for the user.
+pub(crate) fn line(text: &str) {
+    println!("{text}");
+}
+
+/// A line about what is going on.
+pub(crate) fn note(text: &str) {
+    eprintln!("{}", paint(1, &format!("duet: {text}")));
+}
+
+/// What went wrong, with its causes.
+pub(crate) fn error(error: &anyhow::Error) {
+    eprintln!("{}", paint(31, &format!("error: {error:#}")));
+}
+
+/// A log line of a process: `number` chooses its colour.
+pub(crate) fn log(number: usize, name: &str, width: usize, text: &str) {
+    let colour = COLOURS.get(number % COLOURS.len()).copied().unwrap_or(0);
+    println!("{} {text}", paint(colour, &format!("{name:width$} |")));
+}
+
+/// The completion script of a shell.
+pub(crate) fn completion(shell: clap_complete::Shell, command: &mut clap::Command) {
+    clap_complete::generate(shell, command, "duet", &mut std::io::stdout());
+}
+
+/// Colours only for people: a terminal, and no `NO_COLOR` (<https://no-color.org>).
+fn paint(colour: u8, text: &str) -> String {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if plain || !std::io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    format!("\u{1b}[{colour}m{text}\u{1b}[0m")
+}

@@ -1,0 +1,266 @@
+//! `duet run`: a sidecar beside one process, in a mesh that runs already.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use duet_control_plane::token::{TokenRequest, create};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+use crate::output;
+use crate::process::{GRACE, Process, Spec};
+use crate::up::launch::{app_env, flags, ports, program, write_private};
+use crate::up::state::{self, AppState, Replica, SidecarPorts, SidecarState};
+
+/// Put a sidecar beside one process.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  duet run --service web --port 8000 -- python3 -m http.server 8000
+        joins the mesh of the `duet up` whose .duet folder is here or further up
+  duet run --service web --port 8000 --mesh examples/shop/.duet -- ./web
+  duet run --service web --port 8000 --control-plane 10.0.0.1:15012 --token-file web.token -- ./web
+
+The process gets PORT, HTTP_PROXY and DAPR_HTTP_PORT; its exit code becomes that of `duet run`.")]
+pub(crate) struct Args {
+    /// Name of the service.
+    #[arg(long)]
+    service: String,
+    /// Port that the process listens on; none for a pure client.
+    #[arg(long)]
+    port: Option<u16>,
+    /// What it speaks: http, h2c or grpc [default: as callers speak].
+    #[arg(long)]
+    protocol: Option<String>,
+    /// Namespace [default: the mesh's].
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Unique name of this replica [default: <service>-<process id>].
+    #[arg(long)]
+    name: Option<String>,
+    /// The control plane's gRPC address, host:port.
+    #[arg(long, requires = "token_file")]
+    control_plane: Option<String>,
+    /// File with a join token for the service.
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// State folder of a running `duet up` [default: .duet here or further up].
+    #[arg(long, conflicts_with = "control_plane")]
+    mesh: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+}
+
+/// Where to join, and as what.
+struct Joining {
+    control_plane: String,
+    namespace: String,
+    token_file: PathBuf,
+}
+
+/// Runs until the process ends.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(LocalSet::new().run_until(beside(args)))
+}
+
+async fn beside(args: Args) -> anyhow::Result<ExitCode> {
+    let scratch = std::env::temp_dir().join(format!("duet-run-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch)?;
+    let outcome = in_folder(&args, &scratch).await;
+    // The outbox is empty, or the sidecar has said otherwise: it drains before it ends.
+    if let Err(error) = std::fs::remove_dir_all(&scratch) {
+        output::note(&format!("{}: {error}", scratch.display()));
+    }
+    outcome
+}
+
+async fn in_folder(args: &Args, scratch: &Path) -> anyhow::Result<ExitCode> {
+    let joining = joining(args, scratch)?;
+    let instance = args
+        .name
+        .clone()
+        .unwrap_or_else(|| format!("{}-{}", args.service, std::process::id()));
+    let (mut sidecar, ports) = start_sidecar(args, &joining, &instance, scratch).await?;
+    let replica = Replica {
+        service: args.service.clone(),
+        replica: 1,
+        instance,
+        app: AppState {
+            pid: 0,
+            port: args.port.unwrap_or(0),
+            url: String::new(),
+            restarts: 0,
+        },
+        sidecar: SidecarState {
+            outbound: ports.outbound.to_string(),
+            api: ports.api.to_string(),
+            ..SidecarState::default()
+        },
+        ready: false,
+    };
+    output::note(&format!(
+        "sidecar ready: calls through http://{}, API at http://{}, metrics at http://{}/metrics",
+        ports.outbound, ports.api, ports.metrics
+    ));
+    let code = app(args, &joining, &replica, &mut sidecar).await;
+    sidecar.end(GRACE).await;
+    code
+}
+
+async fn app(
+    args: &Args,
+    joining: &Joining,
+    replica: &Replica,
+    sidecar: &mut Process,
+) -> anyhow::Result<ExitCode> {
+    let mut command = vec![program()?, "exec-app".to_owned(), "--parent".to_owned()];
+    command.extend([std::process::id().to_string(), "--".to_owned()]);
+    command.extend(args.command.iter().cloned());
+    let env = app_env(&joining.namespace, replica);
+    let spec = Spec {
+        command,
+        env,
+        folder: std::env::current_dir()?,
+    };
+    let mut app = Process::start_attached(&spec)?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let status = loop {
+        tokio::select! {
+            status = app.wait() => break status?,
+            _ = term.recv() => app.signal(rustix::process::Signal::TERM),
+            _ = interrupt.recv() => app.signal(rustix::process::Signal::INT),
+            ended = sidecar.wait() => {
+                app.end(GRACE).await;
+                bail!("the sidecar {}", crate::process::describe(ended?));
+            }
+        }
+    };
+    // As shells have it: 128 and the signal's number.
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+async fn start_sidecar(
+    args: &Args,
+    joining: &Joining,
+    instance: &str,
+    scratch: &Path,
+) -> anyhow::Result<(Process, SidecarPorts)> {
+    let ports_file = scratch.join("ports.json");
+    let mut command = vec![
+        program()?,
+        "proxy".to_owned(),
+        "--exit-with-parent".to_owned(),
+    ];
+    flags(
+        &mut command,
+        &[
+            ("--service", args.service.clone()),
+            ("--namespace", joining.namespace.clone()),
+            ("--instance", instance.to_owned()),
+            ("--control-plane", joining.control_plane.clone()),
+            ("--token-file", joining.token_file.display().to_string()),
+            ("--state", scratch.join("sidecar").display().to_string()),
+            ("--ports-file", ports_file.display().to_string()),
+            ("--outbound-listen", "127.0.0.1:0".to_owned()),
+            (
+                "--inbound-listen",
+                inbound(&joining.control_plane).to_owned(),
+            ),
+            ("--api-listen", "127.0.0.1:0".to_owned()),
+            ("--admin-listen", "127.0.0.1:0".to_owned()),
+            ("--metrics-listen", "127.0.0.1:0".to_owned()),
+        ],
+    );
+    if let Some(port) = args.port {
+        let protocol = args
+            .protocol
+            .as_ref()
+            .map(|name| format!("/{name}"))
+            .unwrap_or_default();
+        flags(
+            &mut command,
+            &[("--app-port", format!("http={port}{protocol}"))],
+        );
+    }
+    let spec = Spec {
+        command,
+        env: Vec::new(),
+        folder: std::env::current_dir()?,
+    };
+    let mut sidecar = Process::start_attached(&spec)?;
+    let limit = Duration::from_secs(30);
+    tokio::select! {
+        ports = ports(&ports_file, limit) => Ok((sidecar, ports.context("the sidecar did not start")?)),
+        ended = sidecar.wait() => bail!("the sidecar {}", crate::process::describe(ended?)),
+    }
+}
+
+/// A mesh on this machine stays on this machine.
+fn inbound(control_plane: &str) -> &'static str {
+    let host = control_plane.rsplit_once(':').map_or("", |(host, _)| host);
+    let local = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+    if local { "127.0.0.1:0" } else { "0.0.0.0:0" }
+}
+
+fn joining(args: &Args, scratch: &Path) -> anyhow::Result<Joining> {
+    if let (Some(control_plane), Some(token_file)) = (&args.control_plane, &args.token_file) {
+        let namespace = args.namespace.clone();
+        return Ok(Joining {
+            control_plane: control_plane.clone(),
+            namespace: namespace.unwrap_or_else(|| duet_api::DEFAULT_NAMESPACE.to_owned()),
+            token_file: token_file.clone(),
+        });
+    }
+    let mesh = match &args.mesh {
+        Some(folder) => folder.clone(),
+        None => find_mesh()?,
+    };
+    let mesh = state::read(&mesh)?;
+    let namespace = args
+        .namespace
+        .clone()
+        .unwrap_or_else(|| mesh.namespace.clone());
+    let token_file = match &args.token_file {
+        Some(file) => file.clone(),
+        None => {
+            let request = TokenRequest {
+                namespace: namespace.clone(),
+                service_account: args.service.clone(),
+                lifetime: Duration::from_secs(86_400),
+                single_use: false,
+                trust_domain: mesh.trust_domain.clone(),
+            };
+            let file = scratch.join("token");
+            write_private(&file, &create(&mesh.control_plane.state, &request)?)?;
+            file
+        }
+    };
+    Ok(Joining {
+        control_plane: mesh.control_plane.grpc,
+        namespace,
+        token_file,
+    })
+}
+
+fn find_mesh() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let found = here.ancestors().map(|folder| folder.join(".duet"));
+    found
+        .into_iter()
+        .find(|folder| folder.join("state.json").exists())
+        .context(
+            "no running mesh was found from here upward; name it with --mesh STATE_FOLDER, or give \
+         --control-plane and --token-file",
+        )
+}

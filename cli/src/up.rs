@@ -1,0 +1,198 @@
+//! `duet up`: a whole mesh on this machine, from a `duet.yaml`.
+//!
+//! Everything runs as a child process: the control plane, a sidecar for each replica, the replicas. What crashes is
+//! started again on the same ports; Ctrl-C ends all of it in order: applications, sidecars, control plane.
+
+pub(crate) mod config;
+pub(crate) mod launch;
+pub(crate) mod state;
+mod supervise;
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::output;
+use config::{Mesh, Port};
+use launch::Launcher;
+use state::{ControlPlane, Folder, State};
+
+/// Run a mesh on this machine.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  duet up examples/shop
+  duet up . --state /tmp/second-mesh     a second mesh beside the first
+  duet up . --no-build
+
+The format of duet.yaml is in docs/duet-yaml.md, that of state.json in docs/state.md.")]
+pub(crate) struct Args {
+    /// Folder with a duet.yaml, or the file itself.
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Folder for the state: CA, bus, outboxes, logs, state.json [default: .duet beside duet.yaml].
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Skip the build command.
+    #[arg(long)]
+    no_build: bool,
+    /// How long everything may take to be ready.
+    #[arg(long, default_value = "60s", value_parser = duet_api::duration::parse)]
+    ready_timeout: Duration,
+}
+
+/// Tells processes when to end, in the order of leaving.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop {
+    pub(crate) apps: CancellationToken,
+    pub(crate) sidecars: CancellationToken,
+    pub(crate) control_plane: CancellationToken,
+    /// A second Ctrl-C: at once.
+    pub(crate) now: Rc<Cell<bool>>,
+}
+
+/// Runs until Ctrl-C.
+pub(crate) fn up(args: Args) -> anyhow::Result<ExitCode> {
+    // One thread: children are bound to the thread that started them (see `process`).
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(LocalSet::new().run_until(run(args)))
+}
+
+async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let file = match args.folder.is_dir() {
+        true => args.folder.join("duet.yaml"),
+        false => args.folder.clone(),
+    };
+    let mesh = Mesh::load(&file)?;
+    let folder = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new(".")).canonicalize()?;
+    let state = args.state.clone().unwrap_or_else(|| folder.join(".duet"));
+    let state = Folder::open(&state, initial(&mesh, &folder))?;
+    check_resources(&mesh, &folder)?;
+
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = Stop::default();
+    let launcher = Launcher::new(mesh, folder, state, stop.clone())?;
+    let start = start(&launcher, &args);
+    let outcome = tokio::select! {
+        outcome = start => outcome,
+        _ = term.recv() => Ok(false),
+        _ = interrupt.recv() => Ok(false),
+    };
+    let outcome = match outcome {
+        Ok(true) => {
+            launcher.report();
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    output::note("stopping (Ctrl-C again to stop at once)");
+    tokio::select! {
+        () = launcher.leave() => {}
+        () = async { tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} } } => {
+            stop.now.set(true);
+            launcher.leave().await;
+        }
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// `true` when everything is ready.
+async fn start(launcher: &Launcher, args: &Args) -> anyhow::Result<bool> {
+    if !args.no_build {
+        launcher.build().await?;
+    }
+    let limit = args.ready_timeout;
+    launcher.control_plane(limit).await?;
+    launcher.sidecars(limit).await?;
+    launcher.apps(limit).await?;
+    Ok(true)
+}
+
+fn initial(mesh: &Mesh, folder: &Path) -> State {
+    let name = folder
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    State {
+        version: 1,
+        name: mesh.name.clone().or(name).unwrap_or_default(),
+        namespace: mesh.namespace.clone(),
+        trust_domain: mesh.trust_domain.clone(),
+        pid: std::process::id(),
+        ready: false,
+        control_plane: ControlPlane::default(),
+        apps: Vec::new(),
+    }
+}
+
+/// A mesh is not started with resources that are wrong: the control plane would have no good state to keep.
+fn check_resources(mesh: &Mesh, folder: &Path) -> anyhow::Result<()> {
+    let paths: Vec<PathBuf> = mesh
+        .resources
+        .iter()
+        .map(|path| folder.join(path))
+        .collect();
+    for path in &paths {
+        if !path.exists() {
+            bail!("resources: {} does not exist", path.display());
+        }
+    }
+    let report = duet_control_plane::check::check(&paths);
+    for warning in &report.warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    if report.errors.is_empty() {
+        return Ok(());
+    }
+    let errors: String = report
+        .errors
+        .iter()
+        .map(|error| format!("\n  {error}"))
+        .collect();
+    bail!("the resources have errors:{errors}")
+}
+
+/// A port of 127.0.0.1 that is free now and was not given out before.
+pub(crate) fn free_port(given: &mut Vec<u16>) -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        if !given.contains(&port) {
+            given.push(port);
+            return Ok(port);
+        }
+    }
+    bail!("no free port on 127.0.0.1")
+}
+
+/// Makes sure that a fixed port is free, before anything starts.
+pub(crate) fn fixed_port(service: &str, port: Port, given: &mut Vec<u16>) -> anyhow::Result<u16> {
+    match port {
+        Port::Auto => free_port(given),
+        Port::Fixed(port) => {
+            std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| {
+                format!("apps.{service}.port: {port} is taken; choose another, or `auto`")
+            })?;
+            given.push(port);
+            Ok(port)
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `duet.v1.EventBus`: the embedded event buses of the mesh, one folder each below `bus/` of the state folder, served to
+//! sidecars. Declared topics and subscriptions are kept on them as the resources say. Imports [`crate::compile`],
+//! [`crate::store`] and below, and `duet_events`.
+
+mod consume;
+mod publish;
+mod reconcile;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use duet_api::proto::event_bus_server::EventBus;
+use duet_api::{DEFAULT_BUS, proto};
+use duet_events::embedded::EmbeddedBus;
+use duet_events::log::{LogError, LogOptions};
+use tokio::sync::{Mutex, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::compile;
+use crate::listen;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+pub use reconcile::reconcile;
+
+const SERVICE: &str = "bus";
+
+/// Every bus that is open.
+#[derive(Debug)]
+pub struct Buses {
+    dir: PathBuf,
+    registry: prometheus::Registry,
+    store: Arc<Store>,
+    open: Mutex<BTreeMap<String, Arc<EmbeddedBus>>>,
+}
+
+/// Why a bus cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// Nobody declared it.
+    #[error("there is no bus {0:?}")]
+    Unknown(String),
+    /// Its folder cannot be used.
+    #[error("bus {name:?} cannot be opened")]
+    Open {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: LogError,
+    },
+}
+
+impl Buses {
+    /// Opens the default bus; others open when they are declared or used.
+    ///
+    /// # Errors
+    /// When the state folder cannot be used, or another control plane uses it.
+    pub async fn open(
+        dir: PathBuf,
+        registry: prometheus::Registry,
+        store: Arc<Store>,
+    ) -> Result<Self, BusError> {
+        let buses = Self {
+            dir,
+            registry,
+            store,
+            open: Mutex::default(),
+        };
+        buses.get(DEFAULT_BUS).await?;
+        Ok(buses)
+    }
+
+    /// The bus of a name.
+    async fn get(&self, name: &str) -> Result<Arc<EmbeddedBus>, BusError> {
+        if !self.store.read(|view| compile::knows_bus(view.index, name)) {
+            return Err(BusError::Unknown(name.chars().take(255).collect()));
+        }
+        // Held while a bus opens, so that it opens once.
+        let mut open = self.open.lock().await;
+        if let Some(bus) = open.get(name) {
+            return Ok(Arc::clone(bus));
+        }
+        let dir = self.dir.join(name);
+        let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry).await;
+        let bus = bus.map_err(|source| BusError::Open {
+            name: name.to_owned(),
+            source,
+        })?;
+        let bus = Arc::new(bus);
+        open.insert(name.to_owned(), Arc::clone(&bus));
+        tracing::info!(bus = name, folder = %dir.display(), "bus opened");
+        Ok(bus)
+    }
+
+    /// Flushes and closes every bus.
+    pub async fn close(&self) {
+        for bus in self.open.lock().await.values() {
+            bus.close().await;
+        }
+    }
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct BusService {
+    /// The buses.
+    pub buses: Arc<Buses>,
+    /// Who may consume what.
+    pub store: Arc<Store>,
+    /// Counts refusals.
+    pub metrics: Metrics,
+    /// Runs the streams.
+    pub tracker: TaskTracker,
+    /// Ends the streams.
+    pub stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl EventBus for BusService {
+    type PublishStream = ReceiverStream<Result<proto::PublishResponse, Status>>;
+    type ConsumeStream = ReceiverStream<Result<proto::ConsumeResponse, Status>>;
+
+    async fn publish(
+        &self,
+        request: Request<Streaming<proto::PublishRequest>>,
+    ) -> Result<Response<Self::PublishStream>, Status> {
+        listen::identity(&request, SERVICE, &self.metrics)?;
+        let (answers, stream) = mpsc::channel(publish::MAX_OPEN);
+        let publisher = publish::Publisher {
+            buses: Arc::clone(&self.buses),
+            store: Arc::clone(&self.store),
+            metrics: self.metrics.clone(),
+        };
+        self.tracker.spawn(publish::run(
+            publisher,
+            request.into_inner(),
+            answers,
+            self.stop.clone(),
+        ));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<proto::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        let who = listen::identity(&request, SERVICE, &self.metrics)?;
+        let (deliveries, stream) = mpsc::channel(consume::QUEUE);
+        let session = consume::Session {
+            who,
+            buses: Arc::clone(&self.buses),
+            store: Arc::clone(&self.store),
+            metrics: self.metrics.clone(),
+            deliveries,
+        };
+        self.tracker
+            .spawn(session.run(request.into_inner(), self.stop.clone()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,198 @@
+//! One consumer of one subscription. Deliveries go out as the client gives credit, never more than the subscription's
+//! bound; when the stream ends, what is unsettled goes back to the bus, unspent.
+
+use std::sync::Arc;
+
+use duet_api::proto;
+use duet_api::proto::consume_request::Kind as Ask;
+use duet_api::proto::consume_response::Kind as Tell;
+use duet_api::spiffe::SpiffeId;
+use duet_events::bus::{
+    ConsumeError, Consumer, Delivery, EventBus as _, Settler, SubscriptionSpec,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{BusError, Buses, SERVICE};
+use crate::compile;
+use crate::store::Store;
+use crate::telemetry::{Counted, Metrics};
+
+/// Deliveries written and not sent; what the client's credit allows can be more.
+pub(super) const QUEUE: usize = 16;
+/// Credit beyond this is not needed: a subscription has at most 10 000 in flight.
+const MAX_CREDIT: u32 = 20_000;
+
+type Answer = Result<proto::ConsumeResponse, Status>;
+
+pub(super) struct Session {
+    pub(super) who: SpiffeId,
+    pub(super) buses: Arc<Buses>,
+    pub(super) store: Arc<Store>,
+    pub(super) metrics: Metrics,
+    pub(super) deliveries: mpsc::Sender<Answer>,
+}
+
+impl Session {
+    pub(super) async fn run(
+        self,
+        mut requests: Streaming<proto::ConsumeRequest>,
+        stop: CancellationToken,
+    ) {
+        let served = tokio::select! {
+            served = self.serve(&mut requests) => served,
+            () = stop.cancelled() => Err(Status::unavailable("the control plane is stopping")),
+        };
+        if let Err(status) = served {
+            tracing::info!(peer = %self.who, "consumer ended: {}", status.message());
+            // Nobody reads it if the connection is gone.
+            drop(self.deliveries.try_send(Err(status)));
+        }
+    }
+
+    async fn serve(&self, requests: &mut Streaming<proto::ConsumeRequest>) -> Result<(), Status> {
+        let Some(first) = requests.message().await? else {
+            return Ok(());
+        };
+        let Some(Ask::Open(wanted)) = first.kind else {
+            return Err(self.refuse(
+                "invalid",
+                Status::invalid_argument("the first request must be `open`"),
+            ));
+        };
+        let mut consumer = self.open(wanted).await?;
+        let _counted = Counted::new(&self.metrics.consumers);
+        self.tell(Tell::Opened(proto::Opened {})).await?;
+        let settler = consumer.settler();
+        let mut credit: u32 = 0;
+        loop {
+            tokio::select! {
+                // Settling makes room, so it goes first.
+                biased;
+                request = requests.message() => match request? {
+                    Some(request) => self.take(request, &settler, &mut credit)?,
+                    None => return Ok(()),
+                },
+                delivery = self.next(&mut consumer), if credit > 0 => {
+                    let (permit, delivery) = delivery?;
+                    credit -= 1;
+                    let delivery = proto::Delivery {
+                        delivery: delivery.id,
+                        position: delivery.position,
+                        attempt: delivery.attempt,
+                        event: Some(delivery.event.into()),
+                    };
+                    permit.send(Ok(proto::ConsumeResponse { kind: Some(Tell::Delivery(delivery)) }));
+                }
+            }
+        }
+    }
+
+    /// Checks who asks for what, and becomes a consumer. What resources declare counts, not what the client says of it.
+    async fn open(&self, wanted: proto::Subscription) -> Result<Consumer, Status> {
+        let subscription = self
+            .store
+            .read(|view| compile::consumable(view.index, &self.who, wanted))
+            .map_err(|why| self.refuse("permission_denied", Status::permission_denied(why)))?;
+        let spec = SubscriptionSpec::try_from(subscription)
+            .map_err(|error| self.refuse("invalid", Status::invalid_argument(error.to_string())))?;
+        let bus = self
+            .buses
+            .get(&spec.bus)
+            .await
+            .map_err(|error| match error {
+                BusError::Unknown(_) => {
+                    self.refuse("unknown_bus", Status::not_found(error.to_string()))
+                }
+                BusError::Open { .. } => {
+                    let text = format!("{:#}", anyhow::Error::new(error));
+                    self.refuse("internal", Status::unavailable(text))
+                }
+            })?;
+        let (name, topic) = (spec.name.clone(), spec.topic.clone());
+        let consumer = bus
+            .consume(spec)
+            .await
+            .map_err(|error| self.refuse("bus", status(&error)))?;
+        tracing::info!(peer = %self.who, subscription = name, topic, "consumer connected");
+        Ok(consumer)
+    }
+
+    fn take(
+        &self,
+        request: proto::ConsumeRequest,
+        settler: &Settler,
+        credit: &mut u32,
+    ) -> Result<(), Status> {
+        match request.kind {
+            Some(Ask::Credit(more)) => *credit = credit.saturating_add(more).min(MAX_CREDIT),
+            Some(Ask::Settle(proto::Settle {
+                delivery,
+                outcome: Some(outcome),
+            })) => {
+                // False when it was settled before; the client may well say it twice.
+                if !settler.settle(delivery, outcome.into()) {
+                    tracing::debug!(peer = %self.who, delivery, "settled twice or unknown");
+                }
+            }
+            Some(Ask::Open(_)) => {
+                let text = "a stream consumes one subscription; open another for another";
+                return Err(self.refuse("invalid", Status::invalid_argument(text)));
+            }
+            Some(Ask::Settle(proto::Settle { outcome: None, .. })) | None => {
+                let text = "a request without content, or of a kind that is not known here";
+                return Err(self.refuse("invalid", Status::invalid_argument(text)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next delivery together with room to send it.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped.
+    async fn next(
+        &self,
+        consumer: &mut Consumer,
+    ) -> Result<(mpsc::Permit<'_, Answer>, Delivery), Status> {
+        let permit = self
+            .deliveries
+            .reserve()
+            .await
+            .map_err(|_closed| closed())?;
+        match consumer.next().await {
+            Some(Ok(delivery)) => Ok((permit, delivery)),
+            Some(Err(error)) => Err(status(&error)),
+            None => Err(Status::unavailable("the bus ended the consumer")),
+        }
+    }
+
+    async fn tell(&self, tell: Tell) -> Result<(), Status> {
+        let response = proto::ConsumeResponse { kind: Some(tell) };
+        self.deliveries
+            .send(Ok(response))
+            .await
+            .map_err(|_closed| closed())
+    }
+
+    fn refuse(&self, reason: &str, status: Status) -> Status {
+        self.metrics
+            .refused
+            .with_label_values(&[SERVICE, reason])
+            .inc();
+        status
+    }
+}
+
+fn closed() -> Status {
+    Status::cancelled("the client is gone")
+}
+
+fn status(error: &ConsumeError) -> Status {
+    match error {
+        ConsumeError::Refused { .. } => Status::failed_precondition(error.to_string()),
+        ConsumeError::Unavailable { .. } => Status::unavailable(error.to_string()),
+        ConsumeError::Internal { .. } => Status::internal(error.to_string()),
+    }
+}

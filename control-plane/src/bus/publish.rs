@@ -1,0 +1,120 @@
+//! One publish stream. Requests are started in the order they came and answered as they are flushed: many share a
+//! flush.
+
+use std::sync::Arc;
+
+use duet_api::proto;
+use duet_events::Event;
+use duet_events::bus::{EventBus as _, PublishError, PublishErrorKind};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{BusError, Buses, SERVICE};
+use crate::compile;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+/// Requests of one stream that wait for their flush; more are not read.
+pub(super) const MAX_OPEN: usize = 64;
+
+/// What a publish needs.
+pub(super) struct Publisher {
+    pub(super) buses: Arc<Buses>,
+    pub(super) store: Arc<Store>,
+    pub(super) metrics: Metrics,
+}
+
+pub(super) async fn run(
+    publisher: Publisher,
+    mut requests: Streaming<proto::PublishRequest>,
+    answers: mpsc::Sender<Result<proto::PublishResponse, Status>>,
+    stop: CancellationToken,
+) {
+    let mut open = FuturesUnordered::new();
+    let mut reading = true;
+    while reading || !open.is_empty() {
+        tokio::select! {
+            // What was taken is answered; nothing more is taken.
+            () = stop.cancelled(), if reading => reading = false,
+            Some(answer) = open.next() => {
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+            request = requests.message(), if reading && open.len() < MAX_OPEN => match request {
+                Ok(Some(request)) => open.push(publisher.publish(request)),
+                Ok(None) | Err(_) => reading = false,
+            },
+        }
+    }
+}
+
+impl Publisher {
+    async fn publish(&self, request: proto::PublishRequest) -> proto::PublishResponse {
+        let correlation = request.correlation;
+        match self.store(request).await {
+            Ok(events) => proto::PublishResponse {
+                correlation,
+                events,
+                error: None,
+            },
+            Err(error) => {
+                let reason = reason(error.kind);
+                self.metrics
+                    .refused
+                    .with_label_values(&[SERVICE, reason])
+                    .inc();
+                tracing::info!(reason, "publish refused: {error}");
+                proto::PublishResponse {
+                    correlation,
+                    events: vec![],
+                    error: Some(error.into()),
+                }
+            }
+        }
+    }
+
+    async fn store(
+        &self,
+        request: proto::PublishRequest,
+    ) -> Result<Vec<proto::Published>, PublishError> {
+        let bus = self.buses.get(&request.bus).await.map_err(|error| {
+            let kind = match error {
+                BusError::Unknown(_) => PublishErrorKind::UnknownBus,
+                BusError::Open { .. } => PublishErrorKind::Internal,
+            };
+            PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
+        })?;
+        self.store
+            .read(|view| compile::takes_topic(view.index, &request.bus, &request.topic))
+            .map_err(|why| PublishError::new(PublishErrorKind::UnknownTopic, why))?;
+        let events = request
+            .events
+            .into_iter()
+            .enumerate()
+            .map(|(number, event)| {
+                Event::try_from(event).map_err(|error| {
+                    PublishError::new(
+                        PublishErrorKind::Invalid,
+                        format!("event {number}: {error}"),
+                    )
+                })
+            });
+        let events = events.collect::<Result<Vec<_>, _>>()?;
+        let published = bus.publish(&request.topic, events).await?;
+        Ok(published.into_iter().map(Into::into).collect())
+    }
+}
+
+fn reason(kind: PublishErrorKind) -> &'static str {
+    match kind {
+        PublishErrorKind::UnknownBus => "unknown_bus",
+        PublishErrorKind::UnknownTopic => "unknown_topic",
+        PublishErrorKind::Invalid => "invalid",
+        PublishErrorKind::Full => "full",
+        PublishErrorKind::Unavailable | PublishErrorKind::Internal => "internal",
+    }
+}

@@ -1,0 +1,204 @@
+//! Keeps topics and subscriptions on the buses as the resources declare them. A subscription exists from its
+//! declaration on, whether or not anybody consumes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use duet_api::resource::{Resource, TopicSpec};
+use duet_events::bus::SubscriptionSpec;
+use duet_events::log::TopicConfig;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Buses;
+use crate::compile;
+use crate::index::Index;
+use crate::store::Store;
+
+/// How long the bus keeps a subscription that is no longer declared: a file that somebody is still editing must not
+/// cost the events that wait.
+const UNDECLARED_GRACE: Duration = Duration::from_secs(600);
+/// Wait before another try after a bus refused something.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the resources declare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Declared {
+    buses: Vec<String>,
+    topics: BTreeMap<String, TopicSpec>,
+    subscriptions: BTreeMap<String, SubscriptionSpec>,
+}
+
+/// Follows the resources until `stop`.
+pub async fn reconcile(buses: Arc<Buses>, store: Arc<Store>, stop: CancellationToken) {
+    let mut changes = store.changes();
+    let mut work = Reconciler {
+        buses,
+        done: Declared::default(),
+        undeclared: HashMap::new(),
+    };
+    let mut seen = None;
+    let mut settled = false;
+    loop {
+        let generation = store.read(|view| view.generation);
+        let touched = seen.is_none_or(|seen| store.read(|view| view.events_touched_after(seen)));
+        if touched || !settled {
+            let declared = store.read(|view| declared(view.index));
+            settled = work.bring_to(declared).await;
+            seen = Some(generation);
+        }
+        work.forget_undeclared(Instant::now()).await;
+        let again = if settled {
+            work.next_end()
+        } else {
+            Some(Instant::now() + RETRY)
+        };
+        let sleep =
+            tokio::time::sleep_until(again.unwrap_or_else(|| Instant::now() + UNDECLARED_GRACE));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sleep => {}
+        }
+    }
+}
+
+fn declared(index: &Index) -> Declared {
+    let mut declared = Declared::default();
+    declared.buses.push(duet_api::DEFAULT_BUS.to_owned());
+    for (_, located) in index.resources() {
+        if let Resource::EventBus(bus) = &located.resource {
+            declared.buses.push(bus.metadata.name.clone());
+        } else if let Resource::Topic(topic) = &located.resource {
+            declared
+                .topics
+                .insert(topic.metadata.name.clone(), topic.spec.clone());
+        } else if let Resource::Subscription(resource) = &located.resource
+            // What does not convert was refused when its file was read.
+            && let Ok(spec) = SubscriptionSpec::try_from(compile::subscription(resource))
+        {
+            declared.subscriptions.insert(spec.name.clone(), spec);
+        }
+    }
+    declared
+        .topics
+        .retain(|_, topic| declared.buses.contains(&topic.bus));
+    declared
+        .subscriptions
+        .retain(|_, spec| declared.buses.contains(&spec.bus));
+    declared
+}
+
+struct Reconciler {
+    buses: Arc<Buses>,
+    done: Declared,
+    /// Subscriptions, by name, that the bus still keeps: where, and until when.
+    undeclared: HashMap<String, (String, Instant)>,
+}
+
+impl Reconciler {
+    /// Returns whether everything is as declared now.
+    async fn bring_to(&mut self, wanted: Declared) -> bool {
+        let mut settled = true;
+        for name in &wanted.buses {
+            settled &= succeeded("bus", name, self.buses.get(name).await.map(drop));
+        }
+        for (name, topic) in &wanted.topics {
+            if self.done.topics.get(name) != Some(topic) {
+                let outcome = self.topic(name, topic).await;
+                if succeeded("topic", name, outcome) {
+                    self.done.topics.insert(name.clone(), topic.clone());
+                } else {
+                    settled = false;
+                }
+            }
+        }
+        self.done
+            .topics
+            .retain(|name, _| wanted.topics.contains_key(name));
+        for (name, spec) in &wanted.subscriptions {
+            self.undeclared.remove(name);
+            if self.done.subscriptions.get(name) != Some(spec) {
+                let outcome = self.subscription(spec).await;
+                if succeeded("subscription", name, outcome) {
+                    self.done.subscriptions.insert(name.clone(), spec.clone());
+                } else {
+                    settled = false;
+                }
+            }
+        }
+        let until = Instant::now() + UNDECLARED_GRACE;
+        let known = std::mem::take(&mut self.done.subscriptions);
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = known
+            .into_iter()
+            .partition(|(name, _)| wanted.subscriptions.contains_key(name));
+        self.done.subscriptions = kept;
+        for (name, spec) in gone {
+            tracing::warn!(
+                subscription = name,
+                "no longer declared; the bus forgets it in 10 minutes"
+            );
+            self.undeclared.insert(name, (spec.bus, until));
+        }
+        settled
+    }
+
+    async fn topic(&self, name: &str, spec: &TopicSpec) -> anyhow::Result<()> {
+        let config = TopicConfig {
+            dedup_window: spec.dedup_window,
+            retention_age: spec.retention.age,
+            retention_bytes: spec.retention.bytes,
+        };
+        Ok(self
+            .buses
+            .get(&spec.bus)
+            .await?
+            .ensure_topic(name, config)
+            .await?)
+    }
+
+    async fn subscription(&self, spec: &SubscriptionSpec) -> anyhow::Result<()> {
+        Ok(self
+            .buses
+            .get(&spec.bus)
+            .await?
+            .ensure_subscription(spec.clone())
+            .await?)
+    }
+
+    fn next_end(&self) -> Option<Instant> {
+        self.undeclared.values().map(|(_, until)| *until).min()
+    }
+
+    async fn forget_undeclared(&mut self, now: Instant) {
+        let over = self.undeclared.extract_if(|_, (_, until)| *until <= now);
+        let over: Vec<_> = over.collect();
+        for (name, (bus, _)) in over {
+            let outcome = match self.buses.get(&bus).await {
+                Ok(bus) => bus
+                    .remove_subscription(&name)
+                    .await
+                    .map_err(anyhow::Error::from),
+                // The bus went with it.
+                Err(_) => Ok(()),
+            };
+            if succeeded("removal of the subscription", &name, outcome) {
+                tracing::info!(subscription = name, "forgotten");
+            } else {
+                self.undeclared.insert(name, (bus, now + RETRY));
+            }
+        }
+    }
+}
+
+fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(), E>) -> bool {
+    match outcome {
+        Ok(()) => true,
+        Err(error) => {
+            let error = error.into();
+            tracing::error!("{what} {name:?}: {error:#}; trying again in 5 s");
+            false
+        }
+    }
+}

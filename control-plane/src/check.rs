@@ -1,0 +1,78 @@
+//! `duet check`: what a control plane would say about these files, without one. Imports [`crate::sources`],
+//! [`crate::compile`] and [`crate::index`].
+
+use std::path::PathBuf;
+
+use duet_api::resource::ParseError;
+
+use crate::compile::validate::validate;
+use crate::index::{Change, Index};
+use crate::sources::files::{self, FileSet};
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Resources that can be used.
+    pub resources: usize,
+    /// What a control plane would refuse, and references that lead nowhere, in the order of files and lines.
+    pub errors: Vec<ParseError>,
+    /// What works, but hardly as meant.
+    pub warnings: Vec<ParseError>,
+}
+
+/// Checks files and folders. Services that only registrations would make known count as missing.
+#[must_use]
+pub fn check(paths: &[PathBuf]) -> Report {
+    let scan = files::scan(paths);
+    let loaded = FileSet::default().update(files::read(&scan), &scan.failed);
+    let mut index = Index::default();
+    for located in loaded.resources.values() {
+        index.apply(Change::Put(std::sync::Arc::clone(located)));
+    }
+    let mut findings = validate(&index);
+    let mut errors = loaded.errors;
+    errors.append(&mut findings.errors);
+    errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    Report {
+        resources: loaded.resources.len(),
+        errors,
+        warnings: findings.warnings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_finds_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.yaml");
+        let yaml = "\
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: duet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{kind: Service, name: nobody}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: b}
+spec: {ports: [{prot: 80}]}
+";
+        std::fs::write(&file, yaml).unwrap();
+        let gone = dir.path().join("gone");
+        let report = check(&[dir.path().to_owned(), gone]);
+        assert_eq!(report.resources, 2);
+        let errors: Vec<String> = report.errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(errors[0].contains("a.yaml:10:") && errors[0].contains("targetRefs[0].name"));
+        assert!(errors[1].contains("a.yaml:15:") && errors[1].contains("unknown field `prot`"));
+        assert!(errors[2].contains("gone:1:1: cannot be read"));
+    }
+}

@@ -1,0 +1,241 @@
+//! The task that brings waiting events to their bus, strictly in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::{Outbox, Spool, size};
+use crate::bus::{EventBus, PublishError, PublishErrorKind, Settle};
+use crate::cloudevent::{EnvelopeError, Event};
+use crate::log::{Log, LogConsumer, LogDelivery, LogError, now_ms};
+
+/// Bytes of one publish to the bus; an event larger than this goes alone.
+const GROUP_BYTES: u64 = 1 << 20;
+/// Between two tries while the bus is away.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// With nothing to forward for this long, the count of what waits is checked.
+const DRIFT_CHECK: Duration = Duration::from_secs(1);
+
+pub(super) struct Forwarder {
+    outbox: Arc<Outbox>,
+    spool: Arc<Spool>,
+    bus: Arc<dyn EventBus>,
+}
+
+/// An event in hand.
+struct Held {
+    delivery: u64,
+    published_ms: u64,
+    route: String,
+    event: Event,
+}
+
+impl Forwarder {
+    pub(super) fn new(outbox: Arc<Outbox>, spool: Arc<Spool>, bus: Arc<dyn EventBus>) -> Self {
+        Self { outbox, spool, bus }
+    }
+
+    /// Runs until it is aborted.
+    pub(super) async fn run(self) {
+        loop {
+            while self.spool.waiting.lock().events == 0 {
+                self.spool.filled.notified().await;
+            }
+            // It ends only when the store failed; the store opens again by itself.
+            if let Err(error) = self.forward_all().await {
+                tracing::error!(bus = self.spool.bus, %error, "the outbox cannot be read; trying again");
+            }
+            sleep(LONGEST_PAUSE).await;
+        }
+    }
+
+    async fn forward_all(&self) -> Result<(), LogError> {
+        let log = self.outbox.log().await?;
+        let spec = self.outbox.prepare(&log, &self.spool).await?;
+        let subscription = spec.name.clone();
+        let mut consumer = log.consume(spec).await?;
+        let mut next = None;
+        loop {
+            let first = match next.take() {
+                Some(held) => held,
+                None => match timeout(DRIFT_CHECK, consumer.deliveries.recv()).await {
+                    Ok(Some(delivery)) => match self.hold(delivery, &consumer) {
+                        Some(held) => held,
+                        None => continue,
+                    },
+                    Ok(None) => return Err(LogError::Closed),
+                    Err(_nothing_came) => {
+                        self.recount(&log, &subscription).await?;
+                        continue;
+                    }
+                },
+            };
+            let mut group = vec![first];
+            next = self.fill(&mut group, &mut consumer);
+            self.forward(group, &consumer).await;
+        }
+    }
+
+    /// Nothing comes, so nothing should wait. A record that was damaged on disk is skipped by the log and would be counted
+    /// for ever.
+    async fn recount(&self, log: &Log, subscription: &str) -> Result<(), LogError> {
+        let kept_before = self.spool.waiting.lock().kept;
+        let backlog = log.backlog(subscription).await?;
+        let waiting = self.spool.waiting.lock();
+        let lost = waiting.events.saturating_sub(backlog.events);
+        if lost == 0 || waiting.appending > 0 || waiting.kept != kept_before {
+            return Ok(());
+        }
+        drop(waiting);
+        tracing::error!(
+            bus = self.spool.bus,
+            lost,
+            "events in the outbox were damaged on disk"
+        );
+        self.outbox.remove(&self.spool, lost, 0);
+        Ok(())
+    }
+
+    /// Adds what is there already, as long as it is for the same topic. The first that is not is returned.
+    fn fill(&self, group: &mut Vec<Held>, consumer: &mut LogConsumer) -> Option<Held> {
+        let mut bytes: u64 = group.iter().map(|held| size(&held.event)).sum();
+        while bytes < GROUP_BYTES {
+            let Ok(delivery) = consumer.deliveries.try_recv() else {
+                return None;
+            };
+            let Some(held) = self.hold(delivery, consumer) else {
+                continue;
+            };
+            bytes += size(&held.event);
+            if group.first().is_some_and(|first| first.route != held.route) || bytes > GROUP_BYTES {
+                return Some(held);
+            }
+            group.push(held);
+        }
+        None
+    }
+
+    fn hold(&self, delivery: LogDelivery, consumer: &LogConsumer) -> Option<Held> {
+        let record = delivery.record;
+        let event = record.event.unwrap_or_default();
+        match event.try_into() {
+            Ok(event) => Some(Held {
+                delivery: delivery.id,
+                published_ms: record.published_ms,
+                route: record.route,
+                event,
+            }),
+            Err(error) => {
+                // Written by a version with other rules: not ours to send, not ours to lose.
+                let error: EnvelopeError = error;
+                self.reject(delivery.id, 0, &error.to_string(), consumer);
+                None
+            }
+        }
+    }
+
+    /// Returns when the bus has them all, or will never take them.
+    async fn forward(&self, group: Vec<Held>, consumer: &LogConsumer) {
+        let Err(error) = self.publish(&group).await else {
+            self.done(&group, consumer);
+            return;
+        };
+        if let [poison] = group.as_slice() {
+            self.reject(
+                poison.delivery,
+                size(&poison.event),
+                &error.to_string(),
+                consumer,
+            );
+            return;
+        }
+        // One of them is poison; the others must not suffer, nor change places.
+        for held in group {
+            let alone = [held];
+            match self.publish(&alone).await {
+                Ok(()) => self.done(&alone, consumer),
+                Err(error) => {
+                    let [held] = alone;
+                    self.reject(
+                        held.delivery,
+                        size(&held.event),
+                        &error.to_string(),
+                        consumer,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Tries until the bus takes them or says that it never will.
+    async fn publish(&self, group: &[Held]) -> Result<(), PublishError> {
+        let Some(first) = group.first() else {
+            return Ok(());
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let age_ms = now_ms().saturating_sub(first.published_ms);
+            let oldest = self
+                .outbox
+                .metrics
+                .oldest_seconds
+                .with_label_values(&[&self.spool.bus]);
+            oldest.set(age_ms as f64 / 1e3);
+            let events = group.iter().map(|held| held.event.clone()).collect();
+            match self.bus.publish(&first.route, events).await {
+                Ok(_published) => return Ok(()),
+                Err(error) if is_poison(&error) => return Err(error),
+                Err(error) => {
+                    tracing::debug!(bus = self.spool.bus, %error, "the outbox waits for the bus");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn done(&self, group: &[Held], consumer: &LogConsumer) {
+        for held in group {
+            consumer.backend.settle(held.delivery, Settle::Ack);
+        }
+        let count = group.len() as u64;
+        self.outbox
+            .metrics
+            .forwarded
+            .with_label_values(&[&self.spool.bus])
+            .inc_by(count);
+        let bytes = group.iter().map(|held| size(&held.event)).sum();
+        self.outbox.remove(&self.spool, count, bytes);
+    }
+
+    /// Moves one event aside, where people can look at it.
+    fn reject(&self, delivery: u64, bytes: u64, reason: &str, consumer: &LogConsumer) {
+        tracing::error!(
+            bus = self.spool.bus,
+            reason,
+            "the bus will never take this event; moved aside"
+        );
+        let dead = Settle::DeadLetter {
+            reason: reason.to_owned(),
+            status: 0,
+        };
+        consumer.backend.settle(delivery, dead);
+        self.outbox
+            .metrics
+            .rejected
+            .with_label_values(&[&self.spool.bus])
+            .inc();
+        self.outbox.remove(&self.spool, 1, bytes);
+    }
+}
+
+/// A bus that is not known may be declared again; an event or topic that is refused stays refused.
+fn is_poison(error: &PublishError) -> bool {
+    use PublishErrorKind::{Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic};
+    match error.kind {
+        Invalid | UnknownTopic => true,
+        UnknownBus | Full | Unavailable | Internal => false,
+    }
+}

@@ -1,0 +1,218 @@
+//! One consumer's stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use duet_api::proto::event_bus_client::EventBusClient;
+use duet_api::proto::{self, ConsumeRequest, ConsumeResponse, consume_request, consume_response};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::{OPEN_TIMEOUT, describe};
+use crate::bus::{ConsumeError, Consumer, ConsumerBackend, Delivery, Settle, SubscriptionSpec};
+
+/// Requests between the task and the connection.
+const OUTGOING: usize = 128;
+/// How long a closing stream may take to deliver its last settles.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+enum Decision {
+    Settle(u64, Settle),
+    Close,
+}
+
+enum Step {
+    Decided(Option<Decision>),
+    Came(Result<Option<ConsumeResponse>, Status>),
+}
+
+/// Bounded by its use: one settle for each delivery, of which `max_in_flight` are open.
+struct Backend(mpsc::UnboundedSender<Decision>);
+
+impl ConsumerBackend for Backend {
+    fn settle(&self, delivery: u64, outcome: Settle) {
+        // The stream has ended: the delivery went back anyway.
+        drop(self.0.send(Decision::Settle(delivery, outcome)));
+    }
+
+    fn close(&self) {
+        drop(self.0.send(Decision::Close));
+    }
+}
+
+/// Opens a stream and returns when the bus has confirmed the subscription.
+pub(super) async fn open(
+    bus: &str,
+    mut client: EventBusClient<Channel>,
+    spec: SubscriptionSpec,
+) -> Result<Consumer, ConsumeError> {
+    let (subscription, credit) = (spec.name.clone(), spec.max_in_flight);
+    let (outgoing, requests) = mpsc::channel(OUTGOING);
+    let unavailable = |reason: String| ConsumeError::Unavailable {
+        bus: bus.to_owned(),
+        reason,
+    };
+    for kind in [
+        consume_request::Kind::Open(spec.into()),
+        consume_request::Kind::Credit(credit),
+    ] {
+        let request = ConsumeRequest { kind: Some(kind) };
+        outgoing
+            .send(request)
+            .await
+            .map_err(|_closed| unavailable("stream closed".to_owned()))?;
+    }
+    let opening = async {
+        let mut responses = client
+            .consume(ReceiverStream::new(requests))
+            .await?
+            .into_inner();
+        let first = responses.message().await?;
+        Ok::<_, Status>((first, responses))
+    };
+    let (first, responses) = match timeout(OPEN_TIMEOUT, opening).await {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(status)) => return Err(refusal(bus, &subscription, &status)),
+        Err(_elapsed) => return Err(unavailable("no answer within 5 s".to_owned())),
+    };
+    if !matches!(
+        first,
+        Some(ConsumeResponse {
+            kind: Some(consume_response::Kind::Opened(_))
+        })
+    ) {
+        return Err(unavailable(
+            "the stream did not start with its confirmation".to_owned(),
+        ));
+    }
+    let (decisions, decided) = mpsc::unbounded_channel();
+    let (sender, deliveries) = mpsc::channel(credit as usize + 1);
+    let stream = Stream {
+        bus: bus.to_owned(),
+        subscription,
+        outgoing,
+        responses,
+        sender,
+    };
+    tokio::spawn(stream.run(decided));
+    Ok(Consumer::new(
+        ReceiverStream::new(deliveries),
+        Arc::new(Backend(decisions)),
+    ))
+}
+
+fn refusal(bus: &str, subscription: &str, status: &Status) -> ConsumeError {
+    let reason = describe(status);
+    let refused = [
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::PermissionDenied,
+    ];
+    if refused.contains(&status.code()) {
+        return ConsumeError::Refused {
+            subscription: subscription.to_owned(),
+            reason,
+        };
+    }
+    ConsumeError::Unavailable {
+        bus: bus.to_owned(),
+        reason,
+    }
+}
+
+/// Owned by its task, which ends when the consumer is dropped or the connection breaks.
+struct Stream {
+    bus: String,
+    subscription: String,
+    outgoing: mpsc::Sender<ConsumeRequest>,
+    responses: Streaming<ConsumeResponse>,
+    sender: mpsc::Sender<Result<Delivery, ConsumeError>>,
+}
+
+impl Stream {
+    async fn run(mut self, mut decided: mpsc::UnboundedReceiver<Decision>) {
+        loop {
+            let decision = async {
+                // Room for a settle and its credit first; nobody else takes it meanwhile.
+                drop(self.outgoing.reserve_many(2).await.ok()?);
+                decided.recv().await
+            };
+            let step = tokio::select! {
+                decision = decision => Step::Decided(decision),
+                response = self.responses.message() => Step::Came(response),
+            };
+            let goes_on = match step {
+                Step::Decided(Some(Decision::Settle(delivery, outcome))) => {
+                    let settle = proto::Settle {
+                        delivery,
+                        outcome: Some(outcome.into()),
+                    };
+                    self.send(consume_request::Kind::Settle(settle))
+                        && self.send(consume_request::Kind::Credit(1))
+                }
+                Step::Decided(Some(Decision::Close) | None) => return self.close().await,
+                Step::Came(response) => {
+                    let delivery = self.delivery(response);
+                    let over = delivery.is_err();
+                    // The channel holds all that credit allows; more than that is the bus's fault.
+                    self.sender.try_send(delivery).is_ok() && !over
+                }
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn send(&self, kind: consume_request::Kind) -> bool {
+        self.outgoing
+            .try_send(ConsumeRequest { kind: Some(kind) })
+            .is_ok()
+    }
+
+    fn delivery(
+        &self,
+        response: Result<Option<ConsumeResponse>, Status>,
+    ) -> Result<Delivery, ConsumeError> {
+        let unavailable = |reason: String| ConsumeError::Unavailable {
+            bus: self.bus.clone(),
+            reason,
+        };
+        let response = match response {
+            Ok(Some(response)) => response,
+            Ok(None) => return Err(unavailable("the bus ended the stream".to_owned())),
+            Err(status) => return Err(refusal(&self.bus, &self.subscription, &status)),
+        };
+        let Some(consume_response::Kind::Delivery(raw)) = response.kind else {
+            return Err(unavailable(
+                "the bus sent something that is no delivery".to_owned(),
+            ));
+        };
+        let event = raw.event.unwrap_or_default().try_into();
+        let event = event.map_err(|error| ConsumeError::Internal {
+            subscription: self.subscription.clone(),
+            reason: format!(
+                "the event at position {} is not valid: {error}",
+                raw.position
+            ),
+        })?;
+        let (id, position, attempt) = (raw.delivery, raw.position, raw.attempt);
+        Ok(Delivery {
+            id,
+            position,
+            attempt,
+            event,
+        })
+    }
+
+    /// Ends the sending half and waits for the bus to end its own, so that the last settles arrive.
+    async fn close(mut self) {
+        drop(self.outgoing);
+        let rest = async { while let Ok(Some(_)) = self.responses.message().await {} };
+        // What did not arrive by then is delivered again.
+        timeout(CLOSE_TIMEOUT, rest).await.unwrap_or_default();
+    }
+}

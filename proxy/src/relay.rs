@@ -1,0 +1,170 @@
+//! Events: what the application publishes goes to the bus, or to the outbox while the bus is away; what it
+//! subscribes to comes from the bus and is posted to it until it acknowledges. And the Dapr-compatible HTTP API in
+//! front of that.
+//!
+//! Runs on the control thread: a slow disk or a stuck bus never holds up a call. Imports stages and lower, never
+//! `outbound` or `inbound`: calls go into the mesh by the [`InvokeFn`] that the composition root gives.
+
+mod api;
+mod app;
+mod buses;
+mod deliver;
+mod invoke;
+mod metrics;
+mod problem;
+mod publish;
+mod subscriptions;
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use duet_api::proto::Workload;
+use duet_events::outbox::{Outbox, OutboxOptions};
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use prometheus::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::config::AppProtocol;
+use crate::connect::Pool;
+use crate::detect::{NotDetected, Protocol, detect};
+use crate::drain::Drain;
+use crate::http::body::Body;
+use crate::http::server::{self, Ending};
+use crate::listen::Acceptor;
+use crate::telemetry::metrics::CallMetrics;
+
+use api::Api;
+use app::App;
+use buses::Buses;
+use metrics::EventMetrics;
+use subscriptions::Subscriptions;
+
+const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Carries one request into the mesh, by its authority.
+pub type InvokeFn =
+    Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+/// Who we are, and bounds.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Namespace of the workload.
+    pub namespace: String,
+    /// Services that it is a replica of.
+    pub services: Vec<String>,
+    /// Folder of the outbox.
+    pub outbox: PathBuf,
+    /// Largest body of one publish. Dapr's limit is the default: 4 MiB.
+    pub max_body_bytes: usize,
+    /// Most that waits in the outbox.
+    pub outbox_bytes: u64,
+}
+
+/// What the relay is connected to.
+pub struct RelayInputs {
+    /// Our configuration: buses and declarative subscriptions.
+    pub workload: watch::Receiver<Option<Arc<Workload>>>,
+    /// The way to the control plane, and so to the embedded bus.
+    pub control_plane: Channel,
+    /// See [`InvokeFn`].
+    pub invoke: InvokeFn,
+    /// Whether the application accepts connections.
+    pub app_ready: watch::Receiver<bool>,
+    /// Connections to the application; `None` for a pure client.
+    pub app: Option<(Arc<Pool>, AppProtocol)>,
+    /// Phase one stops pulling, phase two stops publishing.
+    pub drain: Drain,
+}
+
+impl std::fmt::Debug for RelayInputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RelayInputs").finish_non_exhaustive()
+    }
+}
+
+/// Opens the outbox, starts the subscriptions, and serves the API on `listener`.
+///
+/// # Errors
+/// When the outbox on disk cannot be opened.
+pub async fn start(
+    config: RelayConfig,
+    inputs: RelayInputs,
+    listener: TcpListener,
+    (registry, call_metrics): (&Registry, &CallMetrics),
+) -> anyhow::Result<()> {
+    let options = OutboxOptions {
+        dir: config.outbox.clone(),
+        capacity_bytes: config.outbox_bytes,
+    };
+    let outbox = Outbox::open(options, registry).await.context("outbox")?;
+    let metrics = EventMetrics::register(registry)?;
+    let buses = Buses::new(
+        Arc::clone(&outbox),
+        inputs.control_plane,
+        inputs.workload.clone(),
+    );
+    let drain = inputs.drain.clone();
+    drain
+        .background
+        .spawn(Arc::clone(&buses).follow(drain.force.clone()));
+    if let Some((pool, protocol)) = inputs.app {
+        let app = App { pool, protocol };
+        let subscriptions = Subscriptions {
+            namespace: config.namespace.clone(),
+            services: config.services.clone(),
+            workload: inputs.workload.clone(),
+            app_ready: inputs.app_ready.clone(),
+            buses: Arc::clone(&buses),
+            app,
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+        };
+        // Part of phase one: what is in flight is finished before the phase ends.
+        drain.inbound_tasks.spawn(subscriptions.run());
+    }
+    let api = Arc::new(Api {
+        config,
+        buses,
+        metrics,
+        invoke: inputs.invoke,
+        workload: inputs.workload,
+        app_ready: inputs.app_ready,
+        outbox: Arc::clone(&outbox),
+    });
+    let acceptor = Acceptor::new("api", listener, call_metrics);
+    let ending = Ending {
+        graceful: drain.outbound.clone(),
+        force: drain.force.clone(),
+        tasks: drain.outbound_tasks.clone(),
+    };
+    let accept = acceptor.run(
+        drain.outbound.clone(),
+        drain.outbound_tasks.clone(),
+        move |stream| connection(Arc::clone(&api), stream, ending.clone()),
+    );
+    drain.background.spawn(accept);
+    Ok(())
+}
+
+async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending) {
+    let http2 = match detect(&stream, DETECT_TIMEOUT).await {
+        Ok(Protocol::Http2) => true,
+        Ok(Protocol::Http1) | Err(NotDetected::Silent) => false,
+        Ok(Protocol::Tls | Protocol::Opaque) | Err(NotDetected::Closed) => return,
+    };
+    let service = service_fn(move |request| {
+        let api = Arc::clone(&api);
+        async move { Ok::<_, Infallible>(Box::pin(api.answer(request)).await) }
+    });
+    if let Err(error) = server::serve(stream, http2, service, ending).await {
+        tracing::debug!(%error, "API connection ended");
+    }
+}

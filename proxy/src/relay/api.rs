@@ -1,0 +1,128 @@
+//! The application's API: Dapr's HTTP paths for publishing, invoking and asking how things are.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use duet_api::proto::Workload;
+use duet_events::outbox::Outbox;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::buses::Buses;
+use super::metrics::EventMetrics;
+use super::problem::Problem;
+use super::{InvokeFn, RelayConfig, invoke, publish};
+use crate::http::body::Body;
+
+/// Dapr's other way to name the service to invoke.
+const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
+
+pub(super) struct Api {
+    pub(super) config: RelayConfig,
+    pub(super) buses: Arc<Buses>,
+    pub(super) metrics: EventMetrics,
+    pub(super) invoke: InvokeFn,
+    pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
+    pub(super) app_ready: watch::Receiver<bool>,
+    pub(super) outbox: Arc<Outbox>,
+}
+
+impl Api {
+    /// Answers one request.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let answer = if let Some(rest) = path.strip_prefix("/v1.0/publish/") {
+            self.publish(rest, request).await
+        } else if let Some(rest) = path.strip_prefix("/v1.0/invoke/") {
+            invoke::by_path(&self.invoke, rest, request).await
+        } else {
+            match (path.as_str(), request.method()) {
+                ("/v1.0/healthz", &Method::GET) => Ok(self.health(true)),
+                ("/v1.0/healthz/outbound", &Method::GET) => Ok(self.health(false)),
+                ("/v1.0/metadata", &Method::GET) => Ok(self.metadata()),
+                _ if request.headers().contains_key(DAPR_APP_ID) => {
+                    invoke::by_header(&self.invoke, &DAPR_APP_ID, request).await
+                }
+                _ => Err(Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "ERR_NOT_FOUND",
+                    "no such path; known are /v1.0/publish, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata",
+                )),
+            }
+        };
+        answer.unwrap_or_else(Problem::response)
+    }
+
+    async fn publish(
+        &self,
+        rest: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        if !matches!(*request.method(), Method::POST | Method::PUT) {
+            let text = "publish with POST";
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", text));
+        }
+        let (bus, topic) = rest.split_once('/').unwrap_or((rest, ""));
+        let (bus, topic) = (publish::name(bus)?, publish::name(topic)?);
+        let outcome = publish::publish(self, &bus, &topic, request).await;
+        let label = match &outcome {
+            Ok(published) => published.label(),
+            Err(problem) => publish::label(problem.status),
+        };
+        let known = self.buses.names().contains(&bus);
+        let bus = if known { bus.as_str() } else { "unknown" };
+        self.metrics.published(bus, &topic, label);
+        outcome.map(publish::Done::response)
+    }
+
+    /// 204 when ready (Dapr's code), 500 when not. `with_app`: the application counts too.
+    fn health(&self, with_app: bool) -> Response<Body> {
+        let ready = self.workload.borrow().is_some() && (!with_app || *self.app_ready.borrow());
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = if ready {
+            StatusCode::NO_CONTENT
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        response
+    }
+
+    /// In the shape of Dapr's metadata.
+    fn metadata(&self) -> Response<Body> {
+        let workload = self.workload.borrow().clone();
+        let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
+        let subscriptions: Vec<_> = subscriptions
+            .map(|subscription| {
+                json!({
+                    "pubsubname": subscription.bus,
+                    "topic": subscription.topic,
+                    "rules": [{"path": subscription.path}],
+                    "deadLetterTopic": subscription.dead_letter_topic,
+                    "type": "DECLARATIVE",
+                })
+            })
+            .collect();
+        let components = self.buses.names().into_iter();
+        let components: Vec<_> = components
+            .map(|name| json!({"name": name, "type": "pubsub.duet", "version": "v1"}))
+            .collect();
+        let metadata = json!({
+            "id": self.config.services.first(),
+            "runtimeVersion": concat!("duet-", env!("CARGO_PKG_VERSION")),
+            "components": components,
+            "subscriptions": subscriptions,
+            "extended": {
+                "namespace": self.config.namespace,
+                "outboxEvents": self.outbox.depth().to_string(),
+            },
+        });
+        let mut response = Response::new(Body::Full(Bytes::from(metadata.to_string())));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response
+    }
+}

@@ -1,0 +1,144 @@
+//! The mesh's buses, by name, each with its publisher and the outbox behind it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use duet_api::DEFAULT_BUS;
+use duet_api::proto::{Bus, Workload};
+use duet_events::bus::EventBus;
+use duet_events::outbox::{Outbox, RelayPublisher};
+use duet_events::remote::RemoteBus;
+use http::StatusCode;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::problem::Problem;
+
+/// Makes publishers and consumers of buses.
+#[derive(Debug)]
+pub(super) struct Buses {
+    outbox: Arc<Outbox>,
+    channel: watch::Receiver<Option<Channel>>,
+    workload: watch::Receiver<Option<Arc<Workload>>>,
+    // Guards the map only; never held across an await.
+    open: Mutex<HashMap<String, OpenBus>>,
+}
+
+#[derive(Clone, Debug)]
+struct OpenBus {
+    bus: Arc<RemoteBus>,
+    publisher: Arc<RelayPublisher>,
+}
+
+impl Buses {
+    pub(super) fn new(
+        outbox: Arc<Outbox>,
+        channel: Channel,
+        workload: watch::Receiver<Option<Arc<Workload>>>,
+    ) -> Arc<Self> {
+        // The channel reconnects by itself: there is one from the start, for ever.
+        let channel = watch::channel(Some(channel)).1;
+        Arc::new(Self {
+            outbox,
+            channel,
+            workload,
+            open: Mutex::default(),
+        })
+    }
+
+    /// Opens every bus as soon as it is known, so that what waits in the outbox from before a restart follows even
+    /// if nobody publishes.
+    pub(super) async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        let mut workload = self.workload.clone();
+        let follow = async {
+            loop {
+                for bus in self.names() {
+                    self.open(&bus);
+                }
+                if workload.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Names of all buses. Before the control plane has said anything, the default one is there.
+    pub(super) fn names(&self) -> Vec<String> {
+        match &*self.workload.borrow() {
+            Some(workload) => workload.buses.iter().map(|bus| bus.name.clone()).collect(),
+            None => vec![DEFAULT_BUS.to_owned()],
+        }
+    }
+
+    /// A bus, for consuming.
+    pub(super) fn bus(&self, name: &str) -> Arc<dyn EventBus> {
+        self.open(name).bus
+    }
+
+    /// The publisher for a topic.
+    ///
+    /// # Errors
+    /// When the bus is unknown, or takes declared topics only and this is none.
+    pub(super) fn publisher(&self, bus: &str, topic: &str) -> Result<Arc<RelayPublisher>, Problem> {
+        let workload = self.workload.borrow().clone();
+        let known = workload.as_ref().map(|workload| declared(workload, bus));
+        match known {
+            // Not told yet: anything but the default bus may or may not exist.
+            None if bus != DEFAULT_BUS => {
+                let text = format!("it is not known yet whether there is a bus {bus:?}");
+                let mut problem = Problem::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "ERR_PUBSUB_NOT_READY",
+                    text,
+                );
+                problem.retry_after = Some(1);
+                Err(problem)
+            }
+            Some(None) => {
+                let names = self.names().join(", ");
+                let text = format!("there is no bus {bus:?}; known are: {names}");
+                Err(Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "ERR_PUBSUB_NOT_FOUND",
+                    text,
+                ))
+            }
+            Some(Some(declared)) if refuses(declared, topic) => {
+                let text = format!("bus {bus:?} takes declared topics only, and {topic:?} is none");
+                Err(Problem::new(
+                    StatusCode::NOT_FOUND,
+                    "ERR_TOPIC_NOT_FOUND",
+                    text,
+                ))
+            }
+            None | Some(Some(_)) => Ok(self.open(bus).publisher),
+        }
+    }
+
+    fn open(&self, name: &str) -> OpenBus {
+        let mut open = self.open.lock();
+        let make = || {
+            let bus = Arc::new(RemoteBus::new(name, self.channel.clone()));
+            let shared: Arc<dyn EventBus> = Arc::<RemoteBus>::clone(&bus);
+            OpenBus {
+                bus,
+                publisher: Arc::new(self.outbox.relay(name, shared)),
+            }
+        };
+        open.entry(name.to_owned()).or_insert_with(make).clone()
+    }
+}
+
+fn declared<'w>(workload: &'w Workload, name: &str) -> Option<&'w Bus> {
+    workload.buses.iter().find(|bus| bus.name == name)
+}
+
+fn refuses(bus: &Bus, topic: &str) -> bool {
+    bus.declared_topics_only && !bus.topics.iter().any(|declared| declared == topic)
+}

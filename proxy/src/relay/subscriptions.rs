@@ -1,0 +1,265 @@
+//! Which subscriptions this replica consumes: those of the control plane, and those that the application answers
+//! to `GET /dapr/subscribe`. Starts, stops and replaces their consumers as either changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use duet_api::proto::{self, Workload};
+use duet_events::bus::SubscriptionSpec;
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::app::App;
+use super::buses::Buses;
+use super::deliver::Consumption;
+use super::metrics::EventMetrics;
+use crate::drain::Drain;
+use crate::http::body::Body;
+
+/// Largest answer to `GET /dapr/subscribe`.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait before asking an application again that did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Dapr has no limit by default; the mesh's defaults apply.
+const DEFAULT_ATTEMPTS: u32 = 10;
+
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    pub(super) namespace: String,
+    pub(super) services: Vec<String>,
+    pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
+    pub(super) app_ready: watch::Receiver<bool>,
+    pub(super) buses: Arc<Buses>,
+    pub(super) app: App,
+    pub(super) metrics: EventMetrics,
+    pub(super) drain: Drain,
+}
+
+type Wanted = BTreeMap<String, SubscriptionSpec>;
+
+struct Running {
+    spec: SubscriptionSpec,
+    stop: CancellationToken,
+}
+
+/// One entry of the application's answer, in Dapr's shape.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Programmatic {
+    pubsubname: String,
+    topic: String,
+    route: Option<String>,
+    routes: Option<Routes>,
+    dead_letter_topic: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Routes {
+    default: Option<String>,
+    #[serde(default)]
+    rules: Vec<serde_json::Value>,
+}
+
+impl Subscriptions {
+    /// Runs until phase one of the drain; returns when what was in flight is finished.
+    pub(super) async fn run(mut self) {
+        let consumers = TaskTracker::new();
+        let mut running: BTreeMap<String, Running> = BTreeMap::new();
+        let mut programmatic = Wanted::new();
+        let mut asked = false;
+        let drain = self.drain.inbound.clone();
+        while !drain.is_cancelled() {
+            let ready = *self.app_ready.borrow_and_update();
+            if !ready {
+                // The next version of it may subscribe to something else.
+                asked = false;
+            } else if !asked && let Some(found) = self.ask().await {
+                programmatic = found;
+                asked = true;
+            }
+            let mut wanted = programmatic.clone();
+            wanted.extend(self.declared());
+            self.apply(wanted, &mut running, &consumers);
+            let again = ready && !asked;
+            tokio::select! {
+                () = drain.cancelled() => {}
+                changed = self.workload.changed() => if changed.is_err() { break },
+                changed = self.app_ready.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(ASK_AGAIN), if again => {}
+            }
+        }
+        for running in running.values() {
+            running.stop.cancel();
+        }
+        consumers.close();
+        tokio::select! {
+            () = consumers.wait() => {}
+            () = self.drain.force.cancelled() => {}
+        }
+    }
+
+    fn apply(
+        &self,
+        wanted: Wanted,
+        running: &mut BTreeMap<String, Running>,
+        consumers: &TaskTracker,
+    ) {
+        running.retain(|name, running| {
+            let same = wanted.get(name) == Some(&running.spec);
+            if !same {
+                running.stop.cancel();
+            }
+            same
+        });
+        for (name, spec) in wanted {
+            if running.contains_key(&name) {
+                continue;
+            }
+            tracing::info!(
+                subscription = name,
+                topic = spec.topic,
+                path = spec.path,
+                "subscribed"
+            );
+            let stop = CancellationToken::new();
+            let consumption = Consumption::new(
+                spec.clone(),
+                self.buses.bus(&spec.bus),
+                self.app.clone(),
+                self.app_ready.clone(),
+                &self.metrics,
+            );
+            consumers.spawn(consumption.run(stop.clone()));
+            running.insert(name, Running { spec, stop });
+        }
+    }
+
+    /// What the control plane wants.
+    fn declared(&self) -> Wanted {
+        let workload = self.workload.borrow().clone();
+        let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
+        subscriptions
+            .filter_map(|raw| self.check(raw.clone()))
+            .collect()
+    }
+
+    fn check(&self, raw: proto::Subscription) -> Option<(String, SubscriptionSpec)> {
+        match SubscriptionSpec::try_from(raw) {
+            Ok(spec) => Some((spec.name.clone(), spec)),
+            Err(error) => {
+                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                tracing::error!(%error, "a subscription cannot be used");
+                None
+            }
+        }
+    }
+
+    /// What the application wants; `None` when it did not answer.
+    async fn ask(&self) -> Option<Wanted> {
+        let Some(service) = self.services.first() else {
+            return Some(Wanted::new());
+        };
+        let answer = match tokio::time::timeout(ASK_TIMEOUT, get(&self.app)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(reason)) => {
+                tracing::debug!(reason, "GET /dapr/subscribe");
+                return None;
+            }
+            Err(_elapsed) => return None,
+        };
+        let Some(answer) = answer else {
+            return Some(Wanted::new());
+        };
+        let entries: Vec<Programmatic> = match serde_json::from_slice(&answer) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                tracing::error!(%error, "the application's answer to GET /dapr/subscribe is not valid");
+                return Some(Wanted::new());
+            }
+        };
+        let wanted = entries
+            .into_iter()
+            .filter_map(|entry| self.programmatic(service, entry));
+        Some(wanted.collect())
+    }
+
+    fn programmatic(
+        &self,
+        service: &str,
+        entry: Programmatic,
+    ) -> Option<(String, SubscriptionSpec)> {
+        let topic = entry.topic.clone();
+        let refuse = |reason: &'static str| {
+            self.metrics
+                .refused
+                .with_label_values(&["unsupported"])
+                .inc();
+            tracing::error!(
+                topic,
+                reason,
+                "a subscription of the application cannot be used"
+            );
+            None
+        };
+        if entry
+            .routes
+            .as_ref()
+            .is_some_and(|routes| !routes.rules.is_empty())
+        {
+            return refuse("routes.rules is not supported; use routes.default");
+        }
+        let path = entry
+            .route
+            .or(entry.routes.and_then(|routes| routes.default));
+        let Some(path) = path else {
+            return refuse("it has no route");
+        };
+        let path = if path.starts_with('/') {
+            path
+        } else {
+            format!("/{path}")
+        };
+        let raw_payload = entry
+            .metadata
+            .get("rawPayload")
+            .is_some_and(|value| value == "true");
+        self.check(proto::Subscription {
+            name: format!("{}/{service}.{}", self.namespace, entry.topic),
+            bus: entry.pubsubname,
+            topic: entry.topic,
+            path,
+            max_attempts: DEFAULT_ATTEMPTS,
+            dead_letter_topic: entry.dead_letter_topic.unwrap_or_default(),
+            raw_payload,
+            ..proto::Subscription::default()
+        })
+    }
+}
+
+/// The application's answer; `None` when it does not know the path, and so subscribes to nothing.
+async fn get(app: &App) -> Result<Option<bytes::Bytes>, String> {
+    let mut request = Request::new(Body::Empty);
+    *request.uri_mut() = Uri::from_static("/dapr/subscribe");
+    let (response, lease) = app.send(request).await.map_err(|error| error.to_string())?;
+    match response.status() {
+        StatusCode::OK => {
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await;
+            let body = body.map_err(|error| error.to_string())?.to_bytes();
+            lease.release();
+            Ok(Some(body))
+        }
+        status if status.is_client_error() => Ok(None),
+        status => Err(format!("status {status}")),
+    }
+}
