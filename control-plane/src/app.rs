@@ -20,7 +20,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::admin::{self, Admin};
-use crate::bus::{self, BusService, Buses};
+use crate::bus::{BusService, Buses, Reconciler};
 use crate::ca::Ca;
 use crate::certify::IdentityService;
 use crate::config::Args;
@@ -85,6 +85,8 @@ impl ControlPlane {
         let (parts, source) = Parts::open(args, &registry).await?;
         let end = CancellationToken::new();
         let ready = Arc::new(AtomicBool::new(false));
+        let (buses, store) = (Arc::clone(&parts.buses), Arc::clone(&parts.store));
+        let reconciler = Reconciler::start(buses, store).await;
         parts.serve_grpc(args, grpc)?;
         let (page, tracker) = (
             Admin {
@@ -101,8 +103,7 @@ impl ControlPlane {
         ));
         let (registrations, until) = (Arc::clone(&parts.registry), end.clone());
         tracker.spawn(async move { registrations.run(until).await });
-        let (buses, store) = (Arc::clone(&parts.buses), Arc::clone(&parts.store));
-        tracker.spawn(bus::reconcile(buses, store, parts.stop.clone()));
+        tracker.spawn(reconciler.run(parts.stop.clone()));
         let watching = source
             .watch()
             .context("cannot start the configuration thread")?;

@@ -25,7 +25,7 @@ use crate::listen;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
-pub use reconcile::reconcile;
+pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
 

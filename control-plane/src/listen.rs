@@ -1,8 +1,8 @@
 //! The gRPC port: accepts connections, does the TLS handshake within bounds, and tells the services who the peer is.
 //! Imports [`crate::telemetry`].
 //!
-//! A connection costs nothing before its handshake is done but a slot and a few seconds. One without a certificate can
-//! only be a first contact, which is one short request; it is cut after [`ANONYMOUS_LIFETIME`].
+//! A connection costs nothing before its handshake is done but a slot and a few seconds. It ends with the certificate
+//! of its peer; one without a certificate can only be a first contact, which is one short request, and ends after 30 s.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +15,8 @@ use duet_api::spiffe::SpiffeId;
 use duet_api::tls::{self, TlsMaterial};
 use parking_lot::RwLock;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::server::NoServerSessionStorage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::server::Connected;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::telemetry::{Counted, Metrics};
 
@@ -99,6 +102,9 @@ impl ServerTls {
     fn config(material: &TlsMaterial) -> Result<Arc<ServerConfig>, rustls::Error> {
         let mut config = tls::server_config(material, true)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would not be verified again, and its certificate may have expired since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
 }
@@ -179,22 +185,29 @@ async fn handshake(
         Ok(id) => id,
         Err(error) => return refuse("certificate", &error),
     };
-    let lifetime = if id.is_some() {
-        HANDSHAKE_TIMEOUT
-    } else {
-        ANONYMOUS_LIFETIME
-    };
+    let now = Instant::now();
+    // Without a certificate there is nothing to stay for.
+    let end = now + leaf.map_or(ANONYMOUS_LIFETIME, remaining);
     Some(Connection {
-        deadline: Some(Box::pin(tokio::time::sleep_until(
-            Instant::now() + lifetime,
-        ))),
+        deadline: Box::pin(tokio::time::sleep_until(end.min(now + HANDSHAKE_TIMEOUT))),
         missing: PREFACE_BYTES,
+        end,
         peer: Peer { id, address },
         refused: metrics.refused_connections.with_label_values(&["silent"]),
         _slot: slot,
         _counted: Counted::new(&metrics.connections),
         stream,
     })
+}
+
+/// How long a certificate is still valid.
+fn remaining(leaf: &CertificateDer<'_>) -> Duration {
+    let Ok((_, parsed)) = X509Certificate::from_der(leaf) else {
+        return Duration::ZERO;
+    };
+    let left = parsed.validity().time_to_expiration();
+    left.and_then(|left| Duration::try_from(left).ok())
+        .unwrap_or_default()
 }
 
 /// A short word for what went wrong in a handshake.
@@ -219,10 +232,12 @@ fn tls_reason(error: &io::Error) -> &'static str {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    /// Reading fails after this.
-    deadline: Option<Pin<Box<Sleep>>>,
-    /// Bytes until the deadline of a peer with a certificate no longer counts.
+    /// Reading fails after this: first the time for the preface, then `end`.
+    deadline: Pin<Box<Sleep>>,
+    /// Bytes of the preface that have not come yet.
     missing: usize,
+    /// The end of the peer's certificate: it comes back with its next one.
+    end: Instant,
     refused: prometheus::IntCounter,
     _slot: OwnedSemaphorePermit,
     _counted: Counted,
@@ -242,22 +257,21 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_ready() {
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        if this.missing > 0 && read.is_ready() {
             let fresh = buffer.filled().len().saturating_sub(before);
-            self.missing = self.missing.saturating_sub(fresh);
-            if self.missing == 0 && self.peer.id.is_some() {
-                self.deadline = None;
+            this.missing = this.missing.saturating_sub(fresh);
+            if this.missing == 0 {
+                this.deadline.as_mut().reset(this.end);
             }
         }
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(context).is_ready()
-        {
-            if self.missing > 0 {
-                self.refused.inc();
+        if this.deadline.as_mut().poll(context).is_ready() {
+            if this.missing > 0 {
+                this.refused.inc();
             }
-            let text = "the peer's time is up: a certificate or an HTTP/2 preface was missing";
+            let text = "the time is up for an HTTP/2 preface, or of the peer's certificate";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
         }
         read

@@ -155,7 +155,8 @@ fn child(store: &str, phase: &str, dir: &Path) {
         return;
     }
     let clients: usize = phase.parse().unwrap();
-    let (acks, mut waits) = load(opened, clients);
+    // Kept open to the end: abort comes before any tidy close.
+    let (acks, mut waits, _open) = load(opened, clients);
     waits.sort_unstable();
     let at = |share: usize| waits[(waits.len() - 1) * share / 100].as_secs_f64() * 1e3;
     println!(
@@ -172,7 +173,7 @@ fn child(store: &str, phase: &str, dir: &Path) {
 
 /// Clients that each wait for their acknowledgement before the next record, and one committer that takes all that
 /// queued, writes one batch, flushes once and answers all.
-fn load(mut store: Box<dyn Store>, clients: usize) -> (u64, Vec<Duration>) {
+fn load(mut store: Box<dyn Store>, clients: usize) -> (u64, Vec<Duration>, Box<dyn Store>) {
     let (queue, mut queued) = mpsc::channel::<oneshot::Sender<()>>(clients);
     let committer = std::thread::spawn(move || {
         let mut next = 1;
@@ -214,9 +215,7 @@ fn load(mut store: Box<dyn Store>, clients: usize) -> (u64, Vec<Duration>) {
         all
     });
     let (store, acks) = committer.join().unwrap();
-    // Abort comes before any tidy close.
-    std::mem::forget(store);
-    (acks, waits)
+    (acks, waits, store)
 }
 
 fn memory(field: &str) -> u64 {

@@ -1,14 +1,15 @@
 //! The durable log: topics of checksummed records, subscriptions with their progress, one store on disk.
 //!
-//! One thread owns all of it ([`worker`]) and takes whatever queued as one turn: apply everything, write one batch,
+//! One thread owns all of it (`worker`) and takes whatever queued as one turn: apply everything, write one batch,
 //! flush once, answer everyone, hand out what is ready. Nothing is answered before the flush. After any failure of
 //! the store the thread forgets its memory, opens the store again and goes on from what is on disk.
 //!
-//! - [`store`]: `redb` behind a small interface; [`record`]: what is in it; `README.md` says why `redb`.
-//! - [`engine`]: what the commands do; [`topic`], [`progress`] and [`dedup`] are its parts.
+//! - `store`: `redb` behind a small interface; `record`: what is in it; `README.md` says why `redb`.
+//! - `engine`: what the commands do; `topic`, `progress` and `dedup` are its parts.
 //!
 //! Used by the embedded bus and by the outbox. Imports [`crate::bus`] and [`crate::cloudevent`].
 
+mod command;
 mod dedup;
 mod engine;
 mod handout;
@@ -31,10 +32,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::bus::{ConsumerBackend, Published, Settle, SubscriptionSpec};
 use crate::cloudevent::Event;
 
+use command::{Command, Queue};
 pub use metrics::LogMetrics;
 use record::Record;
 pub(crate) use worker::now_ms;
-use worker::{Command, Queue};
 
 /// Settings of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]

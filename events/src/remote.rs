@@ -1,7 +1,7 @@
 //! The bus on the other side of a gRPC channel (service `duet.v1.EventBus`).
 //!
-//! - [`publish`]: one long-lived stream for all publishers, pipelined, matched by correlation.
-//! - [`consume`]: one stream for each consumer.
+//! - `publish`: one long-lived stream for all publishers, pipelined, matched by correlation.
+//! - `consume`: one stream for each consumer.
 //!
 //! Neither tries again by itself: a publish that fails with `Unavailable` belongs to the outbox, and a consumer that ends
 //! is opened again by its owner. Imports [`crate::bus`].

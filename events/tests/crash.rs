@@ -117,21 +117,16 @@ async fn child_that_publishes_to_the_bus() {
         return;
     };
     let first: u64 = from_parent(FIRST).unwrap().parse().unwrap();
-    let bus = Arc::new(open_bus(Path::new(&dir)).await);
-    let next = Arc::new(AtomicU64::new(first));
-    let publishers = (0..32).map(|_| {
-        let (bus, next) = (Arc::clone(&bus), Arc::clone(&next));
-        tokio::spawn(async move {
-            loop {
-                let id = next.fetch_add(1, Ordering::Relaxed);
-                bus.publish("orders", vec![event(id)]).await.unwrap();
-                say_acked(id);
-            }
-        })
-    });
-    for publisher in publishers.collect::<Vec<_>>() {
-        publisher.await.unwrap();
-    }
+    let bus = open_bus(Path::new(&dir)).await;
+    let next = AtomicU64::new(first);
+    let publisher = || async {
+        loop {
+            let id = next.fetch_add(1, Ordering::Relaxed);
+            bus.publish("orders", vec![event(id)]).await.unwrap();
+            say_acked(id);
+        }
+    };
+    futures::future::join_all((0..32).map(|_| publisher())).await;
 }
 
 #[tokio::test]

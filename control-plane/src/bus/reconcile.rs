@@ -30,40 +30,6 @@ struct Declared {
     subscriptions: BTreeMap<String, SubscriptionSpec>,
 }
 
-/// Follows the resources until `stop`.
-pub async fn reconcile(buses: Arc<Buses>, store: Arc<Store>, stop: CancellationToken) {
-    let mut changes = store.changes();
-    let mut work = Reconciler {
-        buses,
-        done: Declared::default(),
-        undeclared: HashMap::new(),
-    };
-    let mut seen = None;
-    let mut settled = false;
-    loop {
-        let generation = store.read(|view| view.generation);
-        let touched = seen.is_none_or(|seen| store.read(|view| view.events_touched_after(seen)));
-        if touched || !settled {
-            let declared = store.read(|view| declared(view.index));
-            settled = work.bring_to(declared).await;
-            seen = Some(generation);
-        }
-        work.forget_undeclared(Instant::now()).await;
-        let again = if settled {
-            work.next_end()
-        } else {
-            Some(Instant::now() + RETRY)
-        };
-        let sleep =
-            tokio::time::sleep_until(again.unwrap_or_else(|| Instant::now() + UNDECLARED_GRACE));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = changes.changed() => if changed.is_err() { return },
-            () = sleep => {}
-        }
-    }
-}
-
 fn declared(index: &Index) -> Declared {
     let mut declared = Declared::default();
     declared.buses.push(duet_api::DEFAULT_BUS.to_owned());
@@ -90,14 +56,68 @@ fn declared(index: &Index) -> Declared {
     declared
 }
 
-struct Reconciler {
+/// Brings buses to what is declared, and keeps them there.
+#[derive(Debug)]
+pub struct Reconciler {
     buses: Arc<Buses>,
+    store: Arc<Store>,
     done: Declared,
+    /// The change up to which the resources were looked at.
+    seen: u64,
+    /// Everything is as declared.
+    settled: bool,
     /// Subscriptions, by name, that the bus still keeps: where, and until when.
     undeclared: HashMap<String, (String, Instant)>,
 }
 
 impl Reconciler {
+    /// Declares everything that the resources say, before anybody publishes: a subscription misses nothing that is
+    /// published after it was declared.
+    pub async fn start(buses: Arc<Buses>, store: Arc<Store>) -> Self {
+        let mut reconciler = Self {
+            buses,
+            store,
+            done: Declared::default(),
+            seen: 0,
+            settled: false,
+            undeclared: HashMap::new(),
+        };
+        reconciler.look().await;
+        reconciler
+    }
+
+    /// Follows the resources until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut changes = self.store.changes();
+        // A change since the start counts as new.
+        changes.mark_changed();
+        loop {
+            let again = match self.settled {
+                true => self.undeclared.values().map(|(_, until)| *until).min(),
+                false => Some(Instant::now() + RETRY),
+            };
+            let again = again.unwrap_or_else(|| Instant::now() + UNDECLARED_GRACE);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = changes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(again) => {}
+            }
+            self.look().await;
+            self.forget_undeclared(Instant::now()).await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let (touched, generation) = self
+            .store
+            .read(|view| (view.events_touched_after(self.seen), view.generation));
+        if touched || !self.settled {
+            let declared = self.store.read(|view| declared(view.index));
+            self.settled = self.bring_to(declared).await;
+            self.seen = generation;
+        }
+    }
+
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
@@ -165,10 +185,6 @@ impl Reconciler {
             .await?
             .ensure_subscription(spec.clone())
             .await?)
-    }
-
-    fn next_end(&self) -> Option<Instant> {
-        self.undeclared.values().map(|(_, until)| *until).min()
     }
 
     async fn forget_undeclared(&mut self, now: Instant) {

@@ -285,84 +285,31 @@ mod tests {
         }
     }
 
+    /// Why a registration with this change is refused.
+    fn refusal(change: impl FnOnce(&mut proto::Registration)) -> String {
+        let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
+        let mut changed = raw();
+        change(&mut changed);
+        parse(changed, &who).unwrap_err()
+    }
+
+    #[test]
+    fn a_registration_is_read() {
+        let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
+        let replica = parse(raw(), &who).unwrap();
+        assert_eq!((replica.ports[0].port, replica.identity), (8080, who));
+    }
+
     #[test]
     fn bad_registrations_name_the_field() {
-        let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
-        assert_eq!(parse(raw(), &who).unwrap().ports[0].port, 8080);
-        let port = |port| {
-            vec![proto::WorkloadPort {
-                port,
-                ..Default::default()
-            }]
-        };
-        let cases = [
-            (
-                proto::Registration {
-                    instance: String::new(),
-                    ..raw()
-                },
-                "instance",
-            ),
-            (
-                proto::Registration {
-                    instance: "a b".into(),
-                    ..raw()
-                },
-                "instance",
-            ),
-            (
-                proto::Registration {
-                    zone: "z".repeat(300),
-                    ..raw()
-                },
-                "zone",
-            ),
-            (
-                proto::Registration {
-                    address: "0.0.0.0:1".into(),
-                    ..raw()
-                },
-                "address",
-            ),
-            (
-                proto::Registration {
-                    address: "10.0.0.1:0".into(),
-                    ..raw()
-                },
-                "address",
-            ),
-            (
-                proto::Registration {
-                    address: "host:1".into(),
-                    ..raw()
-                },
-                "address",
-            ),
-            (
-                proto::Registration {
-                    ports: port(0),
-                    ..raw()
-                },
-                "port 0",
-            ),
-            (
-                proto::Registration {
-                    ports: port(70_000),
-                    ..raw()
-                },
-                "port 70000",
-            ),
-            (
-                proto::Registration {
-                    services: vec!["s".into(); 65],
-                    ..raw()
-                },
-                "at most 64",
-            ),
-        ];
-        for (bad, expected) in cases {
-            let why = parse(bad, &who).unwrap_err();
-            assert!(why.contains(expected), "{why}");
-        }
+        assert!(refusal(|r| r.instance.clear()).contains("instance"));
+        assert!(refusal(|r| r.instance = "a b".into()).contains("instance"));
+        assert!(refusal(|r| r.zone = "z".repeat(300)).contains("zone"));
+        assert!(refusal(|r| r.address = "0.0.0.0:1".into()).contains("address"));
+        assert!(refusal(|r| r.address = "10.0.0.1:0".into()).contains("address"));
+        assert!(refusal(|r| r.address = "host:1".into()).contains("address"));
+        assert!(refusal(|r| r.ports[0].port = 0).contains("port 0"));
+        assert!(refusal(|r| r.ports[0].port = 70_000).contains("port 70000"));
+        assert!(refusal(|r| r.services = vec!["s".into(); 65]).contains("at most 64"));
     }
 }

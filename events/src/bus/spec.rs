@@ -260,73 +260,21 @@ mod tests {
 
     #[test]
     fn bad_fields_are_named() {
-        let long = "x".repeat(256);
-        let cases: [(&str, proto::Subscription); 9] = [
-            (
-                "name",
-                proto::Subscription {
-                    name: String::new(),
-                    ..raw()
-                },
-            ),
-            (
-                "name",
-                proto::Subscription {
-                    name: "a\nb".into(),
-                    ..raw()
-                },
-            ),
-            (
-                "topic",
-                proto::Subscription {
-                    topic: String::new(),
-                    ..raw()
-                },
-            ),
-            (
-                "topic",
-                proto::Subscription {
-                    topic: long,
-                    ..raw()
-                },
-            ),
-            (
-                "deadLetterTopic",
-                proto::Subscription {
-                    dead_letter_topic: "t".into(),
-                    ..raw()
-                },
-            ),
-            (
-                "delivery.maxInFlight",
-                proto::Subscription {
-                    max_in_flight: 10_001,
-                    ..raw()
-                },
-            ),
-            (
-                "delivery.ackTimeout",
-                proto::Subscription {
-                    ack_timeout: seconds(-1),
-                    ..raw()
-                },
-            ),
-            (
-                "retry.backoff",
-                proto::Subscription {
-                    backoff: seconds(i64::MIN),
-                    ..raw()
-                },
-            ),
-            (
-                "retry.maxBackoff",
-                proto::Subscription {
-                    backoff: seconds(301),
-                    ..raw()
-                },
-            ),
+        type Spoil = fn(&mut proto::Subscription);
+        let cases: [(&str, Spoil); 9] = [
+            ("name", |raw| raw.name.clear()),
+            ("name", |raw| raw.name.push('\n')),
+            ("topic", |raw| raw.topic.clear()),
+            ("topic", |raw| raw.topic = "x".repeat(256)),
+            ("deadLetterTopic", |raw| raw.dead_letter_topic = "t".into()),
+            ("delivery.maxInFlight", |raw| raw.max_in_flight = 10_001),
+            ("delivery.ackTimeout", |raw| raw.ack_timeout = seconds(-1)),
+            ("retry.backoff", |raw| raw.backoff = seconds(i64::MIN)),
+            ("retry.maxBackoff", |raw| raw.backoff = seconds(301)),
         ];
-        for (field, raw) in cases {
+        for (field, spoil) in cases {
+            let mut raw = raw();
+            spoil(&mut raw);
             assert_eq!(SubscriptionSpec::try_from(raw).unwrap_err().field, field);
         }
     }

@@ -87,11 +87,11 @@ impl Store {
         let length = file.metadata().map_err(failed)?.len();
         let backend = redb::backends::FileBackend::new(file)?;
         let mut store = Self::with_backend(backend, cache_bytes)?;
-        if !existed {
-            // The file's name has to survive as well as its contents.
-            fs::File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(failed)?;
+        // Names have to survive as well as contents.
+        let parent = dir.parent().filter(|_parent| made);
+        for folder in parent.into_iter().chain((!existed).then_some(dir)) {
+            let flushed = fs::File::open(folder).and_then(|folder| folder.sync_all());
+            flushed.map_err(failed)?;
         }
         store.compact_if_hollow(length)?;
         Ok(store)

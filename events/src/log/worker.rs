@@ -1,82 +1,24 @@
 //! The log's thread: queue, turns, and what happens when the store fails.
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::command::{Answer, Command, Queue};
 use super::engine::Engine;
 use super::metrics::LogMetrics;
 use super::store::Store;
-use super::{Backlog, LogDelivery, LogError, LogOptions, Prepared, TopicConfig};
-use crate::bus::{Published, Settle, SubscriptionSpec};
+use super::{LogError, LogOptions};
 
 /// Between two rounds of housekeeping, and between two tries to open a failed store.
 const TICK: Duration = Duration::from_secs(1);
 /// Commands of one turn, and bytes of one batch.
 const GROUP_COMMANDS: usize = 4096;
 const GROUP_BYTES: usize = 8 << 20;
-
-type Answer<T> = oneshot::Sender<Result<T, LogError>>;
-
-/// What the thread is asked to do.
-pub(super) enum Command {
-    Append {
-        topic: String,
-        entries: Vec<Prepared>,
-        answer: Answer<Vec<Published>>,
-        room: OwnedSemaphorePermit,
-    },
-    EnsureTopic {
-        name: String,
-        config: TopicConfig,
-        answer: Answer<()>,
-    },
-    Declare {
-        spec: Box<SubscriptionSpec>,
-        answer: Answer<()>,
-    },
-    Remove {
-        name: String,
-        answer: Answer<()>,
-    },
-    Consume {
-        id: u64,
-        spec: Box<SubscriptionSpec>,
-        sender: mpsc::Sender<LogDelivery>,
-        answer: Answer<()>,
-    },
-    Settle {
-        consumer: u64,
-        delivery: u64,
-        outcome: Settle,
-    },
-    CloseConsumer {
-        consumer: u64,
-    },
-    Backlogs {
-        answer: Answer<BTreeMap<String, Backlog>>,
-    },
-    Close {
-        answer: Option<oneshot::Sender<()>>,
-    },
-}
-
-/// The way to the thread. Its length is bounded by its users: publishers by bytes, settles by deliveries in
-/// flight, and all others wait for their answer.
-#[derive(Clone, Debug)]
-pub(super) struct Queue(Sender<Command>);
-
-impl Queue {
-    pub(super) fn send(&self, command: Command) {
-        // A closed log drops the command, and with it the sender of the answer.
-        drop(self.0.send(command));
-    }
-}
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
@@ -125,7 +67,7 @@ pub(super) async fn start_with(
         .spawn(run)
         .map_err(|error| LogError::Store(format!("cannot start the log's thread: {error}")))?;
     opened.await.unwrap_or(Err(LogError::Closed))?;
-    Ok(Queue(sender))
+    Ok(Queue::new(sender))
 }
 
 struct Worker {
@@ -234,11 +176,11 @@ impl Worker {
             let engine = match (&outcome, &mut self.engine) {
                 (Ok(()), Ok(engine)) => engine,
                 (Err(error), _) => {
-                    refuse(command, error);
+                    command.refuse(error);
                     continue;
                 }
                 (Ok(()), Err(error)) => {
-                    refuse(command, error);
+                    command.refuse(error);
                     continue;
                 }
             };
@@ -302,21 +244,14 @@ impl Worker {
 
 /// Everything that queued meanwhile, within bounds.
 fn gather(first: Command, queue: &Receiver<Command>) -> Vec<Command> {
-    let mut bytes = size(&first);
+    let mut bytes = first.size();
     let mut group = vec![first];
     while group.len() < GROUP_COMMANDS && bytes < GROUP_BYTES {
         let Ok(command) = queue.try_recv() else { break };
-        bytes += size(&command);
+        bytes += command.size();
         group.push(command);
     }
     group
-}
-
-fn size(command: &Command) -> usize {
-    let Command::Append { entries, .. } = command else {
-        return 0;
-    };
-    entries.iter().map(|entry| entry.payload.len()).sum()
 }
 
 fn apply(
@@ -409,18 +344,5 @@ fn answer_later<T: Send + 'static>(
             drop(answer.send(Err(error.clone())));
             Err(error)
         }
-    }
-}
-
-fn refuse(command: Command, error: &LogError) {
-    let error = error.clone();
-    match command {
-        Command::Append { answer, .. } => drop(answer.send(Err(error))),
-        Command::EnsureTopic { answer, .. }
-        | Command::Declare { answer, .. }
-        | Command::Remove { answer, .. }
-        | Command::Consume { answer, .. } => drop(answer.send(Err(error))),
-        Command::Backlogs { answer } => drop(answer.send(Err(error))),
-        Command::Settle { .. } | Command::CloseConsumer { .. } | Command::Close { .. } => {}
     }
 }

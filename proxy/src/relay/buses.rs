@@ -20,7 +20,8 @@ use super::problem::Problem;
 #[derive(Debug)]
 pub(super) struct Buses {
     outbox: Arc<Outbox>,
-    channel: watch::Receiver<Option<Channel>>,
+    /// Kept open for as long as the buses live: its end would tell them that the process ends.
+    channel: watch::Sender<Option<Channel>>,
     workload: watch::Receiver<Option<Arc<Workload>>>,
     // Guards the map only; never held across an await.
     open: Mutex<HashMap<String, OpenBus>>,
@@ -39,7 +40,7 @@ impl Buses {
         workload: watch::Receiver<Option<Arc<Workload>>>,
     ) -> Arc<Self> {
         // The channel reconnects by itself: there is one from the start, for ever.
-        let channel = watch::channel(Some(channel)).1;
+        let channel = watch::Sender::new(Some(channel));
         Arc::new(Self {
             outbox,
             channel,
@@ -124,7 +125,7 @@ impl Buses {
     fn open(&self, name: &str) -> OpenBus {
         let mut open = self.open.lock();
         let make = || {
-            let bus = Arc::new(RemoteBus::new(name, self.channel.clone()));
+            let bus = Arc::new(RemoteBus::new(name, self.channel.subscribe()));
             let shared: Arc<dyn EventBus> = Arc::<RemoteBus>::clone(&bus);
             OpenBus {
                 bus,

@@ -38,64 +38,66 @@ fn good_rules_pass() {
     }
 }
 
+/// Rules with what is said of them.
+const BAD_RULES: [(&str, &str); 14] = [
+    (
+        "{matches: [{path: {type: RegularExpression, value: '/a('}}]}",
+        "rules[0].matches[0].path.value: \"/a(\" is not a regular expression: unclosed group",
+    ),
+    ("{matches: [{path: {value: a}}]}", "does not start with '/'"),
+    (
+        "{matches: [{path: {value: /a//b}}]}",
+        "must not contain \"//\"",
+    ),
+    (
+        "{matches: [{method: get}]}",
+        "matches[0].method: \"get\" is not one of GET",
+    ),
+    (
+        "{matches: [{headers: [{name: a, type: RegularExpression, value: '['}]}]}",
+        "headers[0].value",
+    ),
+    (
+        "{filters: [{type: RequestRedirect}]}",
+        "filters[0]: a filter of type RequestRedirect needs the field requestRedirect",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}",
+        "statusCode: 200 is not",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}",
+        "scheme: \"ftp\"",
+    ),
+    (
+        "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}",
+        "rules[0].backendRefs: a rule that redirects",
+    ),
+    (
+        "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]}",
+        "set[0].name: \"a b\" is not a header's name",
+    ),
+    (
+        "{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]}",
+        "urlRewrite.path: type ReplaceFullPath has the field replaceFullPath",
+    ),
+    (
+        "{backendRefs: [{name: a, port: 1, weight: 1000001}]}",
+        "backendRefs[0].weight",
+    ),
+    (
+        "{timeouts: {request: 1s, backendRequest: 2s}}",
+        "timeouts.backendRequest: one try",
+    ),
+    (
+        "{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}",
+        "ReplacePrefixMatch needs a PathPrefix",
+    ),
+];
+
 #[test]
 fn what_does_not_fit_is_named() {
-    let cases = [
-        (
-            "{matches: [{path: {type: RegularExpression, value: '/a('}}]}",
-            "rules[0].matches[0].path.value: \"/a(\" is not a regular expression: unclosed group",
-        ),
-        ("{matches: [{path: {value: a}}]}", "does not start with '/'"),
-        (
-            "{matches: [{path: {value: /a//b}}]}",
-            "must not contain \"//\"",
-        ),
-        (
-            "{matches: [{method: get}]}",
-            "matches[0].method: \"get\" is not one of GET",
-        ),
-        (
-            "{matches: [{headers: [{name: a, type: RegularExpression, value: '['}]}]}",
-            "headers[0].value",
-        ),
-        (
-            "{filters: [{type: RequestRedirect}]}",
-            "filters[0]: a filter of type RequestRedirect needs the field requestRedirect",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}",
-            "statusCode: 200 is not",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}",
-            "scheme: \"ftp\"",
-        ),
-        (
-            "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}",
-            "rules[0].backendRefs: a rule that redirects",
-        ),
-        (
-            "{filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: 'a b', value: x}]}}]}",
-            "set[0].name: \"a b\" is not a header's name",
-        ),
-        (
-            "{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]}",
-            "urlRewrite.path: type ReplaceFullPath has the field replaceFullPath",
-        ),
-        (
-            "{backendRefs: [{name: a, port: 1, weight: 1000001}]}",
-            "backendRefs[0].weight",
-        ),
-        (
-            "{timeouts: {request: 1s, backendRequest: 2s}}",
-            "timeouts.backendRequest: one try",
-        ),
-        (
-            "{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}",
-            "ReplacePrefixMatch needs a PathPrefix",
-        ),
-    ];
-    for (bad, expected) in cases {
+    for (bad, expected) in BAD_RULES {
         let error = rule(bad);
         assert!(
             error.starts_with("a.yaml:4:") && error.contains(expected),

@@ -13,7 +13,7 @@ enum Fate {
     Done,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Take,
     Finish(usize),
@@ -78,7 +78,7 @@ impl World {
             .zip(1..)
             .filter_map(|(fate, position)| match fate {
                 Fate::Waits { spent, until } if *until <= self.now => Some((position, spent + 1)),
-                _ => None,
+                Fate::Never | Fate::Out { .. } | Fate::Waits { .. } | Fate::Done => None,
             });
         let fresh = self
             .model

@@ -1,0 +1,185 @@
+//! The embedded event bus, over gRPC.
+
+use duet_api::proto;
+use duet_api::proto::consume_request::Kind as Ask;
+use duet_api::proto::consume_response::Kind as Tell;
+use duet_api::proto::event_bus_client::EventBusClient;
+use duet_api::proto::publish_error::Code as PublishCode;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::mesh::{Mesh, SOON, Sidecar};
+
+const RESOURCES: &str = "
+{apiVersion: v1, kind: Service, metadata: {name: inventory, namespace: shop}, spec: {ports: [{port: 80}]}}
+---
+{apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {name: fulfil, namespace: shop}, spec: {topic: orders.placed, subscriber: {service: inventory, path: /events}}}
+---
+{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: strict}, spec: {backend: {embedded: {}}, declaredTopicsOnly: true}}
+";
+
+fn event(id: &str) -> proto::Event {
+    proto::Event {
+        id: id.into(),
+        source: "/orders".into(),
+        spec_version: "1.0".into(),
+        r#type: "placed".into(),
+        data: Some(b"{}".as_slice().into()),
+        ..Default::default()
+    }
+}
+
+async fn publish(sidecar: &Sidecar, bus: &str, event: proto::Event) -> proto::PublishResponse {
+    let request = proto::PublishRequest {
+        correlation: 7,
+        bus: bus.into(),
+        topic: "orders.placed".into(),
+        events: vec![event],
+    };
+    let mut client = EventBusClient::new(sidecar.channel.clone());
+    let mut answers = client
+        .publish(tokio_stream::once(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert_eq!(answer.correlation, 7);
+    assert!(answers.message().await.unwrap().is_none());
+    answer
+}
+
+struct Consumer {
+    requests: mpsc::Sender<proto::ConsumeRequest>,
+    answers: Streaming<proto::ConsumeResponse>,
+}
+
+impl Consumer {
+    async fn open(sidecar: &Sidecar, name: &str) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(16);
+        let mut client = EventBusClient::new(sidecar.channel.clone());
+        let answers = client
+            .consume(ReceiverStream::new(stream))
+            .await?
+            .into_inner();
+        let mut consumer = Self { requests, answers };
+        let (bus, topic) = ("default".to_owned(), "orders.placed".to_owned());
+        let subscription = proto::Subscription {
+            name: name.into(),
+            bus,
+            topic,
+            ..Default::default()
+        };
+        consumer.ask(Ask::Open(subscription)).await;
+        match consumer.next().await? {
+            Tell::Opened(_) => Ok(consumer),
+            Tell::Delivery(delivery) => panic!("{delivery:?}"),
+        }
+    }
+
+    async fn ask(&self, ask: Ask) {
+        self.requests
+            .send(proto::ConsumeRequest { kind: Some(ask) })
+            .await
+            .unwrap();
+    }
+
+    async fn next(&mut self) -> Result<Tell, Status> {
+        let message = tokio::time::timeout(SOON, self.answers.message()).await;
+        Ok(message
+            .expect("an answer in time")?
+            .expect("the stream ended")
+            .kind
+            .unwrap())
+    }
+
+    async fn delivery(&mut self) -> proto::Delivery {
+        match self.next().await.unwrap() {
+            Tell::Delivery(delivery) => delivery,
+            Tell::Opened(opened) => panic!("{opened:?}"),
+        }
+    }
+
+    async fn ack(&self, delivery: u64) {
+        let outcome = Some(proto::settle::Outcome::Ack(proto::settle::Done {}));
+        self.ask(Ask::Settle(proto::Settle { delivery, outcome }))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_waits_for_its_declared_subscription_and_survives_a_restart() {
+    let mut mesh = Mesh::start(RESOURCES).await;
+    let orders = mesh.sidecar("shop", "orders").await;
+    assert_eq!(
+        publish(&orders, "default", event("1")).await.events[0].position,
+        1
+    );
+    assert!(publish(&orders, "default", event("1")).await.events[0].duplicate);
+    publish(&orders, "default", event("2")).await;
+    mesh.restart().await;
+
+    let inventory = mesh.sidecar("shop", "inventory").await;
+    let mut consumer = Consumer::open(&inventory, "shop/fulfil").await.unwrap();
+    consumer.ask(Ask::Credit(1)).await;
+    let first = consumer.delivery().await;
+    assert_eq!(first.event.as_ref().unwrap().id, "1");
+    let waiting =
+        tokio::time::timeout(std::time::Duration::from_millis(200), consumer.next()).await;
+    assert!(waiting.is_err(), "no more than the credit");
+    consumer.ack(first.delivery).await;
+    consumer.ask(Ask::Credit(1)).await;
+    let second = consumer.delivery().await;
+    assert_eq!(second.event.as_ref().unwrap().id, "2");
+    // Its stream's end returns what is unsettled, unspent.
+    drop(consumer);
+    let mut consumer = Consumer::open(&inventory, "shop/fulfil").await.unwrap();
+    consumer.ask(Ask::Credit(5)).await;
+    let again = consumer.delivery().await;
+    assert_eq!((again.event.unwrap().id.as_str(), again.attempt), ("2", 1));
+}
+
+#[tokio::test]
+async fn refused_publishes_say_why() {
+    let mesh = Mesh::start(RESOURCES).await;
+    let orders = mesh.sidecar("shop", "orders").await;
+    let bad = proto::Event {
+        spec_version: "9".into(),
+        ..event("1")
+    };
+    let cases = [
+        ("nowhere", event("1"), PublishCode::UnknownBus),
+        ("strict", event("1"), PublishCode::UnknownTopic),
+        ("default", bad, PublishCode::Invalid),
+        ("../../etc", event("1"), PublishCode::UnknownBus),
+    ];
+    for (bus, event, code) in cases {
+        let error = publish(&orders, bus, event).await.error.unwrap();
+        assert_eq!(error.code(), code, "{error:?}");
+        assert!(!error.message.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn only_the_subscribers_sidecar_consumes() {
+    let mesh = Mesh::start(RESOURCES).await;
+    let refused = [
+        ("shop", "orders", "shop/fulfil"),
+        ("ops", "inventory", "shop/fulfil"),
+        ("shop", "inventory", "fulfil"),
+    ];
+    for (namespace, account, subscription) in refused {
+        let sidecar = mesh.sidecar(namespace, account).await;
+        let Err(status) = Consumer::open(&sidecar, subscription).await else {
+            panic!("{account}")
+        };
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    }
+    let own = mesh.sidecar("ops", "inventory").await;
+    let consumer = Consumer::open(&own, "ops/programmatic").await.unwrap();
+    mesh.wait_for_metric("duet_control_plane_consumers", 1.0)
+        .await;
+    drop(consumer);
+    mesh.wait_for_metric("duet_control_plane_consumers", 0.0)
+        .await;
+}
