@@ -5,9 +5,9 @@
 //! # From a name to rules
 //!
 //! 1. [`authority`]: what was dialled, as seen from the caller's namespace → one port of one service.
-//! 2. [`routes`]: the routes attached there → rules in order of precedence, with [`filters`] and [`policy`] filled in;
+//! 2. `routes`: the routes attached there → rules in order of precedence, with `filters` and `policy` filled in;
 //!    without any route one rule that matches everything.
-//! 3. [`endpoints`]: each backend that the rules name → the addresses behind it.
+//! 3. `endpoints`: each backend that the rules name → the addresses behind it.
 
 pub mod access;
 pub mod authority;

@@ -21,7 +21,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where the control plane gives none.
 const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 
-/// Keeps the registration until told to stop. `ready` is whether the application takes traffic.
+/// Bound on taking the registration back.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Keeps the registration until told to stop, and then takes it back. `ready` is whether the application takes traffic.
 pub async fn run(
     registration: Registration,
     channel: Channel,
@@ -34,7 +37,14 @@ pub async fn run(
         svid.wait_for(Option::is_some).await.map(|_first| ()).ok();
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match hold(&registration, channel.clone(), &mut ready, &mut backoff).await {
+            let held = hold(
+                &registration,
+                channel.clone(),
+                &mut ready,
+                (&mut backoff, &stop),
+            );
+            match held.await {
+                Ok(()) if stop.is_cancelled() => return,
                 Ok(()) => tracing::info!("the control plane closed the registration"),
                 Err(status) => {
                     let reason = uplink::message(&status);
@@ -45,9 +55,13 @@ pub async fn run(
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
     };
+    let given_up = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LEAVE_TIMEOUT).await;
+    };
     tokio::select! {
         () = work => {}
-        () = stop.cancelled() => {}
+        () = given_up => {}
     }
 }
 
@@ -55,7 +69,7 @@ async fn hold(
     registration: &Registration,
     channel: Channel,
     ready: &mut watch::Receiver<bool>,
-    backoff: &mut Duration,
+    (backoff, stop): (&mut Duration, &CancellationToken),
 ) -> Result<(), tonic::Status> {
     let (requests, outgoing) = mpsc::channel(4);
     let now = |ready: bool| RegisterRequest {
@@ -79,6 +93,7 @@ async fn hold(
     *backoff = FIRST_BACKOFF;
     loop {
         tokio::select! {
+            () = stop.cancelled() => break,
             answer = next(&mut answers) => match answer? {
                 Some(answer) => lease = length(&answer),
                 None => return Ok(()),
@@ -95,6 +110,10 @@ async fn hold(
             }
         }
     }
+    // The stream's orderly end takes the registration back at once; a broken one would wait for its lease.
+    drop(requests);
+    while next(&mut answers).await?.is_some() {}
+    Ok(())
 }
 
 async fn next(

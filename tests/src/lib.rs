@@ -1,1 +1,47 @@
-//! End-to-end tests.
+//! Fixtures for end-to-end tests: real processes, real sockets, everything on 127.0.0.1, everything ended and
+//! removed at the end of a test.
+//!
+//! - [`mesh`]: a control plane and sidecars, each a process of its own, beside applications in the test itself;
+//! - [`up`]: a whole mesh by `duet up`;
+//! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
+//! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::missing_panics_doc,
+    clippy::missing_errors_doc,
+    reason = "fixtures of tests: a failure here is a failed test"
+)]
+
+pub mod app;
+pub mod http;
+pub mod mesh;
+pub mod metrics;
+pub mod process;
+pub mod tools;
+pub mod up;
+
+use std::time::{Duration, Instant};
+
+/// Asks again until the answer is `Some`, and fails the test with `what` after `limit`.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    limit: Duration,
+    ask: impl Fn() -> F,
+) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Long enough for a slow machine that builds something else.
+pub const SOON: Duration = Duration::from_secs(30);

@@ -1,0 +1,183 @@
+//! Calls through two sidecars.
+
+use std::time::Duration;
+
+use duet_tests::app::App;
+use duet_tests::http::{self, client, client_h2, client_through};
+use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::{SOON, eventually, metrics};
+use reqwest::Method;
+use serde_json::Value;
+
+#[tokio::test]
+async fn a_call_goes_by_host_header_and_by_proxy_and_says_who_called() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let app = App::echo("web").await;
+    let _server = Sidecar::ready(&control_plane, Options::service("web", app.port())).await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let outbound = client_side.ports.outbound;
+
+    let by_host: Value = http::get(outbound, "web", "/a?b=c")
+        .await
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(by_host["path"], "/a?b=c");
+    let by_proxy = client_through(outbound)
+        .get("http://web/x")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(by_proxy.status(), 200);
+    let asked = app.asked();
+    assert_eq!(asked[0].header("host"), "web");
+    let caller = asked[0].header("x-forwarded-client-cert");
+    assert!(
+        caller.ends_with("URI=spiffe://duet.local/ns/default/sa/caller"),
+        "{caller}"
+    );
+    let spoofed = http::request(&client(), Method::GET, outbound, "web", "/").header(
+        "x-forwarded-client-cert",
+        "URI=spiffe://duet.local/ns/default/sa/admin",
+    );
+    spoofed.send().await.unwrap();
+    assert_eq!(app.asked()[2].header("x-forwarded-client-cert"), caller);
+    let count = metrics::sum(
+        client_side.ports.metrics,
+        "duet_requests_total",
+        &[("direction", "outbound")],
+    );
+    assert!(count.await >= 3.0);
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_reaches_an_http1_application_as_http2_only_if_declared() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let app = App::echo("web").await;
+    let options = Options::service("web", app.port()).protocol("http");
+    let _server = Sidecar::ready(&control_plane, options).await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let request = client_h2().get(format!("http://{}/h2", client_side.ports.outbound));
+    let response = request.header("host", "web").send().await.unwrap();
+    assert_eq!(response.status(), 200, "{:?}", response.headers());
+    assert_eq!(app.asked()[0].path, "/h2");
+}
+
+#[tokio::test]
+async fn failures_say_why_in_proxy_status_and_in_the_metrics() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let outbound = client_side.ports.outbound;
+    let response = http::get(outbound, "nobody", "/").await;
+    let status = response.headers()["proxy-status"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        status.starts_with("duet; error=destination_not_found"),
+        "{status}"
+    );
+    assert_eq!(response.status(), 502);
+    let problem = http::request(&client(), Method::GET, outbound, "nobody", "/")
+        .header("accept", "application/problem+json")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        problem.headers()["content-type"],
+        "application/problem+json"
+    );
+    let problem: Value = problem.json().await.unwrap();
+    assert_eq!(problem["error"], "destination_not_found");
+    let labels = [("error", "destination_not_found")];
+    assert!(metrics::sum(client_side.ports.metrics, "duet_requests_total", &labels).await >= 2.0);
+}
+
+#[tokio::test]
+async fn calls_go_on_while_the_control_plane_is_gone_and_new_names_say_that_it_is() {
+    let mut control_plane = ControlPlane::start(&[]).await;
+    let app = App::echo("web").await;
+    let _server = Sidecar::ready(&control_plane, Options::service("web", app.port())).await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let outbound = client_side.ports.outbound;
+    assert_eq!(http::get(outbound, "web", "/").await.status(), 200);
+    control_plane.kill();
+    for _ in 0..20 {
+        assert_eq!(http::get(outbound, "web", "/").await.status(), 200);
+    }
+    let unknown = http::get(outbound, "other", "/").await;
+    assert_eq!(unknown.status(), 503);
+    let status = unknown.headers()["proxy-status"].to_str().unwrap();
+    assert!(status.contains("control plane"), "{status}");
+    control_plane.restart().await;
+    eventually("the new name is known", SOON, || async {
+        let response = http::get(outbound, "other", "/").await;
+        let status = response
+            .headers()
+            .get("proxy-status")?
+            .to_str()
+            .ok()?
+            .to_owned();
+        status.contains("destination_not_found").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_costs_no_call() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let (one, two) = (App::echo("one").await, App::echo("two").await);
+    let mut first = Sidecar::ready(
+        &control_plane,
+        Options::service("web", one.port()).instance("web-1"),
+    )
+    .await;
+    let _second = Sidecar::ready(
+        &control_plane,
+        Options::service("web", two.port()).instance("web-2"),
+    )
+    .await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let outbound = client_side.ports.outbound;
+    eventually("both replicas answer", SOON, || async {
+        assert_eq!(http::get(outbound, "web", "/").await.status(), 200);
+        (!one.asked().is_empty() && !two.asked().is_empty()).then_some(())
+    })
+    .await;
+    first.process.kill();
+    for n in 0..50 {
+        assert_eq!(
+            http::get(outbound, "web", "/").await.status(),
+            200,
+            "call {n}"
+        );
+    }
+    assert_eq!(control_plane.process.log().matches("panicked").count(), 0);
+}
+
+#[tokio::test]
+async fn a_slow_application_is_bounded_by_the_policy() {
+    let policy = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: duet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: web}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  timeouts: {request: 300ms}
+";
+    let control_plane = ControlPlane::start(&[("web.yaml", policy)]).await;
+    let app = App::echo("web").await;
+    let _server = Sidecar::ready(&control_plane, Options::service("web", app.port())).await;
+    let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let started = std::time::Instant::now();
+    let response = http::get(client_side.ports.outbound, "web", "/delay/5000").await;
+    assert_eq!(response.status(), 504);
+    let status = response.headers()["proxy-status"].to_str().unwrap();
+    assert!(status.contains("http_response_timeout"), "{status}");
+    assert!(started.elapsed() < Duration::from_secs(4));
+}
