@@ -69,27 +69,13 @@ mod tests {
         assert_eq!(parse("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5400));
         assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
-        assert_eq!(
-            parse("99999h99999m99999s99999ms").unwrap().as_secs(),
-            366_096_438
-        );
+        assert_eq!(parse("99999h99999m99999s99999ms").unwrap().as_secs(), 366_096_438);
     }
 
     #[test]
     fn other_forms_are_refused() {
-        for bad in [
-            "",
-            "1",
-            "-1s",
-            "1.5s",
-            "s",
-            "1 s",
-            "100000s",
-            "1s1s1s1s1s",
-            "1y",
-            "1sec",
-            "١s",
-        ] {
+        for bad in ["", "1", "-1s", "1.5s", "s", "1 s", "100000s", "1s1s1s1s1s", "1y", "1sec", "١s"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

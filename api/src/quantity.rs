@@ -30,10 +30,7 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
         "Ti" => 1 << 40,
         _ => return Err(error()),
     };
-    number
-        .checked_mul(factor)
-        .filter(|n| *n < 1 << 63)
-        .ok_or_else(error)
+    number.checked_mul(factor).filter(|n| *n < 1 << 63).ok_or_else(error)
 }
 
 /// A count as a YAML number or a string.

@@ -13,8 +13,8 @@ mod parse;
 mod policy;
 
 pub use self::core::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, IgnoredEq, IntOrName, Service, ServicePort,
-    ServiceSpec,
+    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, IgnoredEq, IntOrName, Service,
+    ServicePort, ServiceSpec,
 };
 pub use events::{
     BusBackend, Delivery, EmbeddedBackend, EventBus, EventBusSpec, EventRetry, Retention, Start,

@@ -41,10 +41,7 @@ fn check(part: &'static str, value: &str) -> Result<String, SpiffeError> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
     let dots_only = value.chars().all(|c| c == '.');
     if value.len() > 253 || dots_only || !value.chars().all(allowed) {
-        return Err(SpiffeError::Part {
-            part,
-            value: value.to_owned(),
-        });
+        return Err(SpiffeError::Part { part, value: value.to_owned() });
     }
     Ok(value.to_owned())
 }
@@ -97,11 +94,7 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "spiffe://{}/ns/{}/sa/{}",
-            self.trust_domain, self.namespace, self.account
-        )
+        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.account)
     }
 }
 

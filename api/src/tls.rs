@@ -73,19 +73,11 @@ pub enum IdentityError {
 pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Result<SpiffeId, IdentityError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|_err| IdentityError::Parse)?;
-    let names = parsed
-        .subject_alternative_name()
-        .map_err(|_err| IdentityError::Parse)?;
+    let names = parsed.subject_alternative_name().map_err(|_err| IdentityError::Parse)?;
     let uris: Vec<&str> = names
         .iter()
         .flat_map(|extension| &extension.value.general_names)
-        .filter_map(|name| {
-            if let GeneralName::URI(uri) = name {
-                Some(*uri)
-            } else {
-                None
-            }
-        })
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
         .collect();
     match uris.as_slice() {
         [uri] => Ok(uri.parse()?),
@@ -98,16 +90,11 @@ impl Peer {
         let actual = spiffe_id(certificate)?;
         let (good, expected) = match self {
             Self::Exactly(id) => (actual == *id, id.to_string()),
-            Self::TrustDomain(domain) => (
-                actual.trust_domain() == domain,
-                format!("a workload of {domain}"),
-            ),
+            Self::TrustDomain(domain) => {
+                (actual.trust_domain() == domain, format!("a workload of {domain}"))
+            }
         };
-        if good {
-            Ok(())
-        } else {
-            Err(IdentityError::Mismatch { actual, expected })
-        }
+        if good { Ok(()) } else { Err(IdentityError::Mismatch { actual, expected }) }
     }
 }
 
@@ -148,10 +135,8 @@ pub fn client_config(material: &TlsMaterial, peer: Peer) -> Result<ClientConfig,
 /// # Errors
 /// When TLS 1.3 is not available.
 pub fn first_contact_config(ca_sha256: [u8; 32]) -> Result<ClientConfig, Error> {
-    let verifier = PinnedCaVerifier {
-        ca_sha256,
-        algorithms: provider().signature_verification_algorithms,
-    };
+    let verifier =
+        PinnedCaVerifier { ca_sha256, algorithms: provider().signature_verification_algorithms };
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -167,14 +152,8 @@ pub fn first_contact_config(ca_sha256: [u8; 32]) -> Result<ClientConfig, Error> 
 pub fn server_config(material: &TlsMaterial, anonymous: bool) -> Result<ServerConfig, Error> {
     let roots = root_store(&material.roots)?;
     let builder = WebPkiClientVerifier::builder_with_provider(roots, provider());
-    let builder = if anonymous {
-        builder.allow_unauthenticated()
-    } else {
-        builder
-    };
-    let chain = builder
-        .build()
-        .map_err(|err| Error::General(err.to_string()))?;
+    let builder = if anonymous { builder.allow_unauthenticated() } else { builder };
+    let chain = builder.build().map_err(|err| Error::General(err.to_string()))?;
     let peer = Peer::TrustDomain(material.id.trust_domain().to_owned());
     let verifier = SpiffeClientVerifier { chain, peer };
     ServerConfig::builder_with_provider(provider())
@@ -192,11 +171,7 @@ struct SpiffeServerVerifier {
 
 impl SpiffeServerVerifier {
     fn new(roots: Arc<RootCertStore>, peer: Peer) -> Self {
-        Self {
-            roots,
-            peer,
-            algorithms: provider().signature_verification_algorithms,
-        }
+        Self { roots, peer, algorithms: provider().signature_verification_algorithms }
     }
 }
 
@@ -320,9 +295,7 @@ impl ClientCertVerifier for SpiffeClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
         self.peer.check(end_entity).map_err(refused)?;
         Ok(verified)
     }
@@ -363,6 +336,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// # Errors
 /// When it is not an X.509 certificate.
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), IdentityError> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_err| IdentityError::Parse)?;
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_err| IdentityError::Parse)?;
     Ok((parsed.validity.not_before.timestamp(), parsed.validity.not_after.timestamp()))
 }

@@ -63,9 +63,5 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<ExitCode> {
             output::line(&format!("{report:#}"));
         }
     }
-    Ok(if report.errors.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

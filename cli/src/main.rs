@@ -42,10 +42,8 @@ enum Command {
     #[command(after_help = "Example:\n  duet control-plane --config mesh/ --state /var/lib/duet")]
     ControlPlane(Box<duet_control_plane::Args>),
     /// Run a sidecar proxy.
-    #[command(
-        after_help = "Example:\n  duet proxy --service web --app-port http=8000 \\\n    \
-        --control-plane 10.0.0.1:15012 --token-file web.token --state /var/lib/duet"
-    )]
+    #[command(after_help = "Example:\n  duet proxy --service web --app-port http=8000 \\\n    \
+        --control-plane 10.0.0.1:15012 --token-file web.token --state /var/lib/duet")]
     Proxy(Box<duet_proxy::Args>),
     /// Validate resource files without applying them.
     Check(check::Args),
@@ -65,7 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Up(args) => up::up(args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(&args),
         Command::ControlPlane(args) => duet_control_plane::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Proxy(args) => duet_proxy::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::check(&args),

@@ -1,35 +1,30 @@
 //! The only place that prints: plain lines, prefixed log lines, errors.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is where the command prints"
-)]
-
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 
 /// Colours that are readable on light and dark; red is kept for errors.
 const COLOURS: [u8; 10] = [36, 33, 32, 35, 34, 96, 93, 92, 95, 94];
 
 /// A line for the user.
 pub(crate) fn line(text: &str) {
-    println!("{text}");
+    // A reader that left (`duet up | head`) is no reason to stop.
+    writeln!(std::io::stdout().lock(), "{text}").ok();
 }
 
 /// A line about what is going on.
 pub(crate) fn note(text: &str) {
-    eprintln!("{}", paint(1, &format!("duet: {text}")));
+    writeln!(std::io::stderr().lock(), "{}", paint(1, &format!("duet: {text}"))).ok();
 }
 
 /// What went wrong, with its causes.
 pub(crate) fn error(error: &anyhow::Error) {
-    eprintln!("{}", paint(31, &format!("error: {error:#}")));
+    writeln!(std::io::stderr().lock(), "{}", paint(31, &format!("error: {error:#}"))).ok();
 }
 
 /// A log line of a process: `number` chooses its colour.
 pub(crate) fn log(number: usize, name: &str, width: usize, text: &str) {
     let colour = COLOURS.get(number % COLOURS.len()).copied().unwrap_or(0);
-    println!("{} {text}", paint(colour, &format!("{name:width$} |")));
+    line(&format!("{} {text}", paint(colour, &format!("{name:width$} |"))));
 }
 
 /// The completion script of a shell.

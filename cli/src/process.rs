@@ -4,6 +4,7 @@
 //! forked.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::output;
 
@@ -62,13 +64,7 @@ impl Log {
             None => None,
         };
         let (file, last) = (Mutex::new(file), Mutex::default());
-        Ok(Rc::new(Self {
-            name: name.to_owned(),
-            number,
-            width,
-            file,
-            last,
-        }))
+        Ok(Rc::new(Self { name: name.to_owned(), number, width, file, last }))
     }
 
     fn line(&self, text: &str) {
@@ -86,11 +82,7 @@ impl Log {
 
     /// The last lines, for an error message.
     pub(crate) fn tail(&self) -> String {
-        self.last
-            .lock()
-            .iter()
-            .map(|line| format!("\n  {line}"))
-            .collect()
+        self.last.lock().iter().map(|line| format!("\n  {line}")).collect()
     }
 
     async fn copy(self: Rc<Self>, stream: impl AsyncRead + Unpin) {
@@ -128,7 +120,15 @@ impl Process {
 
     fn spawn(spec: &Spec, output: fn() -> Stdio) -> anyhow::Result<Self> {
         let (program, arguments) = spec.command.split_first().context("an empty command")?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // Our own settings are not theirs: `DUET_TOKEN` of a shell must not reach every sidecar. The log filter may.
+        let ours = |(name, _): &(OsString, OsString)| {
+            name.as_encoded_bytes().starts_with(b"DUET_") && name != "DUET_LOG"
+        };
+        for (name, _) in std::env::vars_os().filter(ours) {
+            command.env_remove(name);
+        }
+        let child = command
             .args(arguments)
             .envs(spec.env.iter().map(|(key, value)| (key, value)))
             .current_dir(&spec.folder)
@@ -155,25 +155,32 @@ impl Process {
 
     /// Sends a signal to it and all that it started.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
+        if let Some(group) = self.group() {
             // Fails only when they are gone, which is what is wanted.
-            kill_process_group(pid, signal).ok();
+            kill_process_group(group, signal).ok();
         }
     }
 
-    /// Ends it: SIGTERM, then SIGKILL after `grace`.
-    pub(crate) async fn end(mut self, grace: Duration) {
+    /// Ends it and all that it started: SIGTERM, then SIGKILL after `grace`, or as soon as `now` says so.
+    pub(crate) async fn end(mut self, grace: Duration, now: CancellationToken) {
         self.signal(Signal::TERM);
-        if tokio::time::timeout(grace, self.child.wait())
-            .await
-            .is_err()
-        {
-            self.signal(Signal::KILL);
+        let gone = async {
             self.child.wait().await.map(|_status| ()).ok();
+            while self.group().is_some_and(|group| test_kill_process_group(group).is_ok()) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = gone => return,
+            () = tokio::time::sleep(grace) => {}
+            () = now.cancelled() => {}
         }
-        // What it started and left behind.
         self.signal(Signal::KILL);
+        self.child.wait().await.map(|_status| ()).ok();
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
 }
 

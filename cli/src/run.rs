@@ -1,5 +1,8 @@
 //! `duet run`: a sidecar beside one process, in a mesh that runs already.
 
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,11 +11,18 @@ use anyhow::{Context as _, bail};
 use duet_control_plane::token::{TokenRequest, create};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::output;
-use crate::process::{GRACE, Process, Spec};
-use crate::up::launch::{app_env, flags, ports, program, write_private};
+use crate::process::{GRACE, Process, Spec, describe};
+use crate::up::commands::{app_env, exec_app, flags, program};
+use crate::up::launch::write_private;
+use crate::up::probe::ports;
 use crate::up::state::{self, AppState, Replica, SidecarPorts, SidecarState};
+use crate::up::supervise::backoff;
+
+/// The sidecar's own bound on its drain, and a little.
+const SIDECAR_GRACE: Duration = Duration::from_secs(35);
 
 /// Put a sidecar beside one process.
 #[derive(Debug, clap::Args)]
@@ -37,7 +47,7 @@ pub(crate) struct Args {
     /// Namespace [default: the mesh's].
     #[arg(long)]
     namespace: Option<String>,
-    /// Unique name of this replica [default: <service>-<process id>].
+    /// Unique name of this replica [default: <service>-run-<number>].
     #[arg(long)]
     name: Option<String>,
     /// The control plane's gRPC address, host:port.
@@ -54,49 +64,54 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
-/// Where to join, and as what.
+/// Where to join, as what, and where to keep the sidecar's state.
 struct Joining {
     control_plane: String,
     namespace: String,
     token_file: PathBuf,
+    slot: Slot,
+}
+
+/// A state folder that no other `duet run` uses, and the replica's name that goes with it. It stays after the end: what
+/// waits in its outbox is sent by the next `duet run` of the service.
+struct Slot {
+    name: String,
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Slot {
+    fn take(base: &Path, service: &str) -> anyhow::Result<Self> {
+        for number in 1..1000 {
+            let name = format!("{service}-run-{number}");
+            let folder = base.join(&name);
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+            let lock = File::create(folder.join("lock"))?;
+            if lock.try_lock().is_ok() {
+                return Ok(Self { name, folder, _lock: lock });
+            }
+        }
+        bail!("{} has no free slot", base.display())
+    }
 }
 
 /// Runs until the process ends.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(LocalSet::new().run_until(beside(args)))
 }
 
-async fn beside(args: Args) -> anyhow::Result<ExitCode> {
-    let scratch = std::env::temp_dir().join(format!("duet-run-{}", std::process::id()));
-    std::fs::create_dir_all(&scratch)?;
-    let outcome = in_folder(&args, &scratch).await;
-    // The outbox is empty, or the sidecar has said otherwise: it drains before it ends.
-    if let Err(error) = std::fs::remove_dir_all(&scratch) {
-        output::note(&format!("{}: {error}", scratch.display()));
-    }
-    outcome
-}
-
-async fn in_folder(args: &Args, scratch: &Path) -> anyhow::Result<ExitCode> {
-    let joining = joining(args, scratch)?;
-    let instance = args
-        .name
-        .clone()
-        .unwrap_or_else(|| format!("{}-{}", args.service, std::process::id()));
-    let (mut sidecar, ports) = start_sidecar(args, &joining, &instance, scratch).await?;
+async fn beside(args: &Args) -> anyhow::Result<ExitCode> {
+    let joining = joining(args)?;
+    let instance = args.name.clone().unwrap_or_else(|| joining.slot.name.clone());
+    let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+    let at = SidecarPorts { outbound: any, inbound: any, api: any, admin: any, metrics: any };
+    let (mut sidecar, ports) = start_sidecar(args, &joining, &instance, at).await?;
     let replica = Replica {
         service: args.service.clone(),
         replica: 1,
         instance,
-        app: AppState {
-            pid: 0,
-            port: args.port.unwrap_or(0),
-            url: String::new(),
-            restarts: 0,
-        },
+        app: AppState { pid: 0, port: args.port.unwrap_or(0), url: String::new(), restarts: 0 },
         sidecar: SidecarState {
             outbound: ports.outbound.to_string(),
             api: ports.api.to_string(),
@@ -108,8 +123,8 @@ async fn in_folder(args: &Args, scratch: &Path) -> anyhow::Result<ExitCode> {
         "sidecar ready: calls through http://{}, API at http://{}, metrics at http://{}/metrics",
         ports.outbound, ports.api, ports.metrics
     ));
-    let code = app(args, &joining, &replica, &mut sidecar).await;
-    sidecar.end(GRACE).await;
+    let code = app(args, &joining, &replica, (&mut sidecar, ports)).await;
+    sidecar.end(SIDECAR_GRACE, CancellationToken::new()).await;
     code
 }
 
@@ -117,17 +132,11 @@ async fn app(
     args: &Args,
     joining: &Joining,
     replica: &Replica,
-    sidecar: &mut Process,
+    (sidecar, at): (&mut Process, SidecarPorts),
 ) -> anyhow::Result<ExitCode> {
-    let mut command = vec![program()?, "exec-app".to_owned(), "--parent".to_owned()];
-    command.extend([std::process::id().to_string(), "--".to_owned()]);
-    command.extend(args.command.iter().cloned());
+    let command = exec_app(args.command.clone())?;
     let env = app_env(&joining.namespace, replica);
-    let spec = Spec {
-        command,
-        env,
-        folder: std::env::current_dir()?,
-    };
+    let spec = Spec { command, env, folder: std::env::current_dir()? };
     let mut app = Process::start_attached(&spec)?;
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -137,16 +146,21 @@ async fn app(
             _ = term.recv() => app.signal(rustix::process::Signal::TERM),
             _ = interrupt.recv() => app.signal(rustix::process::Signal::INT),
             ended = sidecar.wait() => {
-                app.end(GRACE).await;
-                bail!("the sidecar {}", crate::process::describe(ended?));
+                output::note(&format!("the sidecar {}; starting it again", describe(ended?)));
+                tokio::time::sleep(backoff(1)).await;
+                match start_sidecar(args, joining, &replica.instance, at).await {
+                    Ok((again, _ports)) => *sidecar = again,
+                    Err(error) => {
+                        app.end(GRACE, CancellationToken::new()).await;
+                        return Err(error);
+                    }
+                }
             }
         }
     };
     // As shells have it: 128 and the signal's number.
     use std::os::unix::process::ExitStatusExt as _;
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
@@ -154,83 +168,67 @@ async fn start_sidecar(
     args: &Args,
     joining: &Joining,
     instance: &str,
-    scratch: &Path,
+    at: SidecarPorts,
 ) -> anyhow::Result<(Process, SidecarPorts)> {
-    let ports_file = scratch.join("ports.json");
-    let mut command = vec![
-        program()?,
-        "proxy".to_owned(),
-        "--exit-with-parent".to_owned(),
-    ];
-    flags(
-        &mut command,
-        &[
-            ("--service", args.service.clone()),
-            ("--namespace", joining.namespace.clone()),
-            ("--instance", instance.to_owned()),
-            ("--control-plane", joining.control_plane.clone()),
-            ("--token-file", joining.token_file.display().to_string()),
-            ("--state", scratch.join("sidecar").display().to_string()),
-            ("--ports-file", ports_file.display().to_string()),
-            ("--outbound-listen", "127.0.0.1:0".to_owned()),
-            (
-                "--inbound-listen",
-                inbound(&joining.control_plane).to_owned(),
-            ),
-            ("--api-listen", "127.0.0.1:0".to_owned()),
-            ("--admin-listen", "127.0.0.1:0".to_owned()),
-            ("--metrics-listen", "127.0.0.1:0".to_owned()),
-        ],
-    );
-    if let Some(port) = args.port {
-        let protocol = args
-            .protocol
-            .as_ref()
-            .map(|name| format!("/{name}"))
-            .unwrap_or_default();
-        flags(
-            &mut command,
-            &[("--app-port", format!("http={port}{protocol}"))],
-        );
+    let folder = &joining.slot.folder;
+    let ports_file = folder.join("ports.json");
+    if ports_file.exists() {
+        std::fs::remove_file(&ports_file)?;
     }
-    let spec = Spec {
-        command,
-        env: Vec::new(),
-        folder: std::env::current_dir()?,
-    };
+    let mut command = vec![program()?, "proxy".to_owned(), "--exit-with-parent".to_owned()];
+    let inbound = SocketAddr::new(inbound(&joining.control_plane), at.inbound.port());
+    let settings = [
+        ("--service", args.service.clone()),
+        ("--namespace", joining.namespace.clone()),
+        ("--instance", instance.to_owned()),
+        ("--control-plane", joining.control_plane.clone()),
+        ("--token-file", joining.token_file.display().to_string()),
+        ("--state", folder.join("sidecar").display().to_string()),
+        ("--ports-file", ports_file.display().to_string()),
+        ("--outbound-listen", at.outbound.to_string()),
+        ("--inbound-listen", inbound.to_string()),
+        ("--api-listen", at.api.to_string()),
+        ("--admin-listen", at.admin.to_string()),
+        ("--metrics-listen", at.metrics.to_string()),
+    ];
+    flags(&mut command, &settings);
+    if let Some(port) = args.port {
+        let protocol = args.protocol.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+        flags(&mut command, &[("--app-port", format!("http={port}{protocol}"))]);
+    }
+    let spec = Spec { command, env: Vec::new(), folder: std::env::current_dir()? };
     let mut sidecar = Process::start_attached(&spec)?;
     let limit = Duration::from_secs(30);
     tokio::select! {
         ports = ports(&ports_file, limit) => Ok((sidecar, ports.context("the sidecar did not start")?)),
-        ended = sidecar.wait() => bail!("the sidecar {}", crate::process::describe(ended?)),
+        ended = sidecar.wait() => bail!("the sidecar {}", describe(ended?)),
     }
 }
 
 /// A mesh on this machine stays on this machine.
-fn inbound(control_plane: &str) -> &'static str {
+fn inbound(control_plane: &str) -> IpAddr {
     let host = control_plane.rsplit_once(':').map_or("", |(host, _)| host);
     let local = host == "localhost" || host.starts_with("127.") || host == "[::1]";
-    if local { "127.0.0.1:0" } else { "0.0.0.0:0" }
+    if local { [127, 0, 0, 1].into() } else { [0, 0, 0, 0].into() }
 }
 
-fn joining(args: &Args, scratch: &Path) -> anyhow::Result<Joining> {
+fn joining(args: &Args) -> anyhow::Result<Joining> {
     if let (Some(control_plane), Some(token_file)) = (&args.control_plane, &args.token_file) {
         let namespace = args.namespace.clone();
         return Ok(Joining {
             control_plane: control_plane.clone(),
             namespace: namespace.unwrap_or_else(|| duet_api::DEFAULT_NAMESPACE.to_owned()),
             token_file: token_file.clone(),
+            slot: Slot::take(&std::env::current_dir()?.join(".duet/run"), &args.service)?,
         });
     }
-    let mesh = match &args.mesh {
+    let folder = match &args.mesh {
         Some(folder) => folder.clone(),
         None => find_mesh()?,
     };
-    let mesh = state::read(&mesh)?;
-    let namespace = args
-        .namespace
-        .clone()
-        .unwrap_or_else(|| mesh.namespace.clone());
+    let mesh = state::read(&folder)?;
+    let slot = Slot::take(&folder.canonicalize()?.join("run"), &args.service)?;
+    let namespace = args.namespace.clone().unwrap_or_else(|| mesh.namespace.clone());
     let token_file = match &args.token_file {
         Some(file) => file.clone(),
         None => {
@@ -241,26 +239,19 @@ fn joining(args: &Args, scratch: &Path) -> anyhow::Result<Joining> {
                 single_use: false,
                 trust_domain: mesh.trust_domain.clone(),
             };
-            let file = scratch.join("token");
+            let file = slot.folder.join("token");
             write_private(&file, &create(&mesh.control_plane.state, &request)?)?;
             file
         }
     };
-    Ok(Joining {
-        control_plane: mesh.control_plane.grpc,
-        namespace,
-        token_file,
-    })
+    Ok(Joining { control_plane: mesh.control_plane.grpc, namespace, token_file, slot })
 }
 
 fn find_mesh() -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir()?;
     let found = here.ancestors().map(|folder| folder.join(".duet"));
-    found
-        .into_iter()
-        .find(|folder| folder.join("state.json").exists())
-        .context(
-            "no running mesh was found from here upward; name it with --mesh STATE_FOLDER, or give \
+    found.into_iter().find(|folder| folder.join("state.json").exists()).context(
+        "no running mesh was found from here upward; name it with --mesh STATE_FOLDER, or give \
          --control-plane and --token-file",
-        )
+    )
 }

@@ -73,13 +73,8 @@ pub(crate) fn token(args: Args) -> anyhow::Result<()> {
             single_use,
             trust_domain,
         } => {
-            let request = TokenRequest {
-                namespace,
-                service_account,
-                lifetime,
-                single_use,
-                trust_domain,
-            };
+            let request =
+                TokenRequest { namespace, service_account, lifetime, single_use, trust_domain };
             output::line(&create(&state, &request)?);
         }
         Action::List { state } => {
@@ -90,18 +85,10 @@ pub(crate) fn token(args: Args) -> anyhow::Result<()> {
                     (token.revoked, "revoked"),
                     (token.expired, "expired"),
                 ];
-                let flags: Vec<&str> = flags
-                    .iter()
-                    .filter(|(set, _)| *set)
-                    .map(|(_, name)| *name)
-                    .collect();
+                let flags: Vec<&str> =
+                    flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
                 let claims = &token.claims;
-                output::line(&format!(
-                    "{}  {}  {}",
-                    claims.jti,
-                    claims.sub,
-                    flags.join(",")
-                ));
+                output::line(&format!("{}  {}  {}", claims.jti, claims.sub, flags.join(",")));
             }
         }
         Action::Revoke { state, id } => revoke(&state, &id)?,

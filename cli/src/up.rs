@@ -3,19 +3,20 @@
 //! Everything runs as a child process: the control plane, a sidecar for each replica, the replicas. What crashes is
 //! started again on the same ports; Ctrl-C ends all of it in order: applications, sidecars, control plane.
 
+pub(crate) mod commands;
 pub(crate) mod config;
 pub(crate) mod launch;
+pub(crate) mod probe;
 pub(crate) mod state;
-mod supervise;
+pub(crate) mod supervise;
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use duet_api::resource::{ParseError, parse};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -55,15 +56,13 @@ pub(crate) struct Stop {
     pub(crate) sidecars: CancellationToken,
     pub(crate) control_plane: CancellationToken,
     /// A second Ctrl-C: at once.
-    pub(crate) now: Rc<Cell<bool>>,
+    pub(crate) now: CancellationToken,
 }
 
 /// Runs until Ctrl-C.
 pub(crate) fn up(args: Args) -> anyhow::Result<ExitCode> {
     // One thread: children are bound to the thread that started them (see `process`).
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(LocalSet::new().run_until(run(args)))
 }
 
@@ -73,63 +72,72 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
         false => args.folder.clone(),
     };
     let mesh = Mesh::load(&file)?;
-    let folder = file
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new(".")).canonicalize()?;
     let state = args.state.clone().unwrap_or_else(|| folder.join(".duet"));
     let state = Folder::open(&state, initial(&mesh, &folder))?;
     check_resources(&mesh, &folder)?;
 
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let stop = Stop::default();
     let launcher = Launcher::new(mesh, folder, state, stop.clone())?;
-    let start = start(&launcher, &args);
-    let outcome = tokio::select! {
-        outcome = start => outcome,
-        _ = term.recv() => Ok(false),
-        _ = interrupt.recv() => Ok(false),
+    let started = tokio::select! {
+        started = start(&launcher, &args) => started.map(|()| true),
+        () = signals.any() => Ok(false),
     };
-    let outcome = match outcome {
-        Ok(true) => {
-            launcher.report();
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            Ok(())
-        }
-        Ok(false) => Ok(()),
-        Err(error) => Err(error),
-    };
+    if let Ok(true) = started {
+        launcher.report();
+        signals.any().await;
+    }
     output::note("stopping (Ctrl-C again to stop at once)");
     tokio::select! {
         () = launcher.leave() => {}
-        () = async { tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} } } => {
-            stop.now.set(true);
+        () = signals.any() => {
+            stop.now.cancel();
             launcher.leave().await;
         }
     }
-    outcome.map(|()| ExitCode::SUCCESS)
+    started.map(|_ready| ExitCode::SUCCESS)
 }
 
-/// `true` when everything is ready.
-async fn start(launcher: &Launcher, args: &Args) -> anyhow::Result<bool> {
+/// The ways in which people and systems say "stop".
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// Returns when everything is ready.
+async fn start(launcher: &Launcher, args: &Args) -> anyhow::Result<()> {
     if !args.no_build {
         launcher.build().await?;
     }
     let limit = args.ready_timeout;
     launcher.control_plane(limit).await?;
     launcher.sidecars(limit).await?;
-    launcher.apps(limit).await?;
-    Ok(true)
+    launcher.apps(limit).await
 }
 
 fn initial(mesh: &Mesh, folder: &Path) -> State {
-    let name = folder
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned());
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
     State {
         version: 1,
         name: mesh.name.clone().or(name).unwrap_or_default(),
@@ -142,39 +150,35 @@ fn initial(mesh: &Mesh, folder: &Path) -> State {
     }
 }
 
-/// A mesh is not started with resources that are wrong: the control plane would have no good state to keep.
+/// A mesh is not started with files that cannot be read: the control plane would have no good state to keep. What
+/// else is wrong (a reference to a service that nobody declared, …) is told, as the control plane goes on without it.
 fn check_resources(mesh: &Mesh, folder: &Path) -> anyhow::Result<()> {
-    let paths: Vec<PathBuf> = mesh
-        .resources
-        .iter()
-        .map(|path| folder.join(path))
-        .collect();
+    let paths: Vec<PathBuf> = mesh.resources.iter().map(|path| folder.join(path)).collect();
     for path in &paths {
         if !path.exists() {
             bail!("resources: {} does not exist", path.display());
         }
     }
     let report = duet_control_plane::check::check(&paths);
-    for warning in &report.warnings {
-        output::note(&format!("warning: {warning}"));
+    let unreadable = |error: &&ParseError| {
+        let text = std::fs::read_to_string(&*error.file);
+        text.map_or(true, |text| !parse(&error.file, &text).errors.is_empty())
+    };
+    let fatal: String =
+        report.errors.iter().filter(unreadable).map(|error| format!("\n  {error}")).collect();
+    if !fatal.is_empty() {
+        bail!("the resources have errors:{fatal}");
     }
-    if report.errors.is_empty() {
-        return Ok(());
+    for finding in report.errors.iter().chain(&report.warnings) {
+        output::note(&format!("warning: {finding}"));
     }
-    let errors: String = report
-        .errors
-        .iter()
-        .map(|error| format!("\n  {error}"))
-        .collect();
-    bail!("the resources have errors:{errors}")
+    Ok(())
 }
 
 /// A port of 127.0.0.1 that is free now and was not given out before.
 pub(crate) fn free_port(given: &mut Vec<u16>) -> anyhow::Result<u16> {
     for _ in 0..100 {
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         if !given.contains(&port) {
             given.push(port);
             return Ok(port);

@@ -49,11 +49,9 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     match encoder.encode(&admin.registry.gather(), &mut text) {
-        Ok(()) => (
-            [(header::CONTENT_TYPE, encoder.format_type().to_owned())],
-            text,
-        )
-            .into_response(),
+        Ok(()) => {
+            ([(header::CONTENT_TYPE, encoder.format_type().to_owned())], text).into_response()
+        }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
@@ -85,10 +83,7 @@ pub async fn serve(
             let stop = stop.clone();
             tracker.spawn(async move {
                 let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
-                server
-                    .http1()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT);
+                server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
                 let connection = server.serve_connection(TokioIo::new(stream), service);
                 tokio::pin!(connection);
                 let end = async {

@@ -88,45 +88,18 @@ impl ControlPlane {
         let (buses, store) = (Arc::clone(&parts.buses), Arc::clone(&parts.store));
         let reconciler = Reconciler::start(buses, store).await;
         parts.serve_grpc(args, grpc)?;
-        let (page, tracker) = (
-            Admin {
-                registry,
-                ready: Arc::clone(&ready),
-            },
-            &parts.tracker,
-        );
-        tracker.spawn(admin::serve(
-            admin_listener,
-            page,
-            tracker.clone(),
-            end.clone(),
-        ));
+        let (page, tracker) = (Admin { registry, ready: Arc::clone(&ready) }, &parts.tracker);
+        tracker.spawn(admin::serve(admin_listener, page, tracker.clone(), end.clone()));
         let (registrations, until) = (Arc::clone(&parts.registry), end.clone());
         tracker.spawn(async move { registrations.run(until).await });
         tracker.spawn(reconciler.run(parts.stop.clone()));
-        let watching = source
-            .watch()
-            .context("cannot start the configuration thread")?;
+        let watching = source.watch().context("cannot start the configuration thread")?;
         ready.store(true, Ordering::Release);
         let (grpc, admin) = addresses;
         let (trust_domain, ca) = (&args.trust_domain, parts.ca.fingerprint());
         tracing::info!(%grpc, %admin, trust_domain, ca, "control plane ready");
-        let Parts {
-            tracker,
-            stop,
-            buses,
-            ..
-        } = parts;
-        Ok(Self {
-            grpc,
-            admin,
-            ready,
-            tracker,
-            stop,
-            end,
-            buses,
-            watching,
-        })
+        let Parts { tracker, stop, buses, .. } = parts;
+        Ok(Self { grpc, admin, ready, tracker, stop, end, buses, watching })
     }
 
     /// Ends everything in order: no new work, streams told, registrations and events on disk, then the rest.
@@ -135,18 +108,12 @@ impl ControlPlane {
         self.ready.store(false, Ordering::Release);
         self.stop.cancel();
         // Joins its thread.
-        if tokio::task::spawn_blocking(move || drop(self.watching))
-            .await
-            .is_err()
-        {
+        if tokio::task::spawn_blocking(move || drop(self.watching)).await.is_err() {
             tracing::error!("the configuration thread could not be joined");
         }
         self.end.cancel();
         self.tracker.close();
-        if tokio::time::timeout(DRAIN_TIMEOUT, self.tracker.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.tracker.wait()).await.is_err() {
             tracing::warn!("connections were still open after 5 s");
         }
         self.buses.close().await;
@@ -193,20 +160,14 @@ impl Parts {
                 () = stop.cancelled() => {}
             }
         });
-        let connections = listen::accept(
-            listener,
-            tls,
-            &self.metrics,
-            &self.tracker,
-            self.stop.clone(),
-        );
+        let connections =
+            listen::accept(listener, tls, &self.metrics, &self.tracker, self.stop.clone());
         let router = self.router(&args.state);
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
             let incoming = ReceiverStream::new(connections);
-            let served = router
-                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-                .await;
+            let served =
+                router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await;
             if let Err(error) = served {
                 tracing::error!("the gRPC server ended: {:#}", anyhow::Error::from(error));
             }
@@ -257,21 +218,17 @@ impl Parts {
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Renews the control plane's own certificate at half its life; after a failure every minute.
 async fn renew(ca: &Ca, tls: &ServerTls, mut lifetime: Duration) {
     loop {
         tokio::time::sleep((lifetime / 2).max(Duration::from_secs(60))).await;
-        let renewed = ca
-            .control_plane_material()
-            .and_then(|(material, lifetime)| {
-                tls.replace(&material)?;
-                Ok(lifetime)
-            });
+        let renewed = ca.control_plane_material().and_then(|(material, lifetime)| {
+            tls.replace(&material)?;
+            Ok(lifetime)
+        });
         match renewed {
             Ok(next) => {
                 tracing::info!("the control plane's certificate was renewed");

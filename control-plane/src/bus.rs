@@ -64,12 +64,7 @@ impl Buses {
         registry: prometheus::Registry,
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
-        let buses = Self {
-            dir,
-            registry,
-            store,
-            open: Mutex::default(),
-        };
+        let buses = Self { dir, registry, store, open: Mutex::default() };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)
     }
@@ -86,10 +81,7 @@ impl Buses {
         }
         let dir = self.dir.join(name);
         let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry).await;
-        let bus = bus.map_err(|source| BusError::Open {
-            name: name.to_owned(),
-            source,
-        })?;
+        let bus = bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?;
         let bus = Arc::new(bus);
         open.insert(name.to_owned(), Arc::clone(&bus));
         tracing::info!(bus = name, folder = %dir.display(), "bus opened");
@@ -157,8 +149,7 @@ impl EventBus for BusService {
             metrics: self.metrics.clone(),
             deliveries,
         };
-        self.tracker
-            .spawn(session.run(request.into_inner(), self.stop.clone()));
+        self.tracker.spawn(session.run(request.into_inner(), self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -94,13 +94,7 @@ impl Ca {
         );
         let (trust_domain, not_after) = facts(&certificate, &key)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).context("ca.pem is not usable")?;
-        Ok(Self {
-            certificate,
-            issuer,
-            token_key,
-            trust_domain,
-            not_after,
-        })
+        Ok(Self { certificate, issuer, token_key, trust_domain, not_after })
     }
 
     /// The CA certificate, DER; the whole trust bundle.
@@ -128,16 +122,12 @@ impl Ca {
     /// When the request cannot be read or is not signed by its own key.
     pub fn sign_request(&self, csr: &[u8], id: &SpiffeId) -> Result<Svid, CsrError> {
         if csr.len() > MAX_CSR_BYTES {
-            return Err(CsrError(format!(
-                "has {} bytes, more than {MAX_CSR_BYTES}",
-                csr.len()
-            )));
+            return Err(CsrError(format!("has {} bytes, more than {MAX_CSR_BYTES}", csr.len())));
         }
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
                 .map_err(|error| CsrError(error.to_string()))?;
-        self.sign(&request.public_key, id)
-            .map_err(|error| CsrError(error.to_string()))
+        self.sign(&request.public_key, id).map_err(|error| CsrError(error.to_string()))
     }
 
     fn sign(&self, key: &impl PublicKeyData, id: &SpiffeId) -> anyhow::Result<Svid> {
@@ -151,18 +141,13 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = asn1(now - CLOCK_SKEW)?.to_datetime();
         params.not_after = asn1(not_after)?.to_datetime();
         let certificate = params.signed_by(key, &self.issuer)?;
-        Ok(Svid {
-            certificate: certificate.der().clone(),
-            lifetime,
-        })
+        Ok(Svid { certificate: certificate.der().clone(), lifetime })
     }
 
     /// A fresh key with an SVID for the control plane itself. The chain carries the CA certificate too: a sidecar's
@@ -192,9 +177,7 @@ impl Ca {
 
 impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ca")
-            .field("trust_domain", &self.trust_domain)
-            .finish_non_exhaustive()
+        f.debug_struct("Ca").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
     }
 }
 
@@ -208,10 +191,7 @@ fn serial() -> SerialNumber {
 }
 
 fn asn1(time: SystemTime) -> anyhow::Result<ASN1Time> {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .context("the clock is before 1970")?
-        .as_secs();
+    let seconds = time.duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     Ok(ASN1Time::from_timestamp(i64::try_from(seconds)?)?)
 }
 
@@ -224,30 +204,20 @@ fn facts(certificate: &CertificateDer<'_>, key: &KeyPair) -> anyhow::Result<(Str
         parsed.public_key().subject_public_key.data.as_ref() == key.public_key_raw(),
         "ca-key.pem is not the key of ca.pem"
     );
-    let names = parsed
-        .subject_alternative_name()?
-        .map(|names| &names.value.general_names);
+    let names = parsed.subject_alternative_name()?.map(|names| &names.value.general_names);
     let trust_domain = names.into_iter().flatten().find_map(|name| {
         let GeneralName::URI(uri) = name else {
             return None;
         };
         uri.strip_prefix("spiffe://")
     });
-    let Some(trust_domain) = trust_domain else {
-        bail!("ca.pem names no SPIFFE trust domain")
-    };
+    let Some(trust_domain) = trust_domain else { bail!("ca.pem names no SPIFFE trust domain") };
     let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
-    Ok((
-        trust_domain.to_owned(),
-        UNIX_EPOCH + Duration::from_secs(seconds),
-    ))
+    Ok((trust_domain.to_owned(), UNIX_EPOCH + Duration::from_secs(seconds)))
 }
 
 fn create(state: &Path, dir: &Path, trust_domain: &str) -> anyhow::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
     let fresh = state.join(format!("ca.new-{}", uuid::Uuid::new_v4()));
     let outcome = write_new(&fresh, trust_domain).and_then(|()| {
         match fs::rename(&fresh, dir) {
@@ -268,10 +238,7 @@ fn write_new(dir: &Path, trust_domain: &str) -> anyhow::Result<()> {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("Duet mesh CA of {trust_domain}"),
-    );
+    params.distinguished_name.push(DnType::CommonName, format!("Duet mesh CA of {trust_domain}"));
     params.serial_number = Some(serial());
     params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -283,20 +250,12 @@ fn write_new(dir: &Path, trust_domain: &str) -> anyhow::Result<()> {
     let certificate = params.self_signed(&key)?;
     write_file(&dir.join("ca.pem"), &certificate.pem(), 0o644)?;
     write_file(&dir.join("ca-key.pem"), &key.serialize_pem(), 0o600)?;
-    write_file(
-        &dir.join("token-key.pem"),
-        &token_key.serialize_pem(),
-        0o600,
-    )?;
+    write_file(&dir.join("token-key.pem"), &token_key.serialize_pem(), 0o600)?;
     Ok(sync_dir(dir)?)
 }
 
 fn write_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -312,10 +271,7 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
 
 /// Reads a private key, and warns when others can read it too.
 fn read_key(path: &PathBuf) -> anyhow::Result<String> {
-    let mode = fs::metadata(path)
-        .with_context(|| path.display().to_string())?
-        .permissions()
-        .mode();
+    let mode = fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode();
     if mode & 0o077 != 0 {
         let mode = format!("{:o}", mode & 0o777);
         tracing::warn!(file = %path.display(), mode, "a private key can be read by others; chmod 600");
@@ -342,11 +298,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         Ca::open_or_create(state.path(), "duet.local").unwrap();
         let mode = |name: &str| {
-            fs::metadata(state.path().join(name))
-                .unwrap()
-                .permissions()
-                .mode()
-                & 0o777
+            fs::metadata(state.path().join(name)).unwrap().permissions().mode() & 0o777
         };
         assert_eq!(mode("ca"), 0o700);
         assert_eq!(mode("ca/ca-key.pem"), 0o600);
@@ -360,26 +312,16 @@ mod tests {
         let second = Ca::open_or_create(state.path(), "duet.local").unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
         let error = Ca::open_or_create(state.path(), "other.test").unwrap_err();
-        assert!(
-            error.to_string().contains("of the trust domain duet.local"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("of the trust domain duet.local"), "{error}");
     }
 
     #[test]
     fn processes_that_race_end_with_one_ca() {
         let state = tempfile::tempdir().unwrap();
         let prints: Vec<String> = std::thread::scope(|scope| {
-            let open = || {
-                Ca::open_or_create(state.path(), "duet.local")
-                    .unwrap()
-                    .fingerprint()
-            };
+            let open = || Ca::open_or_create(state.path(), "duet.local").unwrap().fingerprint();
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(prints.windows(2).all(|pair| pair[0] == pair[1]));
         let left: Vec<_> = fs::read_dir(state.path()).unwrap().collect();
@@ -395,18 +337,9 @@ mod tests {
         assert_eq!(tls::spiffe_id(&svid.certificate).unwrap(), id());
         let (_, parsed) = X509Certificate::from_der(&svid.certificate).unwrap();
         assert!(!parsed.is_ca());
+        assert_eq!(parsed.public_key().subject_public_key.data.as_ref(), key.public_key_raw());
         assert_eq!(
-            parsed.public_key().subject_public_key.data.as_ref(),
-            key.public_key_raw()
-        );
-        assert_eq!(
-            parsed
-                .subject_alternative_name()
-                .unwrap()
-                .unwrap()
-                .value
-                .general_names
-                .len(),
+            parsed.subject_alternative_name().unwrap().unwrap().value.general_names.len(),
             1
         );
         assert_eq!(svid.lifetime, SVID_LIFETIME);
@@ -432,13 +365,7 @@ mod tests {
         Ca::open_or_create(state.path(), "duet.local").unwrap();
         let key = KeyPair::generate().unwrap().serialize_pem();
         fs::write(state.path().join("ca/ca-key.pem"), key).unwrap();
-        let error = format!(
-            "{:#}",
-            Ca::open_or_create(state.path(), "duet.local").unwrap_err()
-        );
-        assert!(
-            error.contains("ca-key.pem is not the key of ca.pem"),
-            "{error}"
-        );
+        let error = format!("{:#}", Ca::open_or_create(state.path(), "duet.local").unwrap_err());
+        assert!(error.contains("ca-key.pem is not the key of ca.pem"), "{error}");
     }
 }

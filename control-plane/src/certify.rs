@@ -37,10 +37,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(reason: &'static str, code: Code, text: impl Into<String>) -> Self {
-        Self {
-            reason,
-            status: Status::new(code, text),
-        }
+        Self { reason, status: Status::new(code, text) }
     }
 }
 
@@ -65,26 +62,15 @@ impl Identity for IdentityService {
         request: Request<proto::CertifyRequest>,
     ) -> Result<Response<proto::CertifyResponse>, Status> {
         let peer = Peer::of(&request).cloned();
-        let address = peer
-            .as_ref()
-            .map(|peer| peer.address.to_string())
-            .unwrap_or_default();
+        let address = peer.as_ref().map(|peer| peer.address.to_string()).unwrap_or_default();
         let id = peer.and_then(|peer| peer.id);
         let (ca, state) = (Arc::clone(&self.ca), self.state.clone());
         let request = request.into_inner();
-        let method = if request.token.is_empty() {
-            "renewal"
-        } else {
-            "token"
-        };
+        let method = if request.token.is_empty() { "renewal" } else { "token" };
         // Signing and the record of a used token take milliseconds: not on the threads that serve streams.
         let outcome = tokio::task::spawn_blocking(move || certify(&ca, &state, &request, id)).await;
         let outcome = outcome.unwrap_or_else(|error| {
-            Err(Refusal::new(
-                "internal",
-                Code::Internal,
-                format!("signing failed: {error}"),
-            ))
+            Err(Refusal::new("internal", Code::Internal, format!("signing failed: {error}")))
         });
         match outcome {
             Ok(response) => {
@@ -98,16 +84,8 @@ impl Identity for IdentityService {
                 Ok(Response::new(response))
             }
             Err(Refusal { reason, status }) => {
-                self.metrics
-                    .refused
-                    .with_label_values(&[SERVICE, reason])
-                    .inc();
-                tracing::warn!(
-                    peer = address,
-                    method,
-                    "certificate refused: {}",
-                    status.message()
-                );
+                self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
+                tracing::warn!(peer = address, method, "certificate refused: {}", status.message());
                 Err(status)
             }
         }

@@ -33,11 +33,7 @@ pub fn check(paths: &[PathBuf]) -> Report {
     let mut errors = loaded.errors;
     errors.append(&mut findings.errors);
     errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    Report {
-        resources: loaded.resources.len(),
-        errors,
-        warnings: findings.warnings,
-    }
+    Report { resources: loaded.resources.len(), errors, warnings: findings.warnings }
 }
 
 #[cfg(test)]

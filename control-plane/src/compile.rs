@@ -84,19 +84,11 @@ pub fn destination(index: &Index, namespace: &str, authority: &str) -> Compiled 
         backends,
         retry_budget: Some(policy::retry_budget(index, &parsed)),
     });
-    Compiled {
-        outcome,
-        endpoints,
-        depends_on,
-    }
+    Compiled { outcome, endpoints, depends_on }
 }
 
 fn not_found(why: String, depends_on: BTreeSet<ServiceKey>) -> Compiled {
-    Compiled {
-        outcome: Err(why),
-        endpoints: BTreeMap::new(),
-        depends_on,
-    }
+    Compiled { outcome: Err(why), endpoints: BTreeMap::new(), depends_on }
 }
 
 /// A duration for the wire; the resources' durations always fit.

@@ -16,12 +16,7 @@ pub struct Args {
     #[arg(long, env = "DUET_CONFIG", value_name = "PATH", value_delimiter = ',')]
     pub config: Vec<PathBuf>,
     /// Folder for the mesh CA, the event bus and the registrations.
-    #[arg(
-        long,
-        env = "DUET_STATE",
-        value_name = "DIR",
-        default_value = ".duet/control-plane"
-    )]
+    #[arg(long, env = "DUET_STATE", value_name = "DIR", default_value = ".duet/control-plane")]
     pub state: PathBuf,
     /// Trust domain of the mesh; fixed once the CA exists.
     #[arg(long, env = "DUET_TRUST_DOMAIN", default_value = "duet.local")]

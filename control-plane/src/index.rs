@@ -31,10 +31,7 @@ impl ServiceKey {
     /// From both parts.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
     }
 
     /// As the key of the `Service` resource.
@@ -53,11 +50,7 @@ impl std::fmt::Display for ServiceKey {
 /// Key of a resource.
 #[must_use]
 pub fn object(kind: &'static str, namespace: &str, name: &str) -> ObjectKey {
-    ObjectKey {
-        kind,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    }
+    ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
 /// Names a replica: namespace and instance.
@@ -103,9 +96,7 @@ impl Replica {
     }
 
     fn service_keys(&self) -> impl Iterator<Item = ServiceKey> + '_ {
-        self.services
-            .iter()
-            .map(|name| ServiceKey::new(&self.namespace, name))
+        self.services.iter().map(|name| ServiceKey::new(&self.namespace, name))
     }
 }
 
@@ -177,10 +168,7 @@ impl Index {
         }
         let mut affected = self.remove(&key);
         for target in references(&located.resource) {
-            self.referrers
-                .entry(target)
-                .or_default()
-                .insert(key.clone());
+            self.referrers.entry(target).or_default().insert(key.clone());
         }
         affected.merge(self.touched_by(&located.resource));
         self.resources.insert(key, located);
@@ -240,10 +228,7 @@ impl Index {
         }
         let mut affected = self.remove_replica(&key);
         for service in replica.service_keys() {
-            self.replicas_of
-                .entry(service.clone())
-                .or_default()
-                .insert(key.clone());
+            self.replicas_of.entry(service.clone()).or_default().insert(key.clone());
             affected.services.insert(service);
         }
         self.replicas.insert(key, replica);
@@ -282,10 +267,7 @@ impl Index {
     pub fn of_kind(&self, kind: &'static str) -> impl Iterator<Item = &Arc<Located>> {
         let first = object(kind, "", "");
         let ours = move |(key, _): &(&ObjectKey, _)| key.kind == kind;
-        self.resources
-            .range(first..)
-            .take_while(ours)
-            .map(|(_, located)| located)
+        self.resources.range(first..).take_while(ours).map(|(_, located)| located)
     }
 
     /// Everything that refers to a resource, by key.
@@ -322,11 +304,7 @@ impl Index {
         key: &ServiceKey,
     ) -> impl Iterator<Item = &'i EndpointSlice> + use<'i> {
         self.referrers(&key.object()).filter_map(|located| {
-            if let Resource::EndpointSlice(slice) = &located.resource {
-                Some(slice)
-            } else {
-                None
-            }
+            if let Resource::EndpointSlice(slice) = &located.resource { Some(slice) } else { None }
         })
     }
 
@@ -339,16 +317,10 @@ impl Index {
     /// Namespaces that know a service of this name.
     #[must_use]
     pub fn namespaces_with(&self, name: &str) -> BTreeSet<&str> {
-        let declared = self
-            .of_kind("Service")
-            .map(|located| located.resource.metadata());
-        let declared = declared
-            .filter(|m| m.name == name)
-            .map(|m| m.namespace.as_str());
+        let declared = self.of_kind("Service").map(|located| located.resource.metadata());
+        let declared = declared.filter(|m| m.name == name).map(|m| m.namespace.as_str());
         let registered = self.replicas_of.keys().filter(|key| key.name == name);
-        declared
-            .chain(registered.map(|key| key.namespace.as_str()))
-            .collect()
+        declared.chain(registered.map(|key| key.namespace.as_str())).collect()
     }
 
     /// A replica by its key.
@@ -394,9 +366,7 @@ pub fn route_parents(resource: &Resource) -> Option<&[ParentRef]> {
 /// What a resource refers to, as far as the index follows it backwards.
 fn references(resource: &Resource) -> Vec<ObjectKey> {
     let parents = |parents: &[ParentRef], metadata: &Metadata| {
-        let services = parents
-            .iter()
-            .filter_map(|parent| parent_service(parent, metadata));
+        let services = parents.iter().filter_map(|parent| parent_service(parent, metadata));
         services.map(|service| service.object()).collect()
     };
     match resource {
@@ -405,25 +375,16 @@ fn references(resource: &Resource) -> Vec<ObjectKey> {
         Resource::TrafficPolicy(policy) => {
             let targets = policy.spec.target_refs.iter();
             let namespace = &policy.metadata.namespace;
-            targets
-                .map(|target| target_object(target.kind, namespace, &target.name))
-                .collect()
+            targets.map(|target| target_object(target.kind, namespace, &target.name)).collect()
         }
         Resource::EndpointSlice(slice) => {
             let service = slice.metadata.labels.get(SERVICE_NAME_LABEL);
             let namespace = &slice.metadata.namespace;
-            service
-                .map(|name| object("Service", namespace, name))
-                .into_iter()
-                .collect()
+            service.map(|name| object("Service", namespace, name)).into_iter().collect()
         }
         Resource::Subscription(subscription) => {
             let namespace = &subscription.metadata.namespace;
-            vec![object(
-                "Service",
-                namespace,
-                &subscription.spec.subscriber.service,
-            )]
+            vec![object("Service", namespace, &subscription.spec.subscriber.service)]
         }
         Resource::Service(_) | Resource::EventBus(_) | Resource::Topic(_) => Vec::new(),
     }

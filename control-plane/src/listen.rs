@@ -66,15 +66,10 @@ pub fn identity<T>(
     service: &str,
     metrics: &Metrics,
 ) -> Result<SpiffeId, Status> {
-    Peer::of(request)
-        .and_then(|peer| peer.id.clone())
-        .ok_or_else(|| {
-            metrics
-                .refused
-                .with_label_values(&[service, "anonymous"])
-                .inc();
-            Status::unauthenticated("this call needs a client certificate of the mesh")
-        })
+    Peer::of(request).and_then(|peer| peer.id.clone()).ok_or_else(|| {
+        metrics.refused.with_label_values(&[service, "anonymous"]).inc();
+        Status::unauthenticated("this call needs a client certificate of the mesh")
+    })
 }
 
 /// The TLS configuration in use; replaced when the control plane's own certificate is renewed.
@@ -136,10 +131,7 @@ pub fn accept(
                         });
                     }
                     Err(error) => {
-                        metrics
-                            .refused_connections
-                            .with_label_values(&["accept"])
-                            .inc();
+                        metrics.refused_connections.with_label_values(&["accept"]).inc();
                         tracing::warn!(%error, "cannot accept a connection");
                         // Out of file handles, most likely: let some be closed.
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -163,10 +155,7 @@ async fn handshake(
     metrics: &Metrics,
 ) -> Option<Connection> {
     let refuse = |reason: &str, why: &dyn std::fmt::Display| {
-        metrics
-            .refused_connections
-            .with_label_values(&[reason])
-            .inc();
+        metrics.refused_connections.with_label_values(&[reason]).inc();
         tracing::info!(peer = %address, reason, "connection refused: {why}");
         None
     };
@@ -206,15 +195,12 @@ fn remaining(leaf: &CertificateDer<'_>) -> Duration {
         return Duration::ZERO;
     };
     let left = parsed.validity().time_to_expiration();
-    left.and_then(|left| Duration::try_from(left).ok())
-        .unwrap_or_default()
+    left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default()
 }
 
 /// A short word for what went wrong in a handshake.
 fn tls_reason(error: &io::Error) -> &'static str {
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired))
         | Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {

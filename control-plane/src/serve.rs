@@ -47,8 +47,7 @@ impl Discovery for DiscoveryService {
         let (updates, stream) = mpsc::channel(QUEUE);
         let session =
             session::Session::new(who, Arc::clone(&self.store), self.metrics.clone(), updates);
-        self.tracker
-            .spawn(session.run(request.into_inner(), self.stop.clone()));
+        self.tracker.spawn(session.run(request.into_inner(), self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -39,10 +39,7 @@ pub struct View<'s> {
 
 impl Default for Store {
     fn default() -> Self {
-        Self {
-            state: RwLock::default(),
-            generation: watch::Sender::new(1),
-        }
+        Self { state: RwLock::default(), generation: watch::Sender::new(1) }
     }
 }
 
@@ -51,11 +48,7 @@ impl Store {
     pub fn read<R>(&self, read: impl FnOnce(View<'_>) -> R) -> R {
         let state = self.state.read();
         // The generation moves under the write lock, so that it belongs to what is read here.
-        read(View {
-            index: &state.index,
-            state: &state,
-            generation: *self.generation.borrow(),
-        })
+        read(View { index: &state.index, state: &state, generation: *self.generation.borrow() })
     }
 
     /// Takes changes in, all at once for readers.
@@ -68,15 +61,9 @@ impl Store {
     pub fn replace_resources(&self, resources: &BTreeMap<ObjectKey, Arc<Located>>) -> Affected {
         let mut state = self.state.write();
         let gone = state.index.resources().map(|(key, _)| key);
-        let gone: Vec<_> = gone
-            .filter(|key| !resources.contains_key(*key))
-            .cloned()
-            .collect();
+        let gone: Vec<_> = gone.filter(|key| !resources.contains_key(*key)).cloned().collect();
         let changes = gone.into_iter().map(Change::Remove);
-        self.apply_to(
-            &mut state,
-            changes.chain(resources.values().cloned().map(Change::Put)),
-        )
+        self.apply_to(&mut state, changes.chain(resources.values().cloned().map(Change::Put)))
     }
 
     fn apply_to(&self, state: &mut State, changes: impl IntoIterator<Item = Change>) -> Affected {
@@ -110,19 +97,13 @@ impl View<'_> {
     /// Whether a service was touched after a generation.
     #[must_use]
     pub fn touched_after(&self, service: &ServiceKey, generation: u64) -> bool {
-        self.state
-            .touched
-            .get(service)
-            .is_some_and(|touched| *touched > generation)
+        self.state.touched.get(service).is_some_and(|touched| *touched > generation)
     }
 
     /// Whether a service of this name, in any namespace, was touched after a generation.
     #[must_use]
     pub fn name_touched_after(&self, name: &str, generation: u64) -> bool {
-        self.state
-            .touched_names
-            .get(name)
-            .is_some_and(|touched| *touched > generation)
+        self.state.touched_names.get(name).is_some_and(|touched| *touched > generation)
     }
 
     /// Whether buses, topics or subscriptions were touched after a generation.
@@ -138,9 +119,7 @@ mod tests {
 
     fn service(name: &str) -> (ObjectKey, Arc<Located>) {
         let yaml = format!("{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}}}");
-        let located = duet_api::resource::parse("a.yaml", &yaml)
-            .resources
-            .remove(0);
+        let located = duet_api::resource::parse("a.yaml", &yaml).resources.remove(0);
         (located.resource.key(), Arc::new(located))
     }
 
@@ -148,10 +127,7 @@ mod tests {
     fn a_reader_that_slept_knows_what_was_touched() {
         let store = Store::default();
         let mut changes = store.changes();
-        let (a, b) = (
-            ServiceKey::new("default", "a"),
-            ServiceKey::new("default", "b"),
-        );
+        let (a, b) = (ServiceKey::new("default", "a"), ServiceKey::new("default", "b"));
         store.replace_resources(&BTreeMap::from([service("a"), service("b")]));
         let seen = store.read(|view| view.generation);
         changes.mark_unchanged();

@@ -25,14 +25,8 @@ pub enum LogFormat {
 pub fn init_log(format: Option<LogFormat>, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let default = if terminal {
-        LogFormat::Text
-    } else {
-        LogFormat::Json
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let default = if terminal { LogFormat::Text } else { LogFormat::Json };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let outcome = match format.unwrap_or(default) {
         LogFormat::Text => builder.with_ansi(terminal).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -91,38 +85,27 @@ impl Metrics {
         Ok(Self {
             config_errors: r.gauge("config_errors", "Errors in the configuration as it stands.")?,
             config_applied: r.counter("config_applied_total", "Configuration changes applied.")?,
-            config_rejected: r.counter(
-                "config_rejected_total",
-                "Reads of configuration that found errors.",
-            )?,
+            config_rejected: r
+                .counter("config_rejected_total", "Reads of configuration that found errors.")?,
             resources: r.gauges("config_resources", "Resources in use.", &["kind"])?,
-            connections: r.gauge(
-                "control_plane_connections",
-                "Open connections of the gRPC port.",
-            )?,
+            connections: r
+                .gauge("control_plane_connections", "Open connections of the gRPC port.")?,
             refused_connections: r.counters(
                 "control_plane_refused_connections_total",
                 "Connections that ended before the first request.",
                 &["reason"],
             )?,
             watches: r.gauge("control_plane_watches", "Open watch streams.")?,
-            subscriptions: r.gauge(
-                "control_plane_subscriptions",
-                "Destinations subscribed, all streams.",
-            )?,
+            subscriptions: r
+                .gauge("control_plane_subscriptions", "Destinations subscribed, all streams.")?,
             updates: r.counters(
                 "control_plane_updates_total",
                 "Updates sent to sidecars.",
                 &["kind"],
             )?,
-            acks: r.counter(
-                "control_plane_acks_total",
-                "Updates acknowledged by sidecars.",
-            )?,
-            rejects: r.counter(
-                "control_plane_rejects_total",
-                "Updates that a sidecar could not use.",
-            )?,
+            acks: r.counter("control_plane_acks_total", "Updates acknowledged by sidecars.")?,
+            rejects: r
+                .counter("control_plane_rejects_total", "Updates that a sidecar could not use.")?,
             replicas: r.gauges("control_plane_replicas", "Registered replicas.", &["ready"])?,
             registrations_ended: r.counters(
                 "control_plane_registrations_ended_total",
@@ -139,10 +122,7 @@ impl Metrics {
                 "Requests refused.",
                 &["service", "reason"],
             )?,
-            consumers: r.gauge(
-                "control_plane_consumers",
-                "Open consumers of the event bus.",
-            )?,
+            consumers: r.gauge("control_plane_consumers", "Open consumers of the event bus.")?,
         })
     }
 }
@@ -153,14 +133,10 @@ fn register_process(registry: &Registry) -> prometheus::Result<()> {
         Opts::new("duet_build_info", "Always 1; the version is in the label."),
         &["version", "component"],
     )?;
-    build
-        .with_label_values(&[env!("CARGO_PKG_VERSION"), "control-plane"])
-        .set(1);
+    build.with_label_values(&[env!("CARGO_PKG_VERSION"), "control-plane"]).set(1);
     registry.register(Box::new(build))?;
     #[cfg(target_os = "linux")]
-    registry.register(Box::new(
-        prometheus::process_collector::ProcessCollector::for_self(),
-    ))?;
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     Ok(())
 }
 
@@ -174,24 +150,15 @@ impl Register<'_> {
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-        self.add(IntGauge::with_opts(Opts::new(
-            format!("duet_{name}"),
-            help,
-        ))?)
+        self.add(IntGauge::with_opts(Opts::new(format!("duet_{name}"), help))?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-        self.add(IntGaugeVec::new(
-            Opts::new(format!("duet_{name}"), help),
-            labels,
-        )?)
+        self.add(IntGaugeVec::new(Opts::new(format!("duet_{name}"), help), labels)?)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.add(IntCounter::with_opts(Opts::new(
-            format!("duet_{name}"),
-            help,
-        ))?)
+        self.add(IntCounter::with_opts(Opts::new(format!("duet_{name}"), help))?)
     }
 
     fn counters(
@@ -200,10 +167,7 @@ impl Register<'_> {
         help: &str,
         labels: &[&str],
     ) -> prometheus::Result<IntCounterVec> {
-        self.add(IntCounterVec::new(
-            Opts::new(format!("duet_{name}"), help),
-            labels,
-        )?)
+        self.add(IntCounterVec::new(Opts::new(format!("duet_{name}"), help), labels)?)
     }
 }
 

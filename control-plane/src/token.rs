@@ -86,15 +86,8 @@ impl TokenRefusal {
 /// # Errors
 /// When the request names no valid identity or the state folder cannot be used.
 pub fn create(state: &Path, request: &TokenRequest) -> anyhow::Result<String> {
-    let sub = SpiffeId::new(
-        &request.trust_domain,
-        &request.namespace,
-        &request.service_account,
-    )?;
-    ensure!(
-        !sub.is_control_plane(),
-        "{sub} is the control plane's own identity"
-    );
+    let sub = SpiffeId::new(&request.trust_domain, &request.namespace, &request.service_account)?;
+    ensure!(!sub.is_control_plane(), "{sub} is the control plane's own identity");
     ensure!(!request.lifetime.is_zero(), "a join token needs a lifetime");
     let ca = Ca::open_or_create(state, &request.trust_domain)?;
     let iat = now()?;
@@ -146,10 +139,7 @@ pub fn list(state: &Path) -> anyhow::Result<Vec<TokenInfo>> {
 pub fn revoke(state: &Path, id: &str) -> anyhow::Result<()> {
     let dir = state.join("tokens");
     let id = uuid::Uuid::parse_str(id).with_context(|| format!("{id:?} is not a token's id"))?;
-    ensure!(
-        dir.join(format!("{id}.json")).exists(),
-        "no token has the id {id}"
-    );
+    ensure!(dir.join(format!("{id}.json")).exists(), "no token has the id {id}");
     match write_new(&dir.join(format!("{id}.revoked")), "") {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error.into()),
         _ => Ok(()),
@@ -178,10 +168,7 @@ pub fn verify(state: &Path, ca: &Ca, token: &str) -> Result<JoinClaims, TokenRef
         .claims;
     let invalid = |why: &str| Err(TokenRefusal::Invalid(why.to_owned()));
     // The id becomes a file's name.
-    if uuid::Uuid::parse_str(&claims.jti)
-        .map(|id| id.to_string())
-        .ok()
-        .as_ref()
+    if uuid::Uuid::parse_str(&claims.jti).map(|id| id.to_string()).ok().as_ref()
         != Some(&claims.jti)
     {
         return invalid("its id is not a UUID");
@@ -221,32 +208,21 @@ pub fn spend(state: &Path, claims: &JoinClaims) -> Result<(), TokenRefusal> {
 }
 
 fn now() -> anyhow::Result<u64> {
-    Ok(SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .context("the clock is before 1970")?
-        .as_secs())
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs())
 }
 
 fn tokens_dir(state: &Path) -> io::Result<PathBuf> {
     let dir = state.join("tokens");
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     Ok(dir)
 }
 
 /// Creates the file with its content and makes both survive a crash.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    path.parent()
-        .map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+    path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
 }
 
 /// Readable records; a record that a crash cut short names no token that anybody was given.
@@ -258,15 +234,9 @@ fn records(dir: &Path) -> anyhow::Result<Vec<JoinClaims>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "json")
-        {
-            found.extend(
-                fs::read(&path)
-                    .ok()
-                    .and_then(|bytes| serde_json::from_slice(&bytes).ok()),
-            );
+        if path.extension().is_some_and(|extension| extension == "json") {
+            found
+                .extend(fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()));
         }
     }
     Ok(found)
@@ -309,10 +279,7 @@ mod tests {
         let token = create(state.path(), &request()).unwrap();
         let ca = Ca::open_or_create(state.path(), "duet.local").unwrap();
         let claims = verify(state.path(), &ca, &token).unwrap();
-        assert_eq!(
-            claims.sub.to_string(),
-            "spiffe://duet.local/ns/shop/sa/orders"
-        );
+        assert_eq!(claims.sub.to_string(), "spiffe://duet.local/ns/shop/sa/orders");
         assert_eq!(claims.ca_sha256, ca.fingerprint());
         assert_eq!(JoinClaims::read_unverified(&token).unwrap(), claims);
         for _ in 0..2 {
@@ -323,25 +290,12 @@ mod tests {
     #[test]
     fn a_single_use_token_is_used_once() {
         let state = tempfile::tempdir().unwrap();
-        let token = create(
-            state.path(),
-            &TokenRequest {
-                single_use: true,
-                ..request()
-            },
-        )
-        .unwrap();
+        let token = create(state.path(), &TokenRequest { single_use: true, ..request() }).unwrap();
         let ca = Ca::open_or_create(state.path(), "duet.local").unwrap();
         let claims = verify(state.path(), &ca, &token).unwrap();
         spend(state.path(), &claims).unwrap();
-        assert!(matches!(
-            spend(state.path(), &claims),
-            Err(TokenRefusal::Used)
-        ));
-        assert!(matches!(
-            verify(state.path(), &ca, &token),
-            Err(TokenRefusal::Used)
-        ));
+        assert!(matches!(spend(state.path(), &claims), Err(TokenRefusal::Used)));
+        assert!(matches!(verify(state.path(), &ca, &token), Err(TokenRefusal::Used)));
         assert!(list(state.path()).unwrap()[0].used);
     }
 
@@ -353,10 +307,7 @@ mod tests {
         let id = list(state.path()).unwrap()[0].claims.jti.clone();
         revoke(state.path(), &id).unwrap();
         revoke(state.path(), &id).unwrap();
-        assert!(matches!(
-            verify(state.path(), &ca, &token),
-            Err(TokenRefusal::Revoked)
-        ));
+        assert!(matches!(verify(state.path(), &ca, &token), Err(TokenRefusal::Revoked)));
         assert!(revoke(state.path(), "../../etc/passwd").is_err());
         assert!(revoke(state.path(), &uuid::Uuid::new_v4().to_string()).is_err());
     }
@@ -368,20 +319,14 @@ mod tests {
         let own = create(state.path(), &request()).unwrap();
         let ca = Ca::open_or_create(state.path(), "duet.local").unwrap();
         // Another character anywhere: in the header, the claims or the signature.
-        let changed = own
-            .char_indices()
-            .filter(|(_, c)| *c != '.')
-            .map(|(at, c)| {
-                let other = if c == 'A' { "B" } else { "A" };
-                let mut token = own.clone();
-                token.replace_range(at..=at, other);
-                token
-            });
+        let changed = own.char_indices().filter(|(_, c)| *c != '.').map(|(at, c)| {
+            let other = if c == 'A' { "B" } else { "A" };
+            let mut token = own.clone();
+            token.replace_range(at..=at, other);
+            token
+        });
         for bad in changed {
-            assert!(
-                verify(state.path(), &ca, &bad).is_err(),
-                "{bad} is not {own}"
-            );
+            assert!(verify(state.path(), &ca, &bad).is_err(), "{bad} is not {own}");
         }
         // Another algorithm in the header must not be believed.
         let hs = jsonwebtoken::encode(

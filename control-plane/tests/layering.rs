@@ -1,11 +1,6 @@
 //! The rooms of the control plane import only rooms of a lower rank (see the crate's documentation).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,9 +27,7 @@ const RANKS: [(&str, u32); 17] = [
 
 fn rank(room: &str) -> u32 {
     let found = RANKS.iter().find(|(name, _)| *name == room);
-    found
-        .unwrap_or_else(|| panic!("the room {room:?} has no rank"))
-        .1
+    found.unwrap_or_else(|| panic!("the room {room:?} has no rank")).1
 }
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -50,16 +43,11 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 
 /// Rooms that a source names after `crate::`.
 fn imports(text: &str) -> impl Iterator<Item = &str> {
-    let code = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"));
-    code.flat_map(|line| line.split("crate::").skip(1))
-        .map(|rest| {
-            let end = rest
-                .find(|c: char| !c.is_ascii_lowercase() && c != '_')
-                .unwrap_or(rest.len());
-            rest.split_at(end).0
-        })
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| line.split("crate::").skip(1)).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(rest.len());
+        rest.split_at(end).0
+    })
 }
 
 #[test]

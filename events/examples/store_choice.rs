@@ -24,9 +24,7 @@ fn main() {
     if let [_, store, phase, dir] = args.as_slice() {
         return child(store, phase, Path::new(dir));
     }
-    let root = args
-        .get(1)
-        .map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let root = args.get(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
     println!(
         "| store | load | acks/s | p50 ms | p99 ms | RSS MiB | peak MiB | disk bytes/record |"
     );
@@ -81,10 +79,7 @@ impl Fjall {
 
 impl Store for Fjall {
     fn append(&mut self, first: u64, count: u64) {
-        let mut batch = self
-            .db
-            .batch()
-            .durability(Some(fjall::PersistMode::SyncData));
+        let mut batch = self.db.batch().durability(Some(fjall::PersistMode::SyncData));
         for position in first..first + count {
             batch.insert(&self.events, position.to_be_bytes(), RECORD);
         }
@@ -106,10 +101,7 @@ const EVENTS: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new
 
 impl Redb {
     fn open(dir: &Path, quick_repair: bool) -> Self {
-        let db = redb::Builder::new()
-            .set_cache_size(8 << 20)
-            .create(dir.join("redb"))
-            .unwrap();
+        let db = redb::Builder::new().set_cache_size(8 << 20).create(dir.join("redb")).unwrap();
         Self { db, quick_repair }
     }
 }
@@ -130,13 +122,7 @@ impl Store for Redb {
     fn count(&mut self) -> u64 {
         use redb::{ReadableDatabase, ReadableTable};
         let read = self.db.begin_read().unwrap();
-        read.open_table(EVENTS)
-            .unwrap()
-            .last()
-            .unwrap()
-            .unwrap()
-            .0
-            .value()
+        read.open_table(EVENTS).unwrap().last().unwrap().unwrap().0.value()
     }
 }
 
@@ -187,9 +173,7 @@ fn load(mut store: Box<dyn Store>, clients: usize) -> (u64, Vec<Duration>, Box<d
         }
         (store, next - 1)
     });
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let started = Instant::now();
     let waits = runtime.block_on(async move {
         let clients = (0..clients).map(|_| {
@@ -221,26 +205,11 @@ fn load(mut store: Box<dyn Store>, clients: usize) -> (u64, Vec<Duration>, Box<d
 fn memory(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        / 1024
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
 /// What the files really take.
 fn disk_bytes(dir: &Path) -> u64 {
-    let out = Command::new("du")
-        .args(["-s", "-B1"])
-        .arg(dir)
-        .output()
-        .unwrap();
-    String::from_utf8(out.stdout)
-        .unwrap()
-        .split_whitespace()
-        .next()
-        .unwrap()
-        .parse()
-        .unwrap()
+    let out = Command::new("du").args(["-s", "-B1"]).arg(dir).output().unwrap();
+    String::from_utf8(out.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
 }

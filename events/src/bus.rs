@@ -52,18 +52,12 @@ pub struct Published {
 
 impl From<Published> for duet_api::proto::Published {
     fn from(value: Published) -> Self {
-        Self {
-            position: value.position,
-            duplicate: value.duplicate,
-        }
+        Self { position: value.position, duplicate: value.duplicate }
     }
 }
 
 impl From<duet_api::proto::Published> for Published {
     fn from(value: duet_api::proto::Published) -> Self {
-        Self {
-            position: value.position,
-            duplicate: value.duplicate,
-        }
+        Self { position: value.position, duplicate: value.duplicate }
     }
 }

@@ -46,13 +46,7 @@ impl Event {
         attribute::check("id", &id)?;
         attribute::check("source", &source)?;
         attribute::check("type", &event_type)?;
-        Ok(Self {
-            id,
-            source,
-            event_type,
-            attributes: BTreeMap::new(),
-            data: None,
-        })
+        Ok(Self { id, source, event_type, attributes: BTreeMap::new(), data: None })
     }
 
     /// With one more attribute, optional or extension; replaces an older value.
@@ -123,11 +117,7 @@ impl Event {
     /// About what this event takes in memory and on the wire, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
-        let attributes: usize = self
-            .attributes
-            .iter()
-            .map(|(k, v)| k.len() + v.len() + 4)
-            .sum();
+        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len() + 4).sum();
         let data = self.data.as_ref().map_or(0, Bytes::len);
         self.id.len() + self.source.len() + self.event_type.len() + attributes + data + 16
     }
@@ -204,10 +194,7 @@ pub enum EnvelopeError {
 impl EnvelopeError {
     pub(crate) fn invalid(attribute: &str, reason: impl Into<String>) -> Self {
         let attribute = attribute.chars().take(64).map(printable).collect();
-        Self::Invalid {
-            attribute,
-            reason: reason.into(),
-        }
+        Self::Invalid { attribute, reason: reason.into() }
     }
 
     /// Name of the attribute that is wrong, where it is one attribute.

@@ -37,11 +37,7 @@ impl EmbeddedBus {
         let metrics = LogMetrics::register(registry, name)
             .map_err(|error| LogError::Refused(format!("metrics of bus {name}: {error}")))?;
         let log = Log::open(dir, options, metrics.clone()).await?;
-        Ok(Self {
-            name: name.to_owned(),
-            log,
-            metrics,
-        })
+        Ok(Self { name: name.to_owned(), log, metrics })
     }
 
     /// Creates the topic or changes its settings. Topics that nobody declares are created by the first publish, with
@@ -60,10 +56,7 @@ impl EmbeddedBus {
     /// When the log failed.
     pub async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), ConsumeError> {
         let name = spec.name.clone();
-        self.log
-            .ensure_subscription(spec)
-            .await
-            .map_err(|error| consume_error(&name, &error))
+        self.log.ensure_subscription(spec).await.map_err(|error| consume_error(&name, &error))
     }
 
     /// Forgets a subscription; its consumers end, and nothing is kept for it any more.
@@ -95,24 +88,13 @@ impl EventBus for EmbeddedBus {
         events: Vec<Event>,
     ) -> BoxFuture<'a, Result<Vec<Published>, PublishError>> {
         Box::pin(async move {
-            let entries = events.into_iter().map(|event| Entry {
-                event,
-                route: String::new(),
-            });
-            let published = self
-                .log
-                .append(topic, entries.collect())
-                .await
-                .map_err(|error| {
-                    publish_error(&format!("bus {}, topic {topic}", self.name), &error)
-                })?;
-            let duplicates = published
-                .iter()
-                .filter(|published| published.duplicate)
-                .count();
+            let entries = events.into_iter().map(|event| Entry { event, route: String::new() });
+            let published = self.log.append(topic, entries.collect()).await.map_err(|error| {
+                publish_error(&format!("bus {}, topic {topic}", self.name), &error)
+            })?;
+            let duplicates = published.iter().filter(|published| published.duplicate).count();
             let stored = published.len() - duplicates;
-            self.metrics
-                .published(topic, stored as u64, duplicates as u64);
+            self.metrics.published(topic, stored as u64, duplicates as u64);
             Ok(published)
         })
     }
@@ -136,24 +118,14 @@ impl EventBus for EmbeddedBus {
 }
 
 fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, ConsumeError> {
-    let LogDelivery {
-        id,
-        position,
-        attempt,
-        record,
-    } = delivery;
+    let LogDelivery { id, position, attempt, record } = delivery;
     let event = record.event.unwrap_or_default().try_into();
     // Events are checked before they are stored, and records when they are read.
     let event = event.map_err(|error| ConsumeError::Internal {
         subscription: subscription.to_owned(),
         reason: format!("the event at position {position} is not valid: {error}"),
     })?;
-    Ok(Delivery {
-        id,
-        position,
-        attempt,
-        event,
-    })
+    Ok(Delivery { id, position, attempt, event })
 }
 
 pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
@@ -170,18 +142,12 @@ pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
 fn consume_error(subscription: &str, error: &LogError) -> ConsumeError {
     let (subscription, reason) = (subscription.to_owned(), error.to_string());
     match error {
-        LogError::Refused(_) => ConsumeError::Refused {
-            subscription,
-            reason,
-        },
+        LogError::Refused(_) => ConsumeError::Refused { subscription, reason },
         LogError::DiskFull
         | LogError::InUse
         | LogError::Format { .. }
         | LogError::Store(_)
-        | LogError::Closed => ConsumeError::Internal {
-            subscription,
-            reason,
-        },
+        | LogError::Closed => ConsumeError::Internal { subscription, reason },
     }
 }
 

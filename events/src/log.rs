@@ -62,11 +62,7 @@ impl TopicConfig {
     /// Keeps everything and takes everything: what dead-letter topics get unless they are declared.
     #[must_use]
     pub fn keep_all() -> Self {
-        Self {
-            dedup_window: Duration::ZERO,
-            retention_age: None,
-            retention_bytes: None,
-        }
+        Self { dedup_window: Duration::ZERO, retention_age: None, retention_bytes: None }
     }
 }
 
@@ -165,12 +161,7 @@ impl Log {
         let room_size = options.queue_bytes.max(1);
         let queue = worker::start(dir.to_owned(), options, metrics).await?;
         let room = Arc::new(Semaphore::new(room_size as usize));
-        Ok(Self {
-            queue,
-            room,
-            room_size,
-            next_consumer: AtomicU64::new(1),
-        })
+        Ok(Self { queue, room, room_size, next_consumer: AtomicU64::new(1) })
     }
 
     /// Stores the events, all or none, and returns after the flush.
@@ -183,21 +174,12 @@ impl Log {
             return Ok(Vec::new());
         }
         let published_ms = now_ms();
-        let entries: Vec<_> = entries
-            .into_iter()
-            .map(|e| Prepared::new(e, published_ms))
-            .collect();
+        let entries: Vec<_> = entries.into_iter().map(|e| Prepared::new(e, published_ms)).collect();
         let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.room_size);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await;
         let room = room.map_err(|_closed| LogError::Closed)?;
-        self.ask(|answer| Command::Append {
-            topic: topic.to_owned(),
-            entries,
-            answer,
-            room,
-        })
-        .await
+        self.ask(|answer| Command::Append { topic: topic.to_owned(), entries, answer, room }).await
     }
 
     /// Creates the topic or changes its settings.
@@ -206,30 +188,17 @@ impl Log {
         name: &str,
         config: TopicConfig,
     ) -> Result<(), LogError> {
-        self.ask(|answer| Command::EnsureTopic {
-            name: name.to_owned(),
-            config,
-            answer,
-        })
-        .await
+        self.ask(|answer| Command::EnsureTopic { name: name.to_owned(), config, answer }).await
     }
 
     /// Declares a subscription, durably.
     pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
-        self.ask(|answer| Command::Declare {
-            spec: Box::new(spec),
-            answer,
-        })
-        .await
+        self.ask(|answer| Command::Declare { spec: Box::new(spec), answer }).await
     }
 
     /// Forgets a subscription.
     pub(crate) async fn remove_subscription(&self, name: &str) -> Result<(), LogError> {
-        self.ask(|answer| Command::Remove {
-            name: name.to_owned(),
-            answer,
-        })
-        .await
+        self.ask(|answer| Command::Remove { name: name.to_owned(), answer }).await
     }
 
     /// Declares the subscription and becomes one of its consumers.
@@ -237,31 +206,15 @@ impl Log {
         let (sender, deliveries) = mpsc::channel(spec.max_in_flight as usize);
         let consumer = self.next_consumer.fetch_add(1, Ordering::Relaxed);
         // From here on, so that a caller that leaves now does not leave a consumer behind.
-        let backend = Arc::new(Backend {
-            queue: self.queue.clone(),
-            consumer,
-        });
+        let backend = Arc::new(Backend { queue: self.queue.clone(), consumer });
         let spec = Box::new(spec);
-        self.ask(|answer| Command::Consume {
-            id: consumer,
-            spec,
-            sender,
-            answer,
-        })
-        .await?;
-        Ok(LogConsumer {
-            deliveries,
-            backend,
-        })
+        self.ask(|answer| Command::Consume { id: consumer, spec, sender, answer }).await?;
+        Ok(LogConsumer { deliveries, backend })
     }
 
     /// What a subscription has yet to handle.
     pub(crate) async fn backlog(&self, subscription: &str) -> Result<Backlog, LogError> {
-        Ok(self
-            .backlogs()
-            .await?
-            .remove(subscription)
-            .unwrap_or_default())
+        Ok(self.backlogs().await?.remove(subscription).unwrap_or_default())
     }
 
     /// The same for all subscriptions, by name.
@@ -272,9 +225,7 @@ impl Log {
     /// Writes what waits, ends every consumer and closes the store.
     pub(crate) async fn close(&self) {
         let (answer, closed) = oneshot::channel();
-        self.queue.send(Command::Close {
-            answer: Some(answer),
-        });
+        self.queue.send(Command::Close { answer: Some(answer) });
         // An error means that it was closed before.
         closed.await.unwrap_or_default();
     }
@@ -309,17 +260,11 @@ struct Backend {
 impl ConsumerBackend for Backend {
     fn settle(&self, delivery: u64, outcome: Settle) {
         let consumer = self.consumer;
-        self.queue.send(Command::Settle {
-            consumer,
-            delivery,
-            outcome,
-        });
+        self.queue.send(Command::Settle { consumer, delivery, outcome });
     }
 
     fn close(&self) {
-        self.queue.send(Command::CloseConsumer {
-            consumer: self.consumer,
-        });
+        self.queue.send(Command::CloseConsumer { consumer: self.consumer });
     }
 }
 
@@ -342,17 +287,8 @@ impl Prepared {
     fn new(entry: Entry, published_ms: u64) -> Self {
         let (source, id) = (entry.event.source().to_owned(), entry.event.id().to_owned());
         let event = Some(entry.event.into());
-        let payload = Record {
-            published_ms,
-            event,
-            route: entry.route,
-        }
-        .encode_to_vec();
-        Self {
-            source,
-            id,
-            payload,
-        }
+        let payload = Record { published_ms, event, route: entry.route }.encode_to_vec();
+        Self { source, id, payload }
     }
 }
 

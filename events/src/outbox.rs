@@ -115,11 +115,7 @@ impl Outbox {
     /// Events that wait for any bus.
     #[must_use]
     pub fn depth(&self) -> u64 {
-        self.spools
-            .lock()
-            .values()
-            .map(|spool| spool.waiting.lock().events)
-            .sum()
+        self.spools.lock().values().map(|spool| spool.waiting.lock().events).sum()
     }
 
     /// Writes what waits and closes the store. The publishers must be gone before; what they spool
@@ -148,10 +144,7 @@ impl Outbox {
         let kept = self.append(spool, topic, events).await;
         kept.map_err(|error| publish_error(&context, &error))?;
         reserved.keep();
-        self.metrics
-            .spooled
-            .with_label_values(&[&spool.bus])
-            .inc_by(count);
+        self.metrics.spooled.with_label_values(&[&spool.bus]).inc_by(count);
         spool.filled.notify_one();
         Ok(())
     }
@@ -159,10 +152,7 @@ impl Outbox {
     async fn append(&self, spool: &Spool, topic: &str, events: Vec<Event>) -> Result<(), LogError> {
         let log = self.log().await?;
         self.prepare(&log, spool).await?;
-        let entries = events.into_iter().map(|event| Entry {
-            event,
-            route: topic.to_owned(),
-        });
+        let entries = events.into_iter().map(|event| Entry { event, route: topic.to_owned() });
         log.append(&spool.bus, entries.collect()).await?;
         Ok(())
     }
@@ -183,10 +173,7 @@ impl Outbox {
             log.ensure_topic(&spool.bus, forwarded_goes).await?;
             // Poison must not fill the disk either.
             let room = Some(self.options.capacity_bytes / 4);
-            let rejected = TopicConfig {
-                retention_bytes: room,
-                ..TopicConfig::keep_all()
-            };
+            let rejected = TopicConfig { retention_bytes: room, ..TopicConfig::keep_all() };
             log.ensure_topic(&spec.dead_letter_topic, rejected).await
         };
         spool.prepared.get_or_try_init(|| declare).await?;
@@ -198,10 +185,7 @@ impl Outbox {
         if let Some(log) = &*log {
             return Ok(Arc::clone(log));
         }
-        let options = LogOptions {
-            cache_bytes: 2 << 20,
-            ..LogOptions::default()
-        };
+        let options = LogOptions { cache_bytes: 2 << 20, ..LogOptions::default() };
         let opened = Log::open(&self.options.dir, options, self.log_metrics.clone()).await?;
         Ok(Arc::clone(log.insert(Arc::new(opened))))
     }
@@ -240,8 +224,7 @@ impl Outbox {
         let mut waiting = spool.waiting.lock();
         waiting.events += events;
         waiting.bytes += bytes;
-        self.metrics
-            .waiting(&spool.bus, waiting.events, waiting.bytes);
+        self.metrics.waiting(&spool.bus, waiting.events, waiting.bytes);
     }
 
     /// Events have left, one way or another.
@@ -249,15 +232,10 @@ impl Outbox {
         let mut waiting = spool.waiting.lock();
         waiting.events = waiting.events.saturating_sub(events);
         // After a restart the bytes are an estimate; an empty spool is exact.
-        let left = if waiting.events == 0 {
-            0
-        } else {
-            waiting.bytes.saturating_sub(bytes)
-        };
+        let left = if waiting.events == 0 { 0 } else { waiting.bytes.saturating_sub(bytes) };
         let freed = waiting.bytes - left;
         waiting.bytes = left;
-        self.metrics
-            .waiting(&spool.bus, waiting.events, waiting.bytes);
+        self.metrics.waiting(&spool.bus, waiting.events, waiting.bytes);
         drop(waiting);
         let mut all = self.bytes.lock();
         *all = all.saturating_sub(freed);
@@ -276,13 +254,7 @@ struct Reserved<'a> {
 impl<'a> Reserved<'a> {
     fn new(outbox: &'a Outbox, spool: &'a Spool, count: u64, bytes: u64) -> Self {
         spool.waiting.lock().appending += 1;
-        Self {
-            outbox,
-            spool,
-            count,
-            bytes,
-            kept: false,
-        }
+        Self { outbox, spool, count, bytes, kept: false }
     }
 
     fn keep(mut self) {

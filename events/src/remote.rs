@@ -48,12 +48,7 @@ impl RemoteBus {
     pub fn new(bus: &str, channel: watch::Receiver<Option<Channel>>) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUED_PUBLISHES);
         let task = tokio::spawn(publish::run(bus.to_owned(), channel.clone(), queue));
-        Self {
-            bus: bus.to_owned(),
-            channel,
-            jobs,
-            task: task.abort_handle(),
-        }
+        Self { bus: bus.to_owned(), channel, jobs, task: task.abort_handle() }
     }
 
     async fn send(&self, job: Job) -> Option<()> {
@@ -82,11 +77,7 @@ impl EventBus for RemoteBus {
             }
             let (answer, answered) = oneshot::channel();
             let events = events.into_iter().map(Into::into).collect();
-            let job = Job {
-                topic: topic.to_owned(),
-                events,
-                answer,
-            };
+            let job = Job { topic: topic.to_owned(), events, answer };
             let exchange = async {
                 self.send(job).await?;
                 answered.await.ok()
@@ -107,10 +98,7 @@ impl EventBus for RemoteBus {
         Box::pin(async move {
             let Some(channel) = channel else {
                 let reason = "not connected to the control plane".to_owned();
-                return Err(ConsumeError::Unavailable {
-                    bus: self.bus.clone(),
-                    reason,
-                });
+                return Err(ConsumeError::Unavailable { bus: self.bus.clone(), reason });
             };
             consume::open(&self.bus, client(channel), subscription).await
         })

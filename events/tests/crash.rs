@@ -68,20 +68,11 @@ fn from_parent(name: &str) -> Option<String> {
 
 async fn open_bus(dir: &Path) -> EmbeddedBus {
     let registry = prometheus::Registry::new();
-    EmbeddedBus::open(
-        "default",
-        &dir.join("bus"),
-        LogOptions::default(),
-        &registry,
-    )
-    .await
-    .unwrap()
+    EmbeddedBus::open("default", &dir.join("bus"), LogOptions::default(), &registry).await.unwrap()
 }
 
 fn event(id: u64) -> Event {
-    Event::new(id.to_string(), "/crash", "t")
-        .unwrap()
-        .with_data(vec![b'x'; 200])
+    Event::new(id.to_string(), "/crash", "t").unwrap().with_data(vec![b'x'; 200])
 }
 
 /// Ids in the topic, in order, with their attempts.
@@ -92,9 +83,7 @@ async fn stored(bus: &EmbeddedBus, count: u64) -> Vec<u64> {
     let mut consumer = bus.consume(spec).await.unwrap();
     let mut ids = Vec::new();
     for _ in 0..count {
-        let delivery = timeout(Duration::from_secs(60), consumer.next())
-            .await
-            .unwrap();
+        let delivery = timeout(Duration::from_secs(60), consumer.next()).await.unwrap();
         let delivery = delivery.unwrap().unwrap();
         assert_eq!(delivery.attempt, 1);
         ids.push(delivery.event.id().parse().unwrap());
@@ -145,10 +134,7 @@ async fn the_bus_keeps_every_acknowledged_event_whenever_it_is_killed() {
         let unique: BTreeSet<u64> = ids.iter().copied().collect();
         assert_eq!(unique.len(), ids.len(), "an event was stored twice");
         let lost: Vec<_> = acked.difference(&unique).collect();
-        assert!(
-            lost.is_empty(),
-            "round {round}: acknowledged and lost: {lost:?}"
-        );
+        assert!(lost.is_empty(), "round {round}: acknowledged and lost: {lost:?}");
         bus.close().await;
     }
 }
@@ -185,13 +171,8 @@ impl EventBus for Flaky {
 }
 
 async fn open_outbox(dir: &Path) -> Arc<Outbox> {
-    let options = OutboxOptions {
-        dir: dir.join("outbox"),
-        capacity_bytes: 64 << 20,
-    };
-    Outbox::open(options, &prometheus::Registry::new())
-        .await
-        .unwrap()
+    let options = OutboxOptions { dir: dir.join("outbox"), capacity_bytes: 64 << 20 };
+    Outbox::open(options, &prometheus::Registry::new()).await.unwrap()
 }
 
 async fn emptied(relay: &RelayPublisher) {
@@ -211,10 +192,7 @@ async fn child_that_publishes_through_the_outbox() {
     };
     let dir = PathBuf::from(dir);
     let first: u64 = from_parent(FIRST).unwrap().parse().unwrap();
-    let bus = Arc::new(Flaky {
-        bus: open_bus(&dir).await,
-        calls: AtomicU64::new(0),
-    });
+    let bus = Arc::new(Flaky { bus: open_bus(&dir).await, calls: AtomicU64::new(0) });
     let relay = open_outbox(&dir).await.relay("default", bus);
     for id in first.. {
         relay.publish("orders", vec![event(id)]).await.unwrap();
@@ -232,10 +210,7 @@ async fn the_outbox_keeps_every_acknowledged_event_in_order_whenever_it_is_kille
         let child = "child_that_publishes_through_the_outbox";
         acked.extend(run_and_kill(child, dir.path(), first, lines));
         let outbox = open_outbox(dir.path()).await;
-        let bus = Arc::new(Flaky {
-            bus: open_bus(dir.path()).await,
-            calls: AtomicU64::new(6),
-        });
+        let bus = Arc::new(Flaky { bus: open_bus(dir.path()).await, calls: AtomicU64::new(6) });
         let relay = outbox.relay("default", Arc::<Flaky>::clone(&bus));
         emptied(&relay).await;
         let end = end_of_topic(&bus.bus, first + 999_999).await;
@@ -243,14 +218,8 @@ async fn the_outbox_keeps_every_acknowledged_event_in_order_whenever_it_is_kille
         let places: BTreeMap<u64, usize> = ids.iter().copied().zip(0..).collect();
         assert_eq!(places.len(), ids.len(), "an event was stored twice");
         let lost: Vec<_> = acked.iter().filter(|id| !places.contains_key(id)).collect();
-        assert!(
-            lost.is_empty(),
-            "round {round}: acknowledged and lost: {lost:?}"
-        );
-        assert!(
-            ids.is_sorted(),
-            "round {round}: the publisher's order turned around"
-        );
+        assert!(lost.is_empty(), "round {round}: acknowledged and lost: {lost:?}");
+        assert!(ids.is_sorted(), "round {round}: the publisher's order turned around");
         drop(relay);
         outbox.close().await;
         bus.bus.close().await;

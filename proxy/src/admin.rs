@@ -68,11 +68,8 @@ impl Admin {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             };
-            let ending = Ending {
-                graceful: stop.clone(),
-                force: stop.clone(),
-                tasks: tasks.clone(),
-            };
+            let ending =
+                Ending { graceful: stop.clone(), force: stop.clone(), tasks: tasks.clone() };
             let admin = Arc::clone(&admin);
             let service = service_fn(move |request| {
                 let response = admin.answer(&request, access);

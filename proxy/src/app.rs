@@ -52,9 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     logging::init(args.log_format, &args.log_level)?;
     let config = Config::try_from(args)?;
     let sockets = Sockets::bind(&config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(control(Arc::new(config), sockets));
     // Blocking work that hangs (a dead disk) must not keep the process.
     runtime.shutdown_timeout(LAST_PHASE);
@@ -95,27 +93,15 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         access_log: AccessLog::open(&config.access_log, &registry)?,
         drain: drain.clone(),
     };
-    let known = Known {
-        channel: channel.clone(),
-        workload,
-        app_ready: probe::start(&config, &drain),
-    };
+    let known =
+        Known { channel: channel.clone(), workload, app_ready: probe::start(&config, &drain) };
     let stop = || drain.force.clone();
-    drain
-        .background
-        .spawn(identity.run(channel.clone(), stop()));
-    drain.background.spawn(discovery::run(
-        inputs,
-        channel.clone(),
-        svid.clone(),
-        stop(),
-    ));
+    drain.background.spawn(identity.run(channel.clone(), stop()));
+    drain.background.spawn(discovery::run(inputs, channel.clone(), svid.clone(), stop()));
     if !config.app_ports.is_empty() {
         let registration = ports::registration(&config, &sockets)?;
         let (ready, stop) = (known.app_ready.clone(), drain.inbound.clone());
-        drain
-            .background
-            .spawn(register::run(registration, channel, svid, ready, stop));
+        drain.background.spawn(register::run(registration, channel, svid, ready, stop));
     }
     start_admin(&shared, &known, &sockets, &registry)?;
     start_relay(&shared, &known, &sockets, &registry).await?;
@@ -149,9 +135,7 @@ fn start_admin(
         drain: drain.inbound.clone(),
         instance: shared.config.instance.as_str().into(),
     };
-    let public = admin
-        .clone()
-        .serve(sockets.metrics()?, Access::Public, drain.force.clone());
+    let public = admin.clone().serve(sockets.metrics()?, Access::Public, drain.force.clone());
     let operator = admin.serve(sockets.admin()?, Access::Operator, drain.force.clone());
     drain.background.spawn(public);
     drain.background.spawn(operator);
@@ -168,11 +152,7 @@ async fn start_relay(
     let (config, connector) = (&shared.config, shared.connector());
     let app = config.app_ports.first().map(|app| {
         let address = SocketAddr::new(config.args.app_host, app.port);
-        let target = Target {
-            address,
-            identity: None,
-            port: app.port,
-        };
+        let target = Target { address, identity: None, port: app.port };
         (Pool::new(target, Arc::clone(&connector)), app.protocol)
     });
     let outbound = shared.outbound(connector);
@@ -195,20 +175,12 @@ async fn start_relay(
         app,
         drain: shared.drain.clone(),
     };
-    relay::start(
-        relay_config,
-        inputs,
-        sockets.api()?,
-        (registry, &shared.metrics),
-    )
-    .await
+    relay::start(relay_config, inputs, sockets.api()?, (registry, &shared.metrics)).await
 }
 
 fn build_info(registry: &Registry) -> anyhow::Result<()> {
-    let info = IntGaugeVec::new(
-        Opts::new("duet_build_info", "Version of the software."),
-        &["version"],
-    )?;
+    let info =
+        IntGaugeVec::new(Opts::new("duet_build_info", "Version of the software."), &["version"])?;
     info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(info))?;
     let start = IntGauge::new(
@@ -245,9 +217,7 @@ async fn leave(
     drain.force.cancel();
     drain.background.close();
     // What does not end by then has nothing left that could be lost.
-    tokio::time::timeout(LAST_PHASE, drain.background.wait())
-        .await
-        .ok();
+    tokio::time::timeout(LAST_PHASE, drain.background.wait()).await.ok();
     Ok(())
 }
 
@@ -257,11 +227,7 @@ async fn phases(config: &Config, drain: &Drain, mut app_ready: watch::Receiver<b
     drain.inbound_tasks.wait().await;
     if !config.app_ports.is_empty() {
         // The application has left when it does not accept any more. Fails when the probe has ended.
-        app_ready
-            .wait_for(|accepts| !*accepts)
-            .await
-            .map(|_gone| ())
-            .ok();
+        app_ready.wait_for(|accepts| !*accepts).await.map(|_gone| ()).ok();
     }
     drain.outbound.cancel();
     drain.outbound_tasks.close();

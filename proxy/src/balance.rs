@@ -21,11 +21,7 @@ pub fn pick<R: Rng>(
             let first = rng.random_range(0..count);
             let second = (first + rng.random_range(1..count)) % count;
             match (allowed(first), allowed(second)) {
-                (true, true) => Some(if cost(second) < cost(first) {
-                    second
-                } else {
-                    first
-                }),
+                (true, true) => Some(if cost(second) < cost(first) { second } else { first }),
                 (true, false) => Some(first),
                 (false, true) => Some(second),
                 (false, false) => {
@@ -52,12 +48,7 @@ mod tests {
             hits[pick(5, &mut rng, cost, |_| true).unwrap()] += 1;
         }
         assert_eq!(hits[3], 0);
-        assert!(
-            hits.iter()
-                .enumerate()
-                .all(|(n, hits)| n == 3 || *hits > 2_000),
-            "{hits:?}"
-        );
+        assert!(hits.iter().enumerate().all(|(n, hits)| n == 3 || *hits > 2_000), "{hits:?}");
     }
 
     #[test]

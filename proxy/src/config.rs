@@ -22,12 +22,7 @@ pub struct Args {
     #[arg(long, env = "DUET_CONTROL_PLANE", default_value = "127.0.0.1:15012")]
     pub control_plane: String,
     /// Join token; needed until this replica has a certificate in its state folder.
-    #[arg(
-        long,
-        env = "DUET_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
+    #[arg(long, env = "DUET_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     pub token: Option<String>,
     /// File that holds the join token.
     #[arg(long, env = "DUET_TOKEN_FILE")]
@@ -150,16 +145,10 @@ impl TryFrom<Args> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: Args) -> anyhow::Result<Self> {
-        let app_ports = args
-            .app_port
-            .iter()
-            .map(|text| parse_app_port(text))
-            .collect::<anyhow::Result<_>>()?;
+        let app_ports =
+            args.app_port.iter().map(|text| parse_app_port(text)).collect::<anyhow::Result<_>>()?;
         if !args.admin_listen.ip().is_loopback() {
-            bail!(
-                "--admin-listen {}: the admin API must stay on loopback",
-                args.admin_listen
-            );
+            bail!("--admin-listen {}: the admin API must stay on loopback", args.admin_listen);
         }
         let token = match &args.token_file {
             Some(file) => {
@@ -188,10 +177,7 @@ impl TryFrom<Args> for Config {
 fn instance(args: &Args) -> String {
     args.instance.clone().unwrap_or_else(|| {
         let service = args.service.first().map_or("client", String::as_str);
-        let host = rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .to_lowercase();
+        let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
         format!("{service}-{host}-{}", std::process::id())
     })
 }
@@ -210,9 +196,7 @@ fn parse_advertise(text: &str) -> anyhow::Result<(IpAddr, Option<u16>)> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok((address.ip(), Some(address.port())));
     }
-    let ip = text
-        .parse()
-        .with_context(|| format!("--advertise {text}: give IP or IP:PORT"))?;
+    let ip = text.parse().with_context(|| format!("--advertise {text}: give IP or IP:PORT"))?;
     Ok((ip, None))
 }
 
@@ -228,11 +212,7 @@ fn parse_app_port(text: &str) -> anyhow::Result<AppPort> {
         "h2c" | "grpc" => AppProtocol::H2c,
         other => bail!("--app-port {text}: {other:?} is not http, h2c or grpc"),
     };
-    Ok(AppPort {
-        name: name.to_owned(),
-        port,
-        protocol,
-    })
+    Ok(AppPort { name: name.to_owned(), port, protocol })
 }
 
 #[cfg(test)]

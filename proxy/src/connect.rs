@@ -72,16 +72,12 @@ impl Connector {
         timeout: Duration,
     ) -> Result<Sender, Failure> {
         let open = async {
-            let stream = net::dial(target.address)
-                .await
-                .map_err(|error| refused(target, &error))?;
+            let stream =
+                net::dial(target.address).await.map_err(|error| refused(target, &error))?;
             match &target.identity {
                 Some(identity) => {
                     self.opened_mesh.inc();
-                    let stream = self
-                        .mtls
-                        .secure(stream, identity, target.port, transport)
-                        .await?;
+                    let stream = self.mtls.secure(stream, identity, target.port, transport).await?;
                     self.start(stream, transport).await
                 }
                 None => {
@@ -90,13 +86,11 @@ impl Connector {
                 }
             }
         };
-        tokio::time::timeout(timeout, open)
-            .await
-            .unwrap_or_else(|_elapsed| {
-                let text = format!("{} did not accept within {timeout:?}", target.address);
-                Err(Failure::new(ErrorType::ConnectionTimeout, text)
-                    .with_progress(Progress::Unprocessed))
-            })
+        tokio::time::timeout(timeout, open).await.unwrap_or_else(|_elapsed| {
+            let text = format!("{} did not accept within {timeout:?}", target.address);
+            Err(Failure::new(ErrorType::ConnectionTimeout, text)
+                .with_progress(Progress::Unprocessed))
+        })
     }
 
     async fn start<T>(&self, stream: T, transport: Transport) -> Result<Sender, Failure>

@@ -64,10 +64,7 @@ pub async fn detect(stream: &TcpStream, timeout: Duration) -> Result<Protocol, N
         let mut buffer = [0; 64];
         let mut seen = 0;
         loop {
-            let length = stream
-                .peek(&mut buffer)
-                .await
-                .map_err(|_err| NotDetected::Closed)?;
+            let length = stream.peek(&mut buffer).await.map_err(|_err| NotDetected::Closed)?;
             if length == 0 {
                 return Err(NotDetected::Closed);
             }
@@ -82,9 +79,7 @@ pub async fn detect(stream: &TcpStream, timeout: Duration) -> Result<Protocol, N
             seen = length;
         }
     };
-    tokio::time::timeout(timeout, look)
-        .await
-        .unwrap_or(Err(NotDetected::Silent))
+    tokio::time::timeout(timeout, look).await.unwrap_or(Err(NotDetected::Silent))
 }
 
 #[cfg(test)]

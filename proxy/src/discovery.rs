@@ -42,10 +42,7 @@ pub struct Discovery<T> {
 
 impl<T> Clone for Discovery<T> {
     fn clone(&self) -> Self {
-        Self {
-            entries: Arc::clone(&self.entries),
-            wishes: self.wishes.clone(),
-        }
+        Self { entries: Arc::clone(&self.entries), wishes: self.wishes.clone() }
     }
 }
 
@@ -64,11 +61,7 @@ pub struct Inputs<T> {
 }
 
 /// The two ends, and our own configuration.
-type Ends<T> = (
-    Discovery<T>,
-    Inputs<T>,
-    watch::Receiver<Option<Arc<proto::Workload>>>,
-);
+type Ends<T> = (Discovery<T>, Inputs<T>, watch::Receiver<Option<Arc<proto::Workload>>>);
 
 /// Makes the two ends. Wishes are bounded by [`MAX_DESTINATIONS`], each being sent once per entry.
 ///
@@ -83,22 +76,8 @@ pub fn new<T>(
     let (wish, wishes) = mpsc::unbounded_channel();
     let (workload, workload_watch) = watch::channel(None);
     let metrics = Metrics::register(registry)?;
-    let discovery = Discovery {
-        entries: Arc::clone(&entries),
-        wishes: wish,
-    };
-    Ok((
-        discovery,
-        Inputs {
-            node,
-            workload,
-            compile,
-            entries,
-            wishes,
-            metrics,
-        },
-        workload_watch,
-    ))
+    let discovery = Discovery { entries: Arc::clone(&entries), wishes: wish };
+    Ok((discovery, Inputs { node, workload, compile, entries, wishes, metrics }, workload_watch))
 }
 
 impl<T> Discovery<T> {
@@ -128,10 +107,7 @@ impl<T> Discovery<T> {
     #[must_use]
     pub fn views(&self) -> Vec<(Arc<str>, View<T>)> {
         let entries = self.entries.lock();
-        entries
-            .iter()
-            .map(|(key, entry)| (Arc::clone(key), entry.borrow().clone()))
-            .collect()
+        entries.iter().map(|(key, entry)| (Arc::clone(key), entry.borrow().clone())).collect()
     }
 }
 
@@ -153,19 +129,12 @@ impl Metrics {
             "Destinations that this sidecar watches.",
         )?;
         let updates = IntCounterVec::new(
-            Opts::new(
-                "duet_discovery_updates_total",
-                "Updates received, by outcome.",
-            ),
+            Opts::new("duet_discovery_updates_total", "Updates received, by outcome."),
             &["outcome"],
         )?;
         registry.register(Box::new(connected.clone()))?;
         registry.register(Box::new(destinations.clone()))?;
         registry.register(Box::new(updates.clone()))?;
-        Ok(Self {
-            connected,
-            destinations,
-            updates,
-        })
+        Ok(Self { connected, destinations, updates })
     }
 }

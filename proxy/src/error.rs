@@ -49,9 +49,7 @@ impl ErrorType {
     /// The type that another sidecar's `Proxy-Status` names: `duet; error=<type>; …`.
     #[must_use]
     pub fn of_proxy_status(value: &str) -> Option<Self> {
-        let name = value
-            .split(';')
-            .find_map(|part| part.trim().strip_prefix("error="))?;
+        let name = value.split(';').find_map(|part| part.trim().strip_prefix("error="))?;
         ALL.into_iter().find(|kind| kind.name() == name)
     }
 
@@ -117,12 +115,7 @@ impl Failure {
     /// A failure that no further try can mend, with the status that RFC 9209 recommends for its type.
     #[must_use]
     pub fn new(kind: ErrorType, details: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            kind,
-            status: status(kind),
-            details: details.into(),
-            progress: Progress::Final,
-        }
+        Self { kind, status: status(kind), details: details.into(), progress: Progress::Final }
     }
 
     /// The same with another status.

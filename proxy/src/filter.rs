@@ -19,10 +19,7 @@ pub struct Filters {
 #[derive(Debug)]
 enum RequestFilter {
     Headers(HeaderChange),
-    Rewrite {
-        host: Option<Authority>,
-        path: Option<PathChange>,
-    },
+    Rewrite { host: Option<Authority>, path: Option<PathChange> },
 }
 
 #[derive(Debug, Default)]
@@ -61,9 +58,7 @@ impl Filters {
         for filter in raw {
             match &filter.kind {
                 Some(Kind::RequestHeaders(change)) => {
-                    filters
-                        .request
-                        .push(RequestFilter::Headers(HeaderChange::compile(change)?));
+                    filters.request.push(RequestFilter::Headers(HeaderChange::compile(change)?));
                 }
                 Some(Kind::ResponseHeaders(change)) => {
                     filters.response.push(HeaderChange::compile(change)?);
@@ -71,10 +66,9 @@ impl Filters {
                 Some(Kind::UrlRewrite(rewrite)) => {
                     let host = match rewrite.hostname.as_str() {
                         "" => None,
-                        host => Some(
-                            host.parse()
-                                .map_err(|_err| format!("{host:?} is not a host"))?,
-                        ),
+                        host => {
+                            Some(host.parse().map_err(|_err| format!("{host:?} is not a host"))?)
+                        }
                     };
                     let path = PathChange::compile(rewrite.path.as_ref(), prefix)?;
                     filters.request.push(RequestFilter::Rewrite { host, path });
@@ -136,16 +130,8 @@ impl HeaderChange {
             };
             headers.iter().map(pair).collect::<Result<Vec<_>, _>>()
         };
-        let remove = raw
-            .remove
-            .iter()
-            .map(|text| name(text))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            set: pairs(&raw.set)?,
-            add: pairs(&raw.add)?,
-            remove,
-        })
+        let remove = raw.remove.iter().map(|text| name(text)).collect::<Result<_, _>>()?;
+        Ok(Self { set: pairs(&raw.set)?, add: pairs(&raw.add)?, remove })
     }
 
     fn apply(&self, headers: &mut HeaderMap) {
@@ -162,8 +148,7 @@ impl HeaderChange {
 }
 
 fn name(text: &str) -> Result<HeaderName, String> {
-    text.parse()
-        .map_err(|_err| format!("{text:?} is not a header name"))
+    text.parse().map_err(|_err| format!("{text:?} is not a header name"))
 }
 
 impl PathChange {
@@ -179,10 +164,7 @@ impl PathChange {
             (Kind::ReplaceFull(path), _) => Self::Full(path.clone()),
             (Kind::ReplacePrefix(with), Some(prefix)) => {
                 let matched = prefix.trim_end_matches('/').to_owned();
-                Self::Prefix {
-                    matched,
-                    with: with.trim_end_matches('/').to_owned(),
-                }
+                Self::Prefix { matched, with: with.trim_end_matches('/').to_owned() }
             }
             (Kind::ReplacePrefix(_), None) => {
                 return Err("replacing a prefix needs a prefix match".to_owned());
@@ -203,11 +185,7 @@ impl PathChange {
                 format!("{with}{rest}")
             }
         };
-        if text.starts_with('/') {
-            text
-        } else {
-            format!("/{text}")
-        }
+        if text.starts_with('/') { text } else { format!("/{text}") }
     }
 }
 
@@ -227,9 +205,8 @@ fn replace_path(uri: &mut Uri, path: &str) {
 
 impl Redirect {
     fn compile(raw: &proto::Redirect, prefix: Option<&str>) -> Result<Self, String> {
-        let status = u16::try_from(raw.status)
-            .ok()
-            .and_then(|code| StatusCode::from_u16(code).ok());
+        let status =
+            u16::try_from(raw.status).ok().and_then(|code| StatusCode::from_u16(code).ok());
         let status = status.filter(StatusCode::is_redirection);
         let port = u16::try_from(raw.port).map_err(|_err| format!("{} is not a port", raw.port))?;
         Ok(Self {
@@ -243,33 +220,17 @@ impl Redirect {
 
     /// As Gateway API says: a given port wins; else a given scheme's own port; else the request's.
     fn location(&self, head: &request::Parts, authority: &Authority) -> String {
-        let scheme = if self.scheme.is_empty() {
-            "http"
-        } else {
-            &self.scheme
-        };
-        let host = if self.host.is_empty() {
-            authority.host()
-        } else {
-            &self.host
-        };
+        let scheme = if self.scheme.is_empty() { "http" } else { &self.scheme };
+        let host = if self.host.is_empty() { authority.host() } else { &self.host };
         let well_known = if scheme == "https" { 443 } else { 80 };
         let port = self.port.or_else(|| {
-            if self.scheme.is_empty() {
-                authority.port_u16()
-            } else {
-                Some(well_known)
-            }
+            if self.scheme.is_empty() { authority.port_u16() } else { Some(well_known) }
         });
         let path = match &self.path {
             Some(path) => path.apply(head.uri.path()),
             None => head.uri.path().to_owned(),
         };
-        let query = head
-            .uri
-            .query()
-            .map(|query| format!("?{query}"))
-            .unwrap_or_default();
+        let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         match port.filter(|port| *port != well_known) {
             Some(port) => format!("{scheme}://{host}:{port}{path}{query}"),
             None => format!("{scheme}://{host}{path}{query}"),
@@ -322,13 +283,8 @@ mod tests {
             };
             let filters = Filters::compile(&filter(Kind::Redirect(redirect)), None).unwrap();
             let head = Request::get("/p?q").body(()).unwrap().into_parts().0;
-            let response = filters
-                .redirect(&head, &Authority::from_static(authority))
-                .unwrap();
-            response.headers()[header::LOCATION]
-                .to_str()
-                .unwrap()
-                .to_owned()
+            let response = filters.redirect(&head, &Authority::from_static(authority)).unwrap();
+            response.headers()[header::LOCATION].to_str().unwrap().to_owned()
         };
         assert_eq!(location("", 0, "a:8080"), "http://a:8080/p?q");
         assert_eq!(location("https", 0, "a:8080"), "https://a/p?q");
@@ -337,10 +293,8 @@ mod tests {
 
     #[test]
     fn headers_are_set_added_and_removed() {
-        let header = |name: &str, value: &str| proto::Header {
-            name: name.into(),
-            value: value.into(),
-        };
+        let header =
+            |name: &str, value: &str| proto::Header { name: name.into(), value: value.into() };
         let change = proto::HeaderModifier {
             set: vec![header("x-a", "2")],
             add: vec![header("x-b", "3")],

@@ -70,15 +70,10 @@ impl Identity {
         store: Store,
         registry: &Registry,
     ) -> anyhow::Result<(Self, SvidWatch)> {
-        let claims = token
-            .as_deref()
-            .map(JoinClaims::read_unverified)
-            .transpose();
+        let claims = token.as_deref().map(JoinClaims::read_unverified).transpose();
         let claims = claims.context("join token")?;
         let stored = store.load().filter(|svid| {
-            claims
-                .as_ref()
-                .is_none_or(|claims| store::fits(svid, claims))
+            claims.as_ref().is_none_or(|claims| store::fits(svid, claims))
                 && svid.not_after > jiff::Timestamp::now().as_second()
         });
         if stored.is_none() && token.is_none() {
@@ -95,16 +90,7 @@ impl Identity {
         }
         let (current, receiver) = watch::channel(stored.map(Arc::new));
         let control_plane = control_plane.to_owned();
-        Ok((
-            Self {
-                control_plane,
-                token,
-                store,
-                current,
-                metrics,
-            },
-            receiver,
-        ))
+        Ok((Self { control_plane, token, store, current, metrics }, receiver))
     }
 
     /// Gets the first certificate where there is none, then renews it for ever. `channel` is the mTLS channel
@@ -147,10 +133,7 @@ impl Identity {
     fn publish(&self, svid: Svid) {
         tracing::info!(id = %svid.material.id, not_after = svid.not_after, "certificate issued");
         if let Err(error) = self.store.save(&svid) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the certificate cannot be stored"
-            );
+            tracing::warn!(error = format!("{error:#}"), "the certificate cannot be stored");
         }
         self.metrics.expiry.set(svid.not_after);
         self.current.send_replace(Some(Arc::new(svid)));
@@ -173,30 +156,19 @@ impl Identity {
     async fn certify(&self, channel: Channel) -> anyhow::Result<Svid> {
         let key = KeyPair::generate().context("generating a key")?;
         let params = CertificateParams::default();
-        let csr = params
-            .serialize_request(&key)
-            .context("making the request")?;
+        let csr = params.serialize_request(&key).context("making the request")?;
         let now = jiff::Timestamp::now().as_second();
-        let valid = self
-            .current
-            .borrow()
-            .as_ref()
-            .is_some_and(|svid| svid.not_after > now);
+        let valid = self.current.borrow().as_ref().is_some_and(|svid| svid.not_after > now);
         let (channel, token) = if valid {
             (channel, String::new())
         } else {
-            let token = self
-                .token
-                .clone()
-                .context("the certificate expired and there is no join token")?;
+            let token =
+                self.token.clone().context("the certificate expired and there is no join token")?;
             let hash = JoinClaims::read_unverified(&token)?.ca_hash()?;
             let channel = uplink::connect_once(&self.control_plane, first_contact_config(hash)?);
             (channel.await?, token)
         };
-        let request = CertifyRequest {
-            csr: csr.der().to_vec(),
-            token,
-        };
+        let request = CertifyRequest { csr: csr.der().to_vec(), token };
         let mut client = IdentityClient::new(channel);
         let response = client
             .certify(request)
@@ -212,33 +184,19 @@ fn bail_timeout() -> anyhow::Result<Svid> {
 
 fn accept(response: CertifyResponse, key: &KeyPair) -> anyhow::Result<Svid> {
     let chain: Vec<CertificateDer<'static>> = response.chain.into_iter().map(Into::into).collect();
-    let leaf = chain
-        .first()
-        .context("the control plane sent an empty chain")?;
+    let leaf = chain.first().context("the control plane sent an empty chain")?;
     let id =
         duet_api::tls::spiffe_id(leaf).context("the control plane sent a wrong certificate")?;
     if id.to_string() != response.spiffe_id {
-        bail!(
-            "the certificate names {id}, the answer {}",
-            response.spiffe_id
-        );
+        bail!("the certificate names {id}, the answer {}", response.spiffe_id);
     }
     let (not_before, not_after) = store::validity(leaf)?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let roots = response.trust_bundle.into_iter().map(Into::into).collect();
-    let material = TlsMaterial {
-        chain,
-        key,
-        roots,
-        id,
-    };
+    let material = TlsMaterial { chain, key, roots, id };
     // Fails when key, certificate and bundle do not belong together.
     duet_api::tls::server_config(&material, false).context("the certificate cannot be used")?;
-    Ok(Svid {
-        material,
-        not_before,
-        not_after,
-    })
+    Ok(Svid { material, not_before, not_after })
 }
 
 impl Metrics {
@@ -248,10 +206,7 @@ impl Metrics {
             "When this sidecar's certificate ends, seconds since the Unix epoch.",
         )?;
         let requests = IntCounterVec::new(
-            Opts::new(
-                "duet_identity_requests_total",
-                "Requests for a certificate, by outcome.",
-            ),
+            Opts::new("duet_identity_requests_total", "Requests for a certificate, by outcome."),
             &["outcome"],
         )?;
         registry.register(Box::new(expiry.clone()))?;

@@ -81,11 +81,8 @@ impl Inbound {
     ) -> Self {
         let (ports, host, service) = app;
         let port = |app: &AppPort| {
-            let target = Target {
-                address: SocketAddr::new(host, app.port),
-                identity: None,
-                port: app.port,
-            };
+            let target =
+                Target { address: SocketAddr::new(host, app.port), identity: None, port: app.port };
             let service: Arc<str> = format!("{service}:{}", app.port).into();
             let port = Port {
                 protocol: app.protocol,
@@ -109,10 +106,7 @@ impl Inbound {
         match self.accept(stream).await {
             Ok((stream, peer)) => Box::pin(self.serve(stream, peer, ending)).await,
             Err((reason, details)) => {
-                self.metrics
-                    .refused
-                    .with_label_values(&["inbound", reason])
-                    .inc();
+                self.metrics.refused.with_label_values(&["inbound", reason]).inc();
                 tracing::info!(reason, details, "inbound connection refused");
             }
         }
@@ -137,13 +131,8 @@ impl Inbound {
         &self,
         stream: TcpStream,
     ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, String)> {
-        let from = stream
-            .peer_addr()
-            .map(|peer| peer.to_string())
-            .unwrap_or_default();
-        let config = self
-            .tls_config()
-            .map_err(|error| ("no_certificate", error))?;
+        let from = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
+        let config = self.tls_config().map_err(|error| ("no_certificate", error))?;
         let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(stream)) => stream,
@@ -165,11 +154,7 @@ impl Inbound {
     }
 
     fn peer(&self, id: &SpiffeId, port: Arc<Port>) -> Peer {
-        let by = self
-            .svid
-            .borrow()
-            .as_ref()
-            .map(|svid| svid.material.id.to_string());
+        let by = self.svid.borrow().as_ref().map(|svid| svid.material.id.to_string());
         let text = format!("By={};URI={id}", by.unwrap_or_default());
         Peer {
             name: format!("{}/{}", id.namespace(), id.account()).into(),
@@ -201,11 +186,7 @@ impl Inbound {
         let asked = Asked::of(request.headers());
         let (head, body) = request.into_parts();
         let port = &peer.port;
-        let of = (
-            Arc::clone(&port.metrics),
-            Arc::clone(&port.service),
-            Arc::clone(&peer.name),
-        );
+        let of = (Arc::clone(&port.metrics), Arc::clone(&port.service), Arc::clone(&peer.name));
         let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
         record.attempts(1);
         match forward(head, body, peer).await {
@@ -234,8 +215,7 @@ async fn forward(
     let authority = headers::authority(&head)?;
     let original = head.headers.remove(headers::ORIGINAL_VERSION);
     headers::strip_hop_by_hop(&mut head.headers);
-    head.headers
-        .insert(headers::CLIENT_CERT, peer.certificate.clone());
+    head.headers.insert(headers::CLIENT_CERT, peer.certificate.clone());
     let transport = match peer.port.protocol {
         AppProtocol::Http1 => Transport::Http1,
         AppProtocol::H2c => Transport::Http2,
@@ -254,21 +234,14 @@ async fn forward(
         Transport::Http1 => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
     }
-    let body = if body.is_end_stream() {
-        Body::Empty
-    } else {
-        Body::Incoming(body)
-    };
+    let body = if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) };
     let response = lease.send(Request::from_parts(head, body)).await?;
     Ok((response, lease))
 }
 
 /// An application that does not accept is unavailable, for everybody who asks: 503.
 fn app_away(failure: &Failure) -> Failure {
-    let text = format!(
-        "the application does not accept connections: {}",
-        failure.details
-    );
+    let text = format!("the application does not accept connections: {}", failure.details);
     Failure::new(ErrorType::ConnectionRefused, text)
         .with_status(http::StatusCode::SERVICE_UNAVAILABLE)
         .with_progress(failure.progress)
@@ -280,10 +253,7 @@ fn respond(response: Response<Incoming>, lease: Lease, mut record: Record) -> Re
     headers::strip_hop_by_hop(&mut head.headers);
     headers::strip_internal(&mut head.headers);
     record.answered(head.status, &head.headers);
-    let mut end = End {
-        record,
-        lease: Some(lease),
-    };
+    let mut end = End { record, lease: Some(lease) };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, Body::Incoming(body));

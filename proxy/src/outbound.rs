@@ -69,17 +69,9 @@ impl Outbound {
         metrics: CallMetrics,
         access_log: AccessLog,
     ) -> Self {
-        let unknown = (
-            Arc::new(metrics.service("outbound", "unknown")),
-            Arc::from("unknown"),
-        );
+        let unknown = (Arc::new(metrics.service("outbound", "unknown")), Arc::from("unknown"));
         let destinations = Destinations::new(discovery, connector, metrics);
-        Self {
-            destinations,
-            access_log,
-            unknown,
-            nobody: Arc::from(""),
-        }
+        Self { destinations, access_log, unknown, nobody: Arc::from("") }
     }
 
     /// Lets go of destinations that were not used for long; to be called about once a minute.
@@ -187,11 +179,7 @@ impl Outbound {
 
 fn timed_out(call: &Call, destination: &Destination) -> Failure {
     let waited = call.record.elapsed();
-    let text = format!(
-        "{} did not answer within {:.1?}",
-        destination.service(),
-        waited
-    );
+    let text = format!("{} did not answer within {:.1?}", destination.service(), waited);
     Failure::new(ErrorType::HttpResponseTimeout, text)
 }
 
@@ -215,20 +203,10 @@ impl Call {
             Some(limit) => (Some(limit).filter(|limit| !limit.is_zero()), true),
             // gRPC has deadlines of its own, and a stream's headers may come with its first message only: a
             // bound that nobody asked for must not cut it.
-            None => (
-                Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)),
-                false,
-            ),
+            None => (Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)), false),
         };
         let deadline = limit.map(|limit| Instant::now() + limit);
-        Self {
-            head,
-            authority,
-            body: Some(body),
-            deadline,
-            bounds_body,
-            record,
-        }
+        Self { head, authority, body: Some(body), deadline, bounds_body, record }
     }
 
     fn replay_handle(&self) -> Option<Replay> {

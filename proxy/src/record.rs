@@ -58,18 +58,11 @@ impl Record {
         (metrics, service, peer): (Arc<ServiceMetrics>, Arc<str>, Arc<str>),
     ) -> Self {
         let log = access_log.is_on().then(|| {
-            let traceparent = head
-                .headers
-                .get(TRACEPARENT)
-                .and_then(|value| value.to_str().ok());
+            let traceparent = head.headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
             Box::new(Logged {
                 log: access_log.clone(),
                 method: head.method.clone(),
-                path: head
-                    .uri
-                    .path_and_query()
-                    .map(ToString::to_string)
-                    .unwrap_or_default(),
+                path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
                 traceparent: traceparent.map(str::to_owned),
             })
         });
@@ -116,10 +109,7 @@ impl Record {
     /// Since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.0
-            .as_ref()
-            .map(|open| open.started.elapsed())
-            .unwrap_or_default()
+        self.0.as_ref().map(|open| open.started.elapsed()).unwrap_or_default()
     }
 
     /// Tries made.
@@ -150,11 +140,7 @@ impl Record {
     pub fn fail(&mut self, failure: &Failure) {
         if let Some(open) = &mut self.0 {
             open.error = Some(failure.kind.name());
-            open.status = if open.asked.is_grpc() {
-                200
-            } else {
-                failure.status.as_u16()
-            };
+            open.status = if open.asked.is_grpc() { 200 } else { failure.status.as_u16() };
             open.grpc_status = open.asked.is_grpc().then_some(14);
         }
         self.0.take().map(Open::end).unwrap_or_default();
@@ -190,13 +176,9 @@ impl Open {
     fn end(self) {
         let elapsed = self.started.elapsed();
         self.metrics.active.dec();
-        let outcome = Outcome {
-            status: self.status,
-            grpc_status: self.grpc_status,
-            error: self.error,
-        };
-        self.metrics
-            .finished(outcome, &self.peer, elapsed.as_secs_f64());
+        let outcome =
+            Outcome { status: self.status, grpc_status: self.grpc_status, error: self.error };
+        self.metrics.finished(outcome, &self.peer, elapsed.as_secs_f64());
         let Some(logged) = &self.log else { return };
         logged.log.write(&Entry {
             time: jiff::Timestamp::now().to_string(),

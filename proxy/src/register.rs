@@ -37,12 +37,7 @@ pub async fn run(
         svid.wait_for(Option::is_some).await.map(|_first| ()).ok();
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let held = hold(
-                &registration,
-                channel.clone(),
-                &mut ready,
-                (&mut backoff, &stop),
-            );
+            let held = hold(&registration, channel.clone(), &mut ready, (&mut backoff, &stop));
             match held.await {
                 Ok(()) if stop.is_cancelled() => return,
                 Ok(()) => tracing::info!("the control plane closed the registration"),
@@ -73,10 +68,7 @@ async fn hold(
 ) -> Result<(), tonic::Status> {
     let (requests, outgoing) = mpsc::channel(4);
     let now = |ready: bool| RegisterRequest {
-        registration: Some(Registration {
-            ready,
-            ..registration.clone()
-        }),
+        registration: Some(Registration { ready, ..registration.clone() }),
     };
     let gone = |_closed| tonic::Status::unavailable("the stream ended");
     let first = now(*ready.borrow_and_update());
@@ -87,9 +79,7 @@ async fn hold(
         .await
         .map_err(|_elapsed| tonic::Status::deadline_exceeded("no answer"))??
         .into_inner();
-    let mut lease = next(&mut answers)
-        .await?
-        .map_or(DEFAULT_LEASE, |answer| length(&answer));
+    let mut lease = next(&mut answers).await?.map_or(DEFAULT_LEASE, |answer| length(&answer));
     *backoff = FIRST_BACKOFF;
     loop {
         tokio::select! {
@@ -123,10 +113,6 @@ async fn next(
 }
 
 fn length(answer: &RegisterResponse) -> Duration {
-    let lease = answer
-        .lease
-        .and_then(|lease| Duration::try_from(lease).ok());
-    lease
-        .unwrap_or(DEFAULT_LEASE)
-        .max(Duration::from_millis(100))
+    let lease = answer.lease.and_then(|lease| Duration::try_from(lease).ok());
+    lease.unwrap_or(DEFAULT_LEASE).max(Duration::from_millis(100))
 }

@@ -100,21 +100,12 @@ pub async fn start(
     listener: TcpListener,
     (registry, call_metrics): (&Registry, &CallMetrics),
 ) -> anyhow::Result<()> {
-    let options = OutboxOptions {
-        dir: config.outbox.clone(),
-        capacity_bytes: config.outbox_bytes,
-    };
+    let options = OutboxOptions { dir: config.outbox.clone(), capacity_bytes: config.outbox_bytes };
     let outbox = Outbox::open(options, registry).await.context("outbox")?;
     let metrics = EventMetrics::register(registry)?;
-    let buses = Buses::new(
-        Arc::clone(&outbox),
-        inputs.control_plane,
-        inputs.workload.clone(),
-    );
+    let buses = Buses::new(Arc::clone(&outbox), inputs.control_plane, inputs.workload.clone());
     let drain = inputs.drain.clone();
-    drain
-        .background
-        .spawn(Arc::clone(&buses).follow(drain.force.clone()));
+    drain.background.spawn(Arc::clone(&buses).follow(drain.force.clone()));
     if let Some((pool, protocol)) = inputs.app {
         let app = App { pool, protocol };
         let subscriptions = Subscriptions {
@@ -145,12 +136,16 @@ pub async fn start(
         force: drain.force.clone(),
         tasks: drain.outbound_tasks.clone(),
     };
-    let accept = acceptor.run(
-        drain.outbound.clone(),
-        drain.outbound_tasks.clone(),
-        move |stream| connection(Arc::clone(&api), stream, ending.clone()),
-    );
+    let accept =
+        acceptor.run(drain.outbound.clone(), drain.outbound_tasks.clone(), move |stream| {
+            connection(Arc::clone(&api), stream, ending.clone())
+        });
     drain.background.spawn(accept);
+    let force = drain.force.clone();
+    drain.background.spawn(async move {
+        force.cancelled().await;
+        outbox.close().await;
+    });
     Ok(())
 }
 

@@ -29,17 +29,13 @@ impl RouteTable {
             let conditions = rule.r#match.clone().unwrap_or_default();
             Matcher::compile(&conditions).map_err(|error| format!("{}: {error}", rule.name))
         };
-        Ok(Self {
-            matchers: rules.iter().map(compile).collect::<Result<_, _>>()?,
-        })
+        Ok(Self { matchers: rules.iter().map(compile).collect::<Result<_, _>>()? })
     }
 
     /// Index of the first rule that matches.
     #[must_use]
     pub fn find(&self, head: &request::Parts) -> Option<usize> {
-        self.matchers
-            .iter()
-            .position(|matcher| matcher.matches(head))
+        self.matchers.iter().position(|matcher| matcher.matches(head))
     }
 }
 
@@ -81,10 +77,7 @@ impl Matcher {
         };
         let method = match raw.method.as_str() {
             "" => None,
-            name => Some(
-                name.parse()
-                    .map_err(|_err| format!("{name:?} is not a method"))?,
-            ),
+            name => Some(name.parse().map_err(|_err| format!("{name:?} is not a method"))?),
         };
         let headers = raw.headers.iter().map(|header| {
             let name = header
@@ -107,18 +100,9 @@ impl Matcher {
 
     fn matches(&self, head: &request::Parts) -> bool {
         self.path.matches(head.uri.path())
-            && self
-                .method
-                .as_ref()
-                .is_none_or(|method| *method == head.method)
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| header_matches(head, name, value))
-            && self
-                .query
-                .iter()
-                .all(|(name, value)| query_matches(head, name, value))
+            && self.method.as_ref().is_none_or(|method| *method == head.method)
+            && self.headers.iter().all(|(name, value)| header_matches(head, name, value))
+            && self.query.iter().all(|(name, value)| query_matches(head, name, value))
             && (!self.grpc || is_grpc(&head.headers))
     }
 }
@@ -165,11 +149,7 @@ fn regex(pattern: &str) -> Result<Regex, String> {
 
 /// Repeated headers count as one, joined by `,` (RFC 9110 section 5.3).
 fn header_matches(head: &request::Parts, name: &HeaderName, value: &Value) -> bool {
-    let mut values = head
-        .headers
-        .get_all(name)
-        .iter()
-        .map(|value| value.to_str());
+    let mut values = head.headers.get_all(name).iter().map(|value| value.to_str());
     let Some(Ok(first)) = values.next() else {
         return false;
     };
@@ -183,9 +163,7 @@ fn header_matches(head: &request::Parts, name: &HeaderName, value: &Value) -> bo
 /// The first parameter of that name counts.
 fn query_matches(head: &request::Parts, name: &str, value: &Value) -> bool {
     let query = head.uri.query().unwrap_or_default();
-    let mut pairs = query
-        .split('&')
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let found = pairs.find(|(key, _)| decode(key) == name);
     found.is_some_and(|(_, text)| value.matches(&decode(text)))
 }
@@ -195,9 +173,7 @@ fn decode(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let spaced = text.replace('+', " ");
-    let decoded = percent_encoding::percent_decode_str(&spaced)
-        .decode_utf8_lossy()
-        .into_owned();
+    let decoded = percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned();
     Cow::Owned(decoded)
 }
 
@@ -208,29 +184,18 @@ mod tests {
     use proto::{path_match, value_match};
 
     fn rule(conditions: proto::Match) -> proto::Rule {
-        proto::Rule {
-            r#match: Some(conditions),
-            ..Default::default()
-        }
+        proto::Rule { r#match: Some(conditions), ..Default::default() }
     }
 
     fn path(kind: path_match::Kind) -> proto::Match {
         let path = Some(proto::PathMatch { kind: Some(kind) });
-        proto::Match {
-            path,
-            ..Default::default()
-        }
+        proto::Match { path, ..Default::default() }
     }
 
     fn check(conditions: &proto::Match, request: request::Builder, expected: bool) {
         let table = RouteTable::compile(&[rule(conditions.clone())]).unwrap();
         let head = request.body(()).unwrap().into_parts().0;
-        assert_eq!(
-            table.find(&head).is_some(),
-            expected,
-            "{conditions:?} {}",
-            head.uri
-        );
+        assert_eq!(table.find(&head).is_some(), expected, "{conditions:?} {}", head.uri);
     }
 
     #[test]
@@ -257,20 +222,10 @@ mod tests {
             name: name.to_owned(),
             kind: Some(value_match::Kind::Exact(value.to_owned())),
         };
-        let header = proto::Match {
-            headers: vec![value("x-a", "1,2")],
-            ..Default::default()
-        };
-        check(
-            &header,
-            Request::get("/").header("x-a", "1").header("x-a", "2"),
-            true,
-        );
+        let header = proto::Match { headers: vec![value("x-a", "1,2")], ..Default::default() };
+        check(&header, Request::get("/").header("x-a", "1").header("x-a", "2"), true);
         check(&header, Request::get("/").header("x-a", "1"), false);
-        let query = proto::Match {
-            query_params: vec![value("q", "a b")],
-            ..Default::default()
-        };
+        let query = proto::Match { query_params: vec![value("q", "a b")], ..Default::default() };
         check(&query, Request::get("/?x=1&q=a+b&q=c"), true);
         check(&query, Request::get("/?q=a%20b"), true);
         check(&query, Request::get("/?q=c&q=a+b"), false);
@@ -280,10 +235,7 @@ mod tests {
     fn the_first_match_wins() {
         let rules = [
             rule(path(path_match::Kind::Exact("/x".to_owned()))),
-            rule(proto::Match {
-                method: "POST".to_owned(),
-                ..Default::default()
-            }),
+            rule(proto::Match { method: "POST".to_owned(), ..Default::default() }),
             rule(proto::Match::default()),
         ];
         let table = RouteTable::compile(&rules).unwrap();

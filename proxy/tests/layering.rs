@@ -1,5 +1,7 @@
 //! Reads the sources and makes sure that every module imports only modules of a lower rank.
 
+#![allow(clippy::unwrap_used, reason = "a test: what cannot be read fails it")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,13 +48,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// The top-level module that a file belongs to.
 fn module(root: &Path, file: &Path) -> String {
     let inside = file.strip_prefix(root).unwrap();
-    let first = inside
-        .components()
-        .next()
-        .unwrap()
-        .as_os_str()
-        .to_str()
-        .unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -66,28 +62,19 @@ fn modules_import_only_lower_ranks() {
     let mut wrong = Vec::new();
     for file in files {
         let own = module(&root, &file);
-        let own_rank = *ranks
-            .get(own.as_str())
-            .unwrap_or_else(|| panic!("{own} has no rank"));
+        let own_rank = *ranks.get(own.as_str()).unwrap_or_else(|| panic!("{own} has no rank"));
         for (number, line) in fs::read_to_string(&file).unwrap().lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            for (_, rest) in code
-                .match_indices("crate::")
-                .map(|(at, hit)| (at, &code[at + hit.len()..]))
+            for (_, rest) in
+                code.match_indices("crate::").map(|(at, hit)| (at, &code[at + hit.len()..]))
             {
-                let name: String = rest
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect();
+                let name: String =
+                    rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
                 let Some(rank) = ranks.get(name.as_str()) else {
                     continue;
                 };
                 if name != own && *rank >= own_rank {
-                    wrong.push(format!(
-                        "{}:{}: {own} imports {name}",
-                        file.display(),
-                        number + 1
-                    ));
+                    wrong.push(format!("{}:{}: {own} imports {name}", file.display(), number + 1));
                 }
             }
         }

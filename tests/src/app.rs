@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, Version};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -141,8 +141,7 @@ impl Drop for App {
 
 async fn handle(
     State(shared): State<Shared>,
-    method: Method,
-    uri: Uri,
+    (method, uri, version): (Method, Uri, Version),
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -186,6 +185,7 @@ async fn handle(
         .collect();
     let answer = json!({
         "app": shared.name,
+        "version": format!("{version:?}"),
         "method": asked.method.as_str(),
         "path": path,
         "headers": headers,

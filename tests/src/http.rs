@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
 use reqwest::{Client, Method, RequestBuilder, Response};
 
 /// A client that ignores the environment's proxies and gives up after 30 s.
@@ -15,11 +17,22 @@ pub fn client() -> Client {
         .unwrap()
 }
 
-/// A client that speaks HTTP/2 with prior knowledge.
-#[must_use]
-pub fn client_h2() -> Client {
-    let builder = Client::builder().no_proxy().http2_prior_knowledge();
-    builder.timeout(Duration::from_secs(30)).build().unwrap()
+/// `GET` over HTTP/2 with prior knowledge, with `authority` as `:authority`.
+pub async fn get_h2(address: SocketAddr, authority: &str, path: &str) -> http::Response<Bytes> {
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let connection = tokio::spawn(connection);
+    let uri = format!("http://{authority}{path}");
+    let request = http::Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
+    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    connection.abort();
+    http::Response::from_parts(head, body)
 }
 
 /// A client that uses a sidecar as its HTTP proxy, as `HTTP_PROXY` makes it.
@@ -34,7 +47,6 @@ pub fn client_through(outbound: SocketAddr) -> Client {
 }
 
 /// A request to `address` for `host`: routing by the Host header.
-#[must_use]
 pub fn request(
     client: &Client,
     method: Method,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use duet_tests::app::App;
-use duet_tests::http::{self, client, client_h2, client_through};
+use duet_tests::http::{self, client, client_through};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::{SOON, eventually, metrics};
 use reqwest::Method;
@@ -51,16 +51,22 @@ async fn a_call_goes_by_host_header_and_by_proxy_and_says_who_called() {
 }
 
 #[tokio::test]
-async fn http2_with_prior_knowledge_reaches_an_http1_application_as_http2_only_if_declared() {
+async fn an_application_gets_the_http_version_that_it_declares_or_else_the_callers() {
     let control_plane = ControlPlane::start(&[]).await;
-    let app = App::echo("web").await;
-    let options = Options::service("web", app.port()).protocol("http");
-    let _server = Sidecar::ready(&control_plane, options).await;
+    let (declared, free) = (App::echo("declared").await, App::echo("free").await);
+    let options = Options::service("declared", declared.port()).protocol("http");
+    let _declared = Sidecar::ready(&control_plane, options).await;
+    let _free = Sidecar::ready(&control_plane, Options::service("free", free.port())).await;
     let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
-    let request = client_h2().get(format!("http://{}/h2", client_side.ports.outbound));
-    let response = request.header("host", "web").send().await.unwrap();
-    assert_eq!(response.status(), 200, "{:?}", response.headers());
-    assert_eq!(app.asked()[0].path, "/h2");
+    let outbound = client_side.ports.outbound;
+    for (service, version) in [("declared", "HTTP/1.1"), ("free", "HTTP/2.0")] {
+        let response = http::get_h2(outbound, service, "/h2").await;
+        assert_eq!(response.status(), 200, "{:?}", response.headers());
+        let answer: Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(answer["version"], version, "{service}");
+    }
+    let answer: Value = http::get(outbound, "free", "/").await.json().await.unwrap();
+    assert_eq!(answer["version"], "HTTP/1.1");
 }
 
 #[tokio::test]

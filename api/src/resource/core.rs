@@ -82,10 +82,7 @@ pub(super) fn port<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u16, D:
 
 /// A port by number or by name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a port must be a number of 1 to 65535 or a port's name"
-)]
+#[serde(untagged, expecting = "a port must be a number of 1 to 65535 or a port's name")]
 pub enum IntOrName {
     /// By number.
     Number(u16),

@@ -102,10 +102,7 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self {
-            age: Some(Duration::from_secs(7 * 86_400)),
-            bytes: Some(1 << 30),
-        }
+        Self { age: Some(Duration::from_secs(7 * 86_400)), bytes: Some(1 << 30) }
     }
 }
 
@@ -190,19 +187,14 @@ pub struct Delivery {
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self {
-            max_in_flight: 64,
-            ack_timeout: Duration::from_secs(30),
-        }
+        Self { max_in_flight: 64, ack_timeout: Duration::from_secs(30) }
     }
 }
 
 fn max_in_flight<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     match u32::deserialize(input)? {
         n @ 1..=10_000 => Ok(n),
-        n => Err(serde::de::Error::custom(format!(
-            "maxInFlight must be 1 to 10000, not {n}"
-        ))),
+        n => Err(serde::de::Error::custom(format!("maxInFlight must be 1 to 10000, not {n}"))),
     }
 }
 

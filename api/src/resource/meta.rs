@@ -71,9 +71,7 @@ fn is_label(text: &str) -> bool {
     text.len() <= 63
         && edge(text.bytes().next())
         && edge(text.bytes().last())
-        && text
-            .bytes()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+        && text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
 }
 
 /// A DNS label (RFC 1123): lower-case letters, digits and `-`, at most 63.
@@ -102,19 +100,11 @@ pub(super) fn subdomain<'de, D: Deserializer<'de>>(input: D) -> Result<String, D
 
 impl Metadata {
     pub(super) fn key(&self, kind: &'static str) -> ObjectKey {
-        ObjectKey {
-            kind,
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-        }
+        ObjectKey { kind, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 
     pub(super) fn mesh_wide_key(&self, kind: &'static str) -> ObjectKey {
-        ObjectKey {
-            kind,
-            namespace: String::new(),
-            name: self.name.clone(),
-        }
+        ObjectKey { kind, namespace: String::new(), name: self.name.clone() }
     }
 }
 

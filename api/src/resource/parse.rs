@@ -79,11 +79,7 @@ pub fn parse(file: &str, text: &str) -> Parsed {
     let file: Arc<str> = file.into();
     let mut parsed = Parsed::default();
     for (line, document) in documents(text) {
-        let origin = Origin {
-            file: Arc::clone(&file),
-            line,
-            text: document.into(),
-        };
+        let origin = Origin { file: Arc::clone(&file), line, text: document.into() };
         match parse_document(&origin) {
             Ok(Some(resource)) => parsed.resources.push(Located { resource, origin }),
             Ok(None) => {}
@@ -129,20 +125,14 @@ struct Head {
 
 fn parse_document(origin: &Origin) -> Result<Option<Resource>, ParseError> {
     let head: Head = read(origin)?;
-    let (group, _version) = head
-        .api_version
-        .split_once('/')
-        .unwrap_or(("", &head.api_version));
+    let (group, _version) = head.api_version.split_once('/').unwrap_or(("", &head.api_version));
     let resource = match (group, head.kind.as_str()) {
         ("", "Service") => Resource::Service(read(origin)?),
         ("discovery.k8s.io", "EndpointSlice") => Resource::EndpointSlice(read(origin)?),
         ("gateway.networking.k8s.io", "HTTPRoute") => Resource::HttpRoute(read(origin)?),
         ("gateway.networking.k8s.io", "GRPCRoute") => Resource::GrpcRoute(read(origin)?),
         (GROUP, _) if head.api_version != API_VERSION => {
-            let message = format!(
-                "unknown version {:?}; it is {API_VERSION}",
-                head.api_version
-            );
+            let message = format!("unknown version {:?}; it is {API_VERSION}", head.api_version);
             return Err(origin.error(&[Field::Name("apiVersion")], message));
         }
         (GROUP, "TrafficPolicy") => Resource::TrafficPolicy(read(origin)?),
@@ -166,14 +156,8 @@ fn read<T: DeserializeOwned>(origin: &Origin) -> Result<T, ParseError> {
     serde_path_to_error::deserialize(yaml).map_err(|error| {
         let field = error.path().to_string();
         let inner = error.into_inner();
-        let place = inner
-            .location()
-            .map_or((1, 1), |at| (at.line(), at.column()));
-        origin.at(
-            place,
-            if field == "." { String::new() } else { field },
-            &strip_place(&inner),
-        )
+        let place = inner.location().map_or((1, 1), |at| (at.line(), at.column()));
+        origin.at(place, if field == "." { String::new() } else { field }, &strip_place(&inner))
     })
 }
 
@@ -206,13 +190,7 @@ impl Origin {
 
     fn at(&self, (line, column): (usize, usize), field: String, message: &str) -> ParseError {
         let file = Arc::clone(&self.file);
-        ParseError {
-            file,
-            line: self.line + line - 1,
-            column,
-            field,
-            message: message.to_owned(),
-        }
+        ParseError { file, line: self.line + line - 1, column, field, message: message.to_owned() }
     }
 }
 
@@ -222,9 +200,7 @@ impl Origin {
 fn locate(text: &str, path: &[Field]) -> Option<(usize, usize)> {
     (0..=path.len()).rev().find_map(|length| {
         let walk = Walk(path.get(..length)?);
-        let error = walk
-            .deserialize(serde_yaml::Deserializer::from_str(text))
-            .err()?;
+        let error = walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
         if !error.to_string().contains(FOUND) {
             return None;
         }
@@ -246,11 +222,7 @@ impl<'de> DeserializeSeed<'de> for Walk<'_> {
 
 impl Walk<'_> {
     fn here<E: serde::de::Error>(&self) -> Result<(), E> {
-        if self.0.is_empty() {
-            Err(E::custom(FOUND))
-        } else {
-            Ok(())
-        }
+        if self.0.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
     }
 }
 

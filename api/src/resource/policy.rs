@@ -45,9 +45,7 @@ pub struct TrafficPolicySpec {
 fn targets<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<TargetRef>, D::Error> {
     let targets = Vec::<TargetRef>::deserialize(input)?;
     if targets.is_empty() {
-        return Err(serde::de::Error::custom(
-            "targetRefs must name at least one target",
-        ));
+        return Err(serde::de::Error::custom("targetRefs must name at least one target"));
     }
     Ok(targets)
 }
@@ -137,18 +135,16 @@ fn two() -> u32 {
 fn attempts<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     match u32::deserialize(input)? {
         n @ 0..=20 => Ok(n),
-        n => Err(serde::de::Error::custom(format!(
-            "attempts must be 0 to 20, not {n}"
-        ))),
+        n => Err(serde::de::Error::custom(format!("attempts must be 0 to 20, not {n}"))),
     }
 }
 
 pub(super) fn codes<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<u16>, D::Error> {
     let codes = Vec::<u16>::deserialize(input)?;
     match codes.iter().find(|code| !(400..600).contains(*code)) {
-        Some(code) => Err(serde::de::Error::custom(format!(
-            "{code} is not an HTTP status of 400 to 599"
-        ))),
+        Some(code) => {
+            Err(serde::de::Error::custom(format!("{code} is not an HTTP status of 400 to 599")))
+        }
         None => Ok(codes),
     }
 }
@@ -191,9 +187,7 @@ fn ten() -> u32 {
 fn percent<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
     match u32::deserialize(input)? {
         n @ 0..=1000 => Ok(n),
-        n => Err(serde::de::Error::custom(format!(
-            "percent must be 0 to 1000, not {n}"
-        ))),
+        n => Err(serde::de::Error::custom(format!("percent must be 0 to 1000, not {n}"))),
     }
 }
 

@@ -61,10 +61,7 @@ pub(crate) struct Sidecar {
 
 /// A list of arguments, or a string for `sh -c`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a command is a list of arguments, or a string for the shell"
-)]
+#[serde(untagged, expecting = "a command is a list of arguments, or a string for the shell")]
 pub(crate) enum Command {
     Shell(String),
     Arguments(Vec<String>),
@@ -74,7 +71,12 @@ impl Command {
     /// Program and arguments.
     pub(crate) fn arguments(&self) -> Vec<String> {
         match self {
-            Self::Shell(text) => vec!["sh".to_owned(), "-c".to_owned(), text.clone()],
+            Self::Shell(text) => {
+                // A single command takes the shell's place, so that signals reach it and not a shell before it.
+                let single = !text.contains([';', '|', '&', '(', '<', '>', '\n', '=', '`']);
+                let text = if single { format!("exec {text}") } else { text.clone() };
+                vec!["sh".to_owned(), "-c".to_owned(), text]
+            }
             Self::Arguments(arguments) => arguments.clone(),
         }
     }
@@ -107,9 +109,9 @@ impl TryFrom<RawPort> for Port {
             RawPort::Number(0) => {
                 Err("a port is 1 to 65535; write `auto` for a free one".to_owned())
             }
-            RawPort::Word(word) => Err(format!(
-                "{word:?} is not a port: a number of 1 to 65535, or `auto`"
-            )),
+            RawPort::Word(word) => {
+                Err(format!("{word:?} is not a port: a number of 1 to 65535, or `auto`"))
+            }
         }
     }
 }
@@ -139,9 +141,7 @@ impl Mesh {
         let mesh: Self = serde_path_to_error::deserialize(yaml).map_err(|error| {
             let field = error.path().to_string();
             let inner = error.into_inner();
-            let place = inner
-                .location()
-                .map_or((1, 1), |at| (at.line(), at.column()));
+            let place = inner.location().map_or((1, 1), |at| (at.line(), at.column()));
             let text = inner.to_string();
             let text = text.split(" at line ").next().unwrap_or(&text).to_owned();
             anyhow::anyhow!("{file}:{}:{}: {field}: {text}", place.0, place.1)
@@ -160,33 +160,19 @@ impl Mesh {
             }
             if let Port::Fixed(port) = app.port {
                 if app.replicas > 1 {
-                    bail!(
-                        "apps.{name}.port: {} replicas need `port: auto`",
-                        app.replicas
-                    );
+                    bail!("apps.{name}.port: {} replicas need `port: auto`", app.replicas);
                 }
                 if let Some(other) = ports.insert(port, name) {
                     bail!("apps.{name}.port: {port} is the port of {other} already");
                 }
             }
-            if !matches!(
-                app.protocol.as_deref(),
-                None | Some("http" | "h2c" | "grpc")
-            ) {
+            if !matches!(app.protocol.as_deref(), None | Some("http" | "h2c" | "grpc")) {
                 bail!("apps.{name}.protocol: it is http, h2c or grpc");
             }
-            if let Some(missing) = app
-                .depends_on
-                .iter()
-                .find(|on| !self.apps.contains_key(*on))
-            {
+            if let Some(missing) = app.depends_on.iter().find(|on| !self.apps.contains_key(*on)) {
                 bail!("apps.{name}.dependsOn: there is no app {missing:?}");
             }
-            if app
-                .readiness
-                .as_ref()
-                .is_some_and(|path| !path.starts_with('/'))
-            {
+            if app.readiness.as_ref().is_some_and(|path| !path.starts_with('/')) {
                 bail!("apps.{name}.readiness: it is a path such as /healthz");
             }
         }
@@ -202,17 +188,10 @@ impl Mesh {
                 !done.contains(name.as_str())
                     && app.depends_on.iter().all(|on| done.contains(on.as_str()))
             };
-            let group: Vec<&str> = self
-                .apps
-                .iter()
-                .filter(free)
-                .map(|(name, _)| name.as_str())
-                .collect();
+            let group: Vec<&str> =
+                self.apps.iter().filter(free).map(|(name, _)| name.as_str()).collect();
             if group.is_empty() {
-                let left = self
-                    .apps
-                    .keys()
-                    .filter(|name| !done.contains(name.as_str()));
+                let left = self.apps.keys().filter(|name| !done.contains(name.as_str()));
                 let left: Vec<&str> = left.map(String::as_str).collect();
                 bail!("apps: dependsOn goes in a circle among {}", left.join(", "));
             }
@@ -268,7 +247,7 @@ mod tests {
         );
         assert_eq!(mesh.apps["a"].port, Port::Auto);
         assert_eq!(mesh.apps["b"].port, Port::Fixed(80));
-        assert_eq!(mesh.apps["b"].command.arguments(), ["sh", "-c", "z"]);
+        assert_eq!(mesh.apps["b"].command.arguments(), ["sh", "-c", "exec z"]);
     }
 
     #[test]

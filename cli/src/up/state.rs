@@ -102,12 +102,8 @@ impl Folder {
         let path = path.canonicalize()?;
         fs::write(path.join(".gitignore"), "*\n")?;
         let lock = path.join("lock");
-        let mut file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&lock)?;
+        let mut file =
+            File::options().create(true).truncate(false).read(true).write(true).open(&lock)?;
         if file.try_lock().is_err() {
             let holder = fs::read_to_string(&lock).unwrap_or_default();
             bail!(
@@ -118,11 +114,7 @@ impl Folder {
         }
         file.set_len(0)?;
         writeln!(file, "{}", std::process::id())?;
-        Ok(Self {
-            path,
-            state: RefCell::new(state),
-            _lock: file,
-        })
+        Ok(Self { path, state: RefCell::new(state), _lock: file })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -141,10 +133,7 @@ impl Folder {
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) -> anyhow::Result<()> {
         let mut state = self.state.borrow_mut();
         change(&mut state);
-        let (file, temporary) = (
-            self.path.join("state.json"),
-            self.path.join("state.json.tmp"),
-        );
+        let (file, temporary) = (self.path.join("state.json"), self.path.join("state.json.tmp"));
         let text = serde_json::to_string_pretty(&*state)?;
         fs::write(&temporary, text + "\n")
             .and_then(|()| fs::rename(&temporary, &file))

@@ -26,9 +26,7 @@ pub(crate) enum Event {
 
 /// The wait before the next start after `crashes` in a row.
 pub(crate) fn backoff(crashes: u32) -> Duration {
-    FIRST_BACKOFF
-        .saturating_mul(1 << crashes.saturating_sub(1).min(16))
-        .min(LONGEST_BACKOFF)
+    FIRST_BACKOFF.saturating_mul(1 << crashes.saturating_sub(1).min(16)).min(LONGEST_BACKOFF)
 }
 
 /// Runs until `stop`. `spec` is asked before each start, as ports are known only after the first.
@@ -54,19 +52,14 @@ pub(crate) async fn run(
                         process.signal(rustix::process::Signal::KILL);
                     }
                     () = end.cancelled() => {
-                        let grace = if stop.now.get() { Duration::ZERO } else { GRACE };
-                        process.end(grace).await;
+                        process.end(GRACE, stop.now.clone()).await;
                         return;
                     }
                 }
             }
             Err(error) => output::note(&format!("{name}: {error:#}")),
         }
-        crashes = if started.elapsed() > HEALTHY {
-            1
-        } else {
-            crashes + 1
-        };
+        crashes = if started.elapsed() > HEALTHY { 1 } else { crashes + 1 };
         tokio::select! {
             () = tokio::time::sleep(backoff(crashes)) => {}
             () = end.cancelled() => {}

@@ -56,10 +56,8 @@ impl Session {
             return Ok(());
         };
         let Some(Ask::Open(wanted)) = first.kind else {
-            return Err(self.refuse(
-                "invalid",
-                Status::invalid_argument("the first request must be `open`"),
-            ));
+            return Err(self
+                .refuse("invalid", Status::invalid_argument("the first request must be `open`")));
         };
         let mut consumer = self.open(wanted).await?;
         let _counted = Counted::new(&self.metrics.consumers);
@@ -97,24 +95,18 @@ impl Session {
             .map_err(|why| self.refuse("permission_denied", Status::permission_denied(why)))?;
         let spec = SubscriptionSpec::try_from(subscription)
             .map_err(|error| self.refuse("invalid", Status::invalid_argument(error.to_string())))?;
-        let bus = self
-            .buses
-            .get(&spec.bus)
-            .await
-            .map_err(|error| match error {
-                BusError::Unknown(_) => {
-                    self.refuse("unknown_bus", Status::not_found(error.to_string()))
-                }
-                BusError::Open { .. } => {
-                    let text = format!("{:#}", anyhow::Error::new(error));
-                    self.refuse("internal", Status::unavailable(text))
-                }
-            })?;
+        let bus = self.buses.get(&spec.bus).await.map_err(|error| match error {
+            BusError::Unknown(_) => {
+                self.refuse("unknown_bus", Status::not_found(error.to_string()))
+            }
+            BusError::Open { .. } => {
+                let text = format!("{:#}", anyhow::Error::new(error));
+                self.refuse("internal", Status::unavailable(text))
+            }
+        })?;
         let (name, topic) = (spec.name.clone(), spec.topic.clone());
-        let consumer = bus
-            .consume(spec)
-            .await
-            .map_err(|error| self.refuse("bus", status(&error)))?;
+        let consumer =
+            bus.consume(spec).await.map_err(|error| self.refuse("bus", status(&error)))?;
         tracing::info!(peer = %self.who, subscription = name, topic, "consumer connected");
         Ok(consumer)
     }
@@ -127,10 +119,7 @@ impl Session {
     ) -> Result<(), Status> {
         match request.kind {
             Some(Ask::Credit(more)) => *credit = credit.saturating_add(more).min(MAX_CREDIT),
-            Some(Ask::Settle(proto::Settle {
-                delivery,
-                outcome: Some(outcome),
-            })) => {
+            Some(Ask::Settle(proto::Settle { delivery, outcome: Some(outcome) })) => {
                 // False when it was settled before; the client may well say it twice.
                 if !settler.settle(delivery, outcome.into()) {
                     tracing::debug!(peer = %self.who, delivery, "settled twice or unknown");
@@ -156,11 +145,7 @@ impl Session {
         &self,
         consumer: &mut Consumer,
     ) -> Result<(mpsc::Permit<'_, Answer>, Delivery), Status> {
-        let permit = self
-            .deliveries
-            .reserve()
-            .await
-            .map_err(|_closed| closed())?;
+        let permit = self.deliveries.reserve().await.map_err(|_closed| closed())?;
         match consumer.next().await {
             Some(Ok(delivery)) => Ok((permit, delivery)),
             Some(Err(error)) => Err(status(&error)),
@@ -170,17 +155,11 @@ impl Session {
 
     async fn tell(&self, tell: Tell) -> Result<(), Status> {
         let response = proto::ConsumeResponse { kind: Some(tell) };
-        self.deliveries
-            .send(Ok(response))
-            .await
-            .map_err(|_closed| closed())
+        self.deliveries.send(Ok(response)).await.map_err(|_closed| closed())
     }
 
     fn refuse(&self, reason: &str, status: Status) -> Status {
-        self.metrics
-            .refused
-            .with_label_values(&[SERVICE, reason])
-            .inc();
+        self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
         status
     }
 }

@@ -56,23 +56,12 @@ impl Publisher {
     async fn publish(&self, request: proto::PublishRequest) -> proto::PublishResponse {
         let correlation = request.correlation;
         match self.store(request).await {
-            Ok(events) => proto::PublishResponse {
-                correlation,
-                events,
-                error: None,
-            },
+            Ok(events) => proto::PublishResponse { correlation, events, error: None },
             Err(error) => {
                 let reason = reason(error.kind);
-                self.metrics
-                    .refused
-                    .with_label_values(&[SERVICE, reason])
-                    .inc();
+                self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
                 tracing::info!(reason, "publish refused: {error}");
-                proto::PublishResponse {
-                    correlation,
-                    events: vec![],
-                    error: Some(error.into()),
-                }
+                proto::PublishResponse { correlation, events: vec![], error: Some(error.into()) }
             }
         }
     }
@@ -91,18 +80,11 @@ impl Publisher {
         self.store
             .read(|view| compile::takes_topic(view.index, &request.bus, &request.topic))
             .map_err(|why| PublishError::new(PublishErrorKind::UnknownTopic, why))?;
-        let events = request
-            .events
-            .into_iter()
-            .enumerate()
-            .map(|(number, event)| {
-                Event::try_from(event).map_err(|error| {
-                    PublishError::new(
-                        PublishErrorKind::Invalid,
-                        format!("event {number}: {error}"),
-                    )
-                })
-            });
+        let events = request.events.into_iter().enumerate().map(|(number, event)| {
+            Event::try_from(event).map_err(|error| {
+                PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))
+            })
+        });
         let events = events.collect::<Result<Vec<_>, _>>()?;
         let published = bus.publish(&request.topic, events).await?;
         Ok(published.into_iter().map(Into::into).collect())

@@ -37,9 +37,7 @@ fn declared(index: &Index) -> Declared {
         if let Resource::EventBus(bus) = &located.resource {
             declared.buses.push(bus.metadata.name.clone());
         } else if let Resource::Topic(topic) = &located.resource {
-            declared
-                .topics
-                .insert(topic.metadata.name.clone(), topic.spec.clone());
+            declared.topics.insert(topic.metadata.name.clone(), topic.spec.clone());
         } else if let Resource::Subscription(resource) = &located.resource
             // What does not convert was refused when its file was read.
             && let Ok(spec) = SubscriptionSpec::try_from(compile::subscription(resource))
@@ -47,12 +45,8 @@ fn declared(index: &Index) -> Declared {
             declared.subscriptions.insert(spec.name.clone(), spec);
         }
     }
-    declared
-        .topics
-        .retain(|_, topic| declared.buses.contains(&topic.bus));
-    declared
-        .subscriptions
-        .retain(|_, spec| declared.buses.contains(&spec.bus));
+    declared.topics.retain(|_, topic| declared.buses.contains(&topic.bus));
+    declared.subscriptions.retain(|_, spec| declared.buses.contains(&spec.bus));
     declared
 }
 
@@ -108,9 +102,8 @@ impl Reconciler {
     }
 
     async fn look(&mut self) {
-        let (touched, generation) = self
-            .store
-            .read(|view| (view.events_touched_after(self.seen), view.generation));
+        let (touched, generation) =
+            self.store.read(|view| (view.events_touched_after(self.seen), view.generation));
         if touched || !self.settled {
             let declared = self.store.read(|view| declared(view.index));
             self.settled = self.bring_to(declared).await;
@@ -134,9 +127,7 @@ impl Reconciler {
                 }
             }
         }
-        self.done
-            .topics
-            .retain(|name, _| wanted.topics.contains_key(name));
+        self.done.topics.retain(|name, _| wanted.topics.contains_key(name));
         for (name, spec) in &wanted.subscriptions {
             self.undeclared.remove(name);
             if self.done.subscriptions.get(name) != Some(spec) {
@@ -150,9 +141,8 @@ impl Reconciler {
         }
         let until = Instant::now() + UNDECLARED_GRACE;
         let known = std::mem::take(&mut self.done.subscriptions);
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = known
-            .into_iter()
-            .partition(|(name, _)| wanted.subscriptions.contains_key(name));
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            known.into_iter().partition(|(name, _)| wanted.subscriptions.contains_key(name));
         self.done.subscriptions = kept;
         for (name, spec) in gone {
             tracing::warn!(
@@ -170,21 +160,11 @@ impl Reconciler {
             retention_age: spec.retention.age,
             retention_bytes: spec.retention.bytes,
         };
-        Ok(self
-            .buses
-            .get(&spec.bus)
-            .await?
-            .ensure_topic(name, config)
-            .await?)
+        Ok(self.buses.get(&spec.bus).await?.ensure_topic(name, config).await?)
     }
 
     async fn subscription(&self, spec: &SubscriptionSpec) -> anyhow::Result<()> {
-        Ok(self
-            .buses
-            .get(&spec.bus)
-            .await?
-            .ensure_subscription(spec.clone())
-            .await?)
+        Ok(self.buses.get(&spec.bus).await?.ensure_subscription(spec.clone()).await?)
     }
 
     async fn forget_undeclared(&mut self, now: Instant) {
@@ -192,10 +172,7 @@ impl Reconciler {
         let over: Vec<_> = over.collect();
         for (name, (bus, _)) in over {
             let outcome = match self.buses.get(&bus).await {
-                Ok(bus) => bus
-                    .remove_subscription(&name)
-                    .await
-                    .map_err(anyhow::Error::from),
+                Ok(bus) => bus.remove_subscription(&name).await.map_err(anyhow::Error::from),
                 // The bus went with it.
                 Err(_) => Ok(()),
             };

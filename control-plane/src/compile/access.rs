@@ -20,16 +20,10 @@ pub fn may_serve(index: &Index, who: &SpiffeId, service: &ServiceKey) -> Result<
             service.namespace
         ));
     }
-    let annotations = index
-        .service(service)
-        .map(|service| &service.metadata.annotations);
+    let annotations = index.service(service).map(|service| &service.metadata.annotations);
     let listed = annotations.and_then(|annotations| annotations.get(ACCOUNTS_ANNOTATION));
-    let listed = listed
-        .into_iter()
-        .flat_map(|accounts| accounts.split(',').map(str::trim));
-    let allowed = listed
-        .chain([service.name.as_str()])
-        .any(|account| account == who.account());
+    let listed = listed.into_iter().flat_map(|accounts| accounts.split(',').map(str::trim));
+    let allowed = listed.chain([service.name.as_str()]).any(|account| account == who.account());
     if allowed {
         return Ok(());
     }
@@ -59,15 +53,7 @@ mod tests {
         assert!(may("shop", "orders", "orders").is_ok());
         assert!(may("shop", "admin", "api").is_ok());
         assert!(may("shop", "api", "api").is_ok());
-        assert!(
-            may("shop", "orders", "api")
-                .unwrap_err()
-                .contains("duet.dev/service-accounts")
-        );
-        assert!(
-            may("ops", "orders", "orders")
-                .unwrap_err()
-                .contains("namespace \"ops\"")
-        );
+        assert!(may("shop", "orders", "api").unwrap_err().contains("duet.dev/service-accounts"));
+        assert!(may("ops", "orders", "orders").unwrap_err().contains("namespace \"ops\""));
     }
 }

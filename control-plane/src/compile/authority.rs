@@ -15,10 +15,7 @@ const MAX_BYTES: usize = 260;
 /// Why it names no service of the mesh, for the caller to read.
 pub fn parse(authority: &str, namespace: &str) -> Result<ServicePort, String> {
     if authority.len() > MAX_BYTES {
-        return Err(format!(
-            "the name has {} bytes, more than {MAX_BYTES}",
-            authority.len()
-        ));
+        return Err(format!("the name has {} bytes, more than {MAX_BYTES}", authority.len()));
     }
     if authority.starts_with('[') || authority.parse::<std::net::IpAddr>().is_ok() {
         return Err(not_a_service(authority, "it is an IP address"));
@@ -26,10 +23,7 @@ pub fn parse(authority: &str, namespace: &str) -> Result<ServicePort, String> {
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) => {
             let port = port.parse().ok().filter(|port| *port != 0);
-            (
-                host,
-                port.ok_or_else(|| not_a_service(authority, "the port is not 1 to 65535"))?,
-            )
+            (host, port.ok_or_else(|| not_a_service(authority, "the port is not 1 to 65535"))?)
         }
         None => (authority, DEFAULT_PORT),
     };
@@ -51,10 +45,7 @@ pub fn parse(authority: &str, namespace: &str) -> Result<ServicePort, String> {
     if !is_label(name) || !is_label(namespace) {
         return Err(not_a_service(authority, "it is not a DNS name"));
     }
-    Ok(ServicePort {
-        service: ServiceKey::new(namespace, name),
-        port,
-    })
+    Ok(ServicePort { service: ServiceKey::new(namespace, name), port })
 }
 
 fn not_a_service(authority: &str, why: &str) -> String {
@@ -88,11 +79,7 @@ pub fn resolve(index: &Index, wanted: &ServicePort) -> Result<(), String> {
     let known: Vec<String> = ports.iter().take(20).map(ToString::to_string).collect();
     Err(match known.is_empty() {
         true => format!("service {key} has no ports"),
-        false => format!(
-            "service {key} has no port {}; it has {}",
-            wanted.port,
-            known.join(", ")
-        ),
+        false => format!("service {key} has no port {}; it has {}", wanted.port, known.join(", ")),
     })
 }
 
@@ -102,9 +89,7 @@ pub fn ports(index: &Index, key: &ServiceKey) -> Vec<u16> {
     if let Some(service) = index.service(key) {
         return service.spec.ports.iter().map(|port| port.port).collect();
     }
-    let replicas = index
-        .replicas_of(key)
-        .filter(|replica| !replica.ports.is_empty());
+    let replicas = index.replicas_of(key).filter(|replica| !replica.ports.is_empty());
     let own = replicas.flat_map(|replica| replica.ports.iter().map(|port| port.port));
     let mut ports: Vec<u16> = own.collect();
     if !ports.is_empty() {
@@ -132,11 +117,7 @@ mod tests {
             ("orders.ops.svc.cluster.local.:443", "ops/orders:443"),
         ];
         for (authority, expected) in cases {
-            assert_eq!(
-                parse(authority, "shop").unwrap().to_string(),
-                expected,
-                "{authority}"
-            );
+            assert_eq!(parse(authority, "shop").unwrap().to_string(), expected, "{authority}");
         }
     }
 
@@ -158,11 +139,7 @@ mod tests {
             let why = parse(authority, "shop").unwrap_err();
             assert!(why.contains(expected), "{authority}: {why}");
         }
-        assert!(
-            parse(&"a".repeat(300), "shop")
-                .unwrap_err()
-                .contains("300 bytes")
-        );
+        assert!(parse(&"a".repeat(300), "shop").unwrap_err().contains("300 bytes"));
     }
 
     proptest! {

@@ -18,13 +18,9 @@ pub(super) fn backend(
     wanted: &ServicePort,
     dialled: &ServicePort,
 ) -> (proto::Backend, Endpoints) {
-    let declared = index.service(&wanted.service).and_then(|service| {
-        service
-            .spec
-            .ports
-            .iter()
-            .find(|port| port.port == wanted.port)
-    });
+    let declared = index
+        .service(&wanted.service)
+        .and_then(|service| service.spec.ports.iter().find(|port| port.port == wanted.port));
     let serving: Vec<(&Replica, &ReplicaPort)> = index
         .replicas_of(&wanted.service)
         .filter_map(|replica| Some((replica, port_of(replica, wanted.port, declared)?)))
@@ -63,11 +59,9 @@ fn port_of<'r>(
         _ => None,
     };
     match declared.map(|port| port.target_port.as_ref()) {
-        Some(Some(IntOrName::Name(name))) => replica
-            .ports
-            .iter()
-            .find(|port| port.name == *name)
-            .or_else(only),
+        Some(Some(IntOrName::Name(name))) => {
+            replica.ports.iter().find(|port| port.name == *name).or_else(only)
+        }
         Some(Some(IntOrName::Number(number))) => by_number(*number).or_else(only),
         Some(None) => by_number(dialled).or_else(only),
         // Not declared: the replica's own port, or 80 for its first.
@@ -83,15 +77,9 @@ fn protocol(
     if let Some(named) = declared.and_then(|port| port.app_protocol.as_deref()) {
         return named_protocol(named);
     }
-    let mut said = serving
-        .iter()
-        .map(|(_, port)| named_protocol(&port.app_protocol));
+    let mut said = serving.iter().map(|(_, port)| named_protocol(&port.app_protocol));
     let first = said.next().unwrap_or(proto::Protocol::Auto);
-    if said.all(|other| other == first) {
-        first
-    } else {
-        proto::Protocol::Auto
-    }
+    if said.all(|other| other == first) { first } else { proto::Protocol::Auto }
 }
 
 /// Kubernetes' standard `appProtocol` names (KEP-3726), and what people write for the same.

@@ -28,11 +28,7 @@ pub fn workload(index: &Index, who: &SpiffeId, services: &BTreeSet<String>) -> p
         })
         .collect();
     subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
-    proto::Workload {
-        version: 0,
-        subscriptions,
-        buses: buses(index),
-    }
+    proto::Workload { version: 0, subscriptions, buses: buses(index) }
 }
 
 /// A subscription resource as the wire and the bus know it.
@@ -133,9 +129,7 @@ pub fn takes_topic(index: &Index, bus: &str, topic: &str) -> Result<(), String> 
     );
     match declared {
         true => Ok(()),
-        false => Err(format!(
-            "bus {bus:?} takes declared topics only, and {topic:?} is not one"
-        )),
+        false => Err(format!("bus {bus:?} takes declared topics only, and {topic:?} is not one")),
     }
 }
 
@@ -155,16 +149,10 @@ pub fn consumable(
     wanted: proto::Subscription,
 ) -> Result<proto::Subscription, String> {
     let Some((namespace, name)) = wanted.name.split_once('/') else {
-        return Err(format!(
-            "subscription {:?} is not called <namespace>/<name>",
-            wanted.name
-        ));
+        return Err(format!("subscription {:?} is not called <namespace>/<name>", wanted.name));
     };
     if namespace != who.namespace() {
-        return Err(format!(
-            "{who} cannot consume subscription {:?}",
-            wanted.name
-        ));
+        return Err(format!("{who} cannot consume subscription {:?}", wanted.name));
     }
     let located = index.get(&object("Subscription", namespace, name));
     let Some(Resource::Subscription(declared)) = located.map(|located| &located.resource) else {

@@ -10,14 +10,7 @@ use duet_api::resource::{
 
 /// Filters in the order given.
 pub(super) fn filters(filters: &[HttpFilter]) -> Vec<proto::Filter> {
-    filters
-        .iter()
-        .filter_map(|filter| {
-            Some(proto::Filter {
-                kind: Some(kind(filter)?),
-            })
-        })
-        .collect()
+    filters.iter().filter_map(|filter| Some(proto::Filter { kind: Some(kind(filter)?) })).collect()
 }
 
 fn kind(filter: &HttpFilter) -> Option<Kind> {
@@ -44,11 +37,7 @@ fn headers(modifier: &HeaderModifier) -> proto::HeaderModifier {
     proto::HeaderModifier {
         set: pairs(&modifier.set),
         add: pairs(&modifier.add),
-        remove: modifier
-            .remove
-            .iter()
-            .map(|name| name.to_ascii_lowercase())
-            .collect(),
+        remove: modifier.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
     }
 }
 

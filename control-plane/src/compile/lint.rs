@@ -17,18 +17,13 @@ const MAX_PATTERN_BYTES: usize = 1024;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 /// Gateway API's bound.
 const MAX_WEIGHT: u32 = 1_000_000;
-const METHODS: [&str; 9] = [
-    "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
-];
+const METHODS: [&str; 9] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
 /// Errors of one resource, in order.
 #[must_use]
 pub fn lint(located: &Located) -> Vec<ParseError> {
-    let mut lint = Lint {
-        located,
-        path: vec![Field::Name("spec")],
-        errors: Vec::new(),
-    };
+    let mut lint = Lint { located, path: vec![Field::Name("spec")], errors: Vec::new() };
     match &located.resource {
         Resource::HttpRoute(route) => lint.http_route(route),
         Resource::GrpcRoute(route) => lint.grpc_route(route),
@@ -55,8 +50,7 @@ struct Lint<'l> {
 
 impl Lint<'_> {
     fn error(&mut self, message: String) {
-        self.errors
-            .push(self.located.origin.error(&self.path, message));
+        self.errors.push(self.located.origin.error(&self.path, message));
     }
 
     /// Runs with a field appended to the path.
@@ -86,8 +80,7 @@ impl Lint<'_> {
             };
             let twice = before.clone().any(|p| same(&p));
             let named_twice = before.clone().any(|p| p.name == port.name);
-            self.path
-                .extend([Field::Name("ports"), Field::Index(number)]);
+            self.path.extend([Field::Name("ports"), Field::Index(number)]);
             if twice {
                 self.at("port", |lint| {
                     lint.error(format!("port {} is there twice", port.port));
@@ -107,10 +100,7 @@ impl Lint<'_> {
             lint.each("matches", &rule.matches, Lint::http_match);
             lint.filters(&rule.filters);
             lint.rewrites_what_matched(rule);
-            let redirect = rule
-                .filters
-                .iter()
-                .any(|f| f.kind == FilterType::RequestRedirect);
+            let redirect = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
             if redirect && !rule.backend_refs.is_empty() {
                 lint.at("backendRefs", |lint| {
                     lint.error("a rule that redirects sends nothing to backends".to_owned());
@@ -142,8 +132,7 @@ impl Lint<'_> {
 
     fn http_match(&mut self, found: &HttpMatch) {
         if let Some(path) = &found.path {
-            self.path
-                .extend([Field::Name("path"), Field::Name("value")]);
+            self.path.extend([Field::Name("path"), Field::Name("value")]);
             self.path_match(path);
             self.path.truncate(self.path.len() - 2);
         }
@@ -207,21 +196,13 @@ impl Lint<'_> {
     fn pattern(&mut self, pattern: &str) {
         if pattern.len() > MAX_PATTERN_BYTES {
             let length = pattern.len();
-            return self.error(format!(
-                "the pattern has {length} bytes, over {MAX_PATTERN_BYTES}"
-            ));
+            return self.error(format!("the pattern has {length} bytes, over {MAX_PATTERN_BYTES}"));
         }
-        let built = regex::RegexBuilder::new(pattern)
-            .size_limit(MAX_COMPILED_BYTES)
-            .build();
+        let built = regex::RegexBuilder::new(pattern).size_limit(MAX_COMPILED_BYTES).build();
         if let Err(error) = built {
             // The regex crate draws the place over several lines; the last says what is wrong.
             let text = error.to_string();
-            let last = text
-                .lines()
-                .last()
-                .unwrap_or_default()
-                .trim_start_matches("error: ");
+            let last = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
             self.error(format!("{pattern:?} is not a regular expression: {last}"));
         }
     }
@@ -242,8 +223,7 @@ impl Lint<'_> {
             && !request.is_zero()
             && backend > request
         {
-            self.path
-                .extend([Field::Name("timeouts"), Field::Name("backendRequest")]);
+            self.path.extend([Field::Name("timeouts"), Field::Name("backendRequest")]);
             self.error("one try cannot take longer than timeouts.request".to_owned());
             self.path.truncate(self.path.len() - 2);
         }

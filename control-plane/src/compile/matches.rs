@@ -46,10 +46,7 @@ enum PathClass {
 
 /// Where a match of an `HTTPRoute` stands.
 pub(super) fn http_rank(found: &HttpMatch, route: &str, rule: usize, position: usize) -> Rank {
-    let slash = PathMatch {
-        kind: PathMatchType::PathPrefix,
-        value: "/".to_owned(),
-    };
+    let slash = PathMatch { kind: PathMatchType::PathPrefix, value: "/".to_owned() };
     let path = found.path.as_ref().unwrap_or(&slash);
     let (class, length) = match path.kind {
         PathMatchType::Exact => (PathClass::Exact, path.value.chars().count()),
@@ -72,11 +69,7 @@ pub(super) fn http_rank(found: &HttpMatch, route: &str, rule: usize, position: u
 /// Where a match of a `GRPCRoute` stands.
 pub(super) fn grpc_rank(found: &GrpcMatch, route: &str, rule: usize, position: usize) -> Rank {
     let length = |part: fn(&GrpcMethodMatch) -> Option<&String>| {
-        found
-            .method
-            .as_ref()
-            .and_then(part)
-            .map_or(0, |text| text.chars().count())
+        found.method.as_ref().and_then(part).map_or(0, |text| text.chars().count())
     };
     let path = match found.method.as_ref().map(|method| method.kind) {
         Some(MatchType::Exact) => PathClass::Exact,
@@ -140,11 +133,9 @@ fn grpc_path(method: &GrpcMethodMatch) -> Option<PathKind> {
         (MatchType::Exact, None, Some(name)) => {
             PathKind::Regex(format!("/{ANY}/{}", regex::escape(name)))
         }
-        (MatchType::RegularExpression, service, name) => PathKind::Regex(format!(
-            "/(?:{})/(?:{})",
-            service.unwrap_or(ANY),
-            name.unwrap_or(ANY)
-        )),
+        (MatchType::RegularExpression, service, name) => {
+            PathKind::Regex(format!("/(?:{})/(?:{})", service.unwrap_or(ANY), name.unwrap_or(ANY)))
+        }
     })
 }
 
@@ -168,10 +159,7 @@ fn values(matches: &[ValueMatch], canonical: fn(&str) -> String) -> Vec<proto::V
             MatchType::RegularExpression => proto::value_match::Kind::Regex(found.value.clone()),
         };
         let first = seen.insert(name.clone());
-        first.then_some(proto::ValueMatch {
-            name,
-            kind: Some(kind),
-        })
+        first.then_some(proto::ValueMatch { name, kind: Some(kind) })
     });
     values.collect()
 }

@@ -20,10 +20,7 @@ const ATTEMPTS: u32 = 2;
 const BACKOFF: Duration = Duration::from_millis(25);
 const MAX_BODY_BYTES: u64 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const BUDGET: RetryBudget = RetryBudget {
-    percent: 20,
-    min_per_second: 10,
-};
+const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
 /// Policies that apply somewhere, the most specific first.
 #[derive(Clone, Debug, Default)]
@@ -34,12 +31,7 @@ impl<'i> Chain<'i> {
     pub(super) fn of_service(index: &'i Index, port: &ServicePort) -> Self {
         let target = port.service.object();
         let named = index.service(&port.service).and_then(|service| {
-            service
-                .spec
-                .ports
-                .iter()
-                .find(|p| p.port == port.port)
-                .map(|p| p.name.as_str())
+            service.spec.ports.iter().find(|p| p.port == port.port).map(|p| p.name.as_str())
         });
         Self(on_target(index, &target, named))
     }
@@ -90,20 +82,14 @@ impl<'i> Chain<'i> {
 }
 
 fn from_policy(policy: Option<&Retry>) -> proto::Retry {
-    let codes = policy
-        .map(|policy| policy.codes.as_slice())
-        .unwrap_or_default();
-    let grpc_codes = policy
-        .map(|policy| policy.grpc_codes.as_slice())
-        .unwrap_or_default();
+    let codes = policy.map(|policy| policy.codes.as_slice()).unwrap_or_default();
+    let grpc_codes = policy.map(|policy| policy.grpc_codes.as_slice()).unwrap_or_default();
     proto::Retry {
         attempts: policy.map_or(ATTEMPTS, |policy| policy.attempts),
         codes: codes.iter().copied().map(u32::from).collect(),
         grpc_codes: grpc_codes.iter().copied().map(grpc_code).collect(),
         backoff: wire(policy.and_then(|policy| policy.backoff).unwrap_or(BACKOFF)),
-        max_body_bytes: policy
-            .and_then(|policy| policy.max_body_bytes)
-            .unwrap_or(MAX_BODY_BYTES),
+        max_body_bytes: policy.and_then(|policy| policy.max_body_bytes).unwrap_or(MAX_BODY_BYTES),
     }
 }
 
@@ -114,13 +100,8 @@ fn grpc_code(code: GrpcCode) -> u32 {
 
 /// The bound on all retries of calls to a service.
 pub(super) fn retry_budget(index: &Index, port: &ServicePort) -> proto::RetryBudget {
-    let budget = Chain::of_service(index, port)
-        .first(|spec| spec.retry_budget)
-        .unwrap_or(BUDGET);
-    proto::RetryBudget {
-        percent: budget.percent,
-        min_per_second: budget.min_per_second,
-    }
+    let budget = Chain::of_service(index, port).first(|spec| spec.retry_budget).unwrap_or(BUDGET);
+    proto::RetryBudget { percent: budget.percent, min_per_second: budget.min_per_second }
 }
 
 /// The bound on making a connection to a backend: as its own service says, else as the dialled service says.
@@ -130,11 +111,7 @@ pub(super) fn connect_timeout(
     dialled: &ServicePort,
 ) -> Option<prost_types::Duration> {
     let of = |port| Chain::of_service(index, port).first(|spec| spec.timeouts.connect);
-    wire(
-        of(backend)
-            .or_else(|| of(dialled))
-            .unwrap_or(CONNECT_TIMEOUT),
-    )
+    wire(of(backend).or_else(|| of(dialled)).unwrap_or(CONNECT_TIMEOUT))
 }
 
 /// The first policy on a section of a target, then the first on the whole target.
@@ -146,11 +123,7 @@ fn on_target<'i>(
     let section = section.filter(|section| !section.is_empty());
     let on_section = section.and_then(|section| first_policy(index, target, Some(section)));
     let on_whole = first_policy(index, target, None);
-    on_section
-        .into_iter()
-        .chain(on_whole)
-        .map(|policy| &policy.spec)
-        .collect()
+    on_section.into_iter().chain(on_whole).map(|policy| &policy.spec).collect()
 }
 
 /// The policy that counts on a target: the first by name of those that name exactly it.

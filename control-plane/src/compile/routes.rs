@@ -34,12 +34,7 @@ pub(super) struct Rules {
 pub(super) fn rules(index: &Index, from: &str, dialled: &ServicePort) -> Rules {
     let routes = attached(index, from, dialled);
     let policies = Chain::of_service(index, dialled);
-    let mut build = Build {
-        index,
-        policies,
-        matches: Vec::new(),
-        found: Rules::default(),
-    };
+    let mut build = Build { index, policies, matches: Vec::new(), found: Rules::default() };
     if routes.is_empty() {
         build.default_rule(dialled);
         return build.found;
@@ -58,25 +53,16 @@ pub(super) fn rules(index: &Index, from: &str, dialled: &ServicePort) -> Rules {
 
 /// The routes that count for callers of a namespace.
 fn attached<'i>(index: &'i Index, from: &str, dialled: &ServicePort) -> Vec<&'i Resource> {
-    let port = index.service(&dialled.service).and_then(|service| {
-        service
-            .spec
-            .ports
-            .iter()
-            .find(|port| port.port == dialled.port)
-    });
+    let port = index
+        .service(&dialled.service)
+        .and_then(|service| service.spec.ports.iter().find(|port| port.port == dialled.port));
     let port_name = port.map(|port| port.name.as_str());
     let attaches = |parent: &ParentRef, route: &Metadata| {
         parent_service(parent, route).as_ref() == Some(&dialled.service)
             && parent.port.is_none_or(|port| port == dialled.port)
-            && parent
-                .section_name
-                .as_deref()
-                .is_none_or(|name| port_name == Some(name))
+            && parent.section_name.as_deref().is_none_or(|name| port_name == Some(name))
     };
-    let routes = index
-        .referrers(&dialled.service.object())
-        .map(|located| &located.resource);
+    let routes = index.referrers(&dialled.service.object()).map(|located| &located.resource);
     let routes = routes.filter(|route| {
         let mut parents = route_parents(route).into_iter().flatten();
         parents.any(|parent| attaches(parent, route.metadata()))
@@ -117,13 +103,8 @@ impl<'i> Build<'i> {
         let place = Place::new("HTTPRoute", &route.metadata);
         let rules = or_one(&route.spec.rules, &ANY_HTTP_RULE);
         for (number, rule) in rules.iter().enumerate() {
-            let chain = self
-                .policies
-                .with_route(self.index, &place.key, rule.name.as_deref());
-            let redirects = rule
-                .filters
-                .iter()
-                .any(|f| f.kind == FilterType::RequestRedirect);
+            let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
+            let redirects = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
             let template = proto::Rule {
                 route: place.route.clone(),
                 filters: filters::filters(&rule.filters),
@@ -144,9 +125,7 @@ impl<'i> Build<'i> {
         let place = Place::new("GRPCRoute", &route.metadata);
         let rules = or_one(&route.spec.rules, &ANY_GRPC_RULE);
         for (number, rule) in rules.iter().enumerate() {
-            let chain = self
-                .policies
-                .with_route(self.index, &place.key, rule.name.as_deref());
+            let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
             let template = proto::Rule {
                 route: place.route.clone(),
                 filters: filters::filters(&rule.filters),
@@ -165,11 +144,7 @@ impl<'i> Build<'i> {
 
     fn push(&mut self, rank: Rank, template: &proto::Rule, found: proto::Match, place: &Place) {
         let name = format!("{} rule {} match {}", place.key, rank.rule, rank.position);
-        let rule = proto::Rule {
-            name,
-            r#match: Some(found),
-            ..template.clone()
-        };
+        let rule = proto::Rule { name, r#match: Some(found), ..template.clone() };
         self.matches.push((rank, rule));
     }
 
@@ -190,21 +165,13 @@ impl<'i> Build<'i> {
                 };
                 let weight = reference.weight.unwrap_or(1);
                 let filters = filters::filters(&reference.filters);
-                proto::WeightedBackend {
-                    backend,
-                    weight,
-                    filters,
-                    invalid,
-                }
+                proto::WeightedBackend { backend, weight, filters, invalid }
             })
             .collect();
         if !redirects && backends.iter().all(|backend| backend.weight == 0) {
             let why = match backends.is_empty() {
                 true => format!("{} has a rule without backendRefs", place.key),
-                false => format!(
-                    "{} has a rule whose backendRefs all have weight 0",
-                    place.key
-                ),
+                false => format!("{} has a rule whose backendRefs all have weight 0", place.key),
             };
             backends.push(proto::WeightedBackend {
                 weight: 1,
@@ -228,11 +195,7 @@ impl<'i> Build<'i> {
 
 /// A list, or in place of an empty one what Gateway API takes it for.
 fn or_one<'a, T>(given: &'a [T], default: &'a T) -> &'a [T] {
-    if given.is_empty() {
-        std::slice::from_ref(default)
-    } else {
-        given
-    }
+    if given.is_empty() { std::slice::from_ref(default) } else { given }
 }
 
 static ANY_HTTP_RULE: HttpRule = HttpRule {
@@ -243,12 +206,8 @@ static ANY_HTTP_RULE: HttpRule = HttpRule {
     timeouts: None,
     retry: None,
 };
-static ANY_GRPC_RULE: GrpcRule = GrpcRule {
-    name: None,
-    matches: Vec::new(),
-    filters: Vec::new(),
-    backend_refs: Vec::new(),
-};
+static ANY_GRPC_RULE: GrpcRule =
+    GrpcRule { name: None, matches: Vec::new(), filters: Vec::new(), backend_refs: Vec::new() };
 
 /// The service's port that a backend reference names, whether it exists or not.
 pub(super) fn backend_port(
@@ -258,15 +217,11 @@ pub(super) fn backend_port(
     let group = reference.group.as_deref().unwrap_or_default();
     let kind = reference.kind.as_deref().unwrap_or("Service");
     if kind != "Service" || !matches!(group, "" | "core") {
-        return Err(format!(
-            "backends of kind {kind:?} in group {group:?} are not supported"
-        ));
+        return Err(format!("backends of kind {kind:?} in group {group:?} are not supported"));
     }
     let namespace = reference.namespace.as_deref().unwrap_or(route_namespace);
     let service = ServiceKey::new(namespace, &reference.name);
-    let port = reference
-        .port
-        .ok_or_else(|| format!("the reference to {service} has no port"))?;
+    let port = reference.port.ok_or_else(|| format!("the reference to {service} has no port"))?;
     Ok(ServicePort { service, port })
 }
 
@@ -278,9 +233,6 @@ struct Place {
 impl Place {
     fn new(kind: &'static str, metadata: &Metadata) -> Self {
         let key = object(kind, &metadata.namespace, &metadata.name);
-        Self {
-            route: format!("{}/{}", key.namespace, key.name),
-            key,
-        }
+        Self { route: format!("{}/{}", key.namespace, key.name), key }
     }
 }

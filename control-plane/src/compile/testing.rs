@@ -43,9 +43,5 @@ pub(crate) fn replica(service: &str, instance: &str, ports: &[&str]) -> Replica 
 fn port(text: &str) -> ReplicaPort {
     let (name, text) = text.split_once('=').unwrap_or(("", text));
     let (port, protocol) = text.split_once('/').unwrap_or((text, ""));
-    ReplicaPort {
-        name: name.into(),
-        port: port.parse().unwrap(),
-        app_protocol: protocol.into(),
-    }
+    ReplicaPort { name: name.into(), port: port.parse().unwrap(), app_protocol: protocol.into() }
 }

@@ -27,10 +27,7 @@ fn order(index: &Index, from: &str) -> Vec<String> {
     rules
         .iter()
         .map(|rule| {
-            rule.name
-                .replace("Route shop/", " ")
-                .replace(" rule ", " ")
-                .replace(" match ", ".")
+            rule.name.replace("Route shop/", " ").replace(" rule ", " ").replace(" match ", ".")
         })
         .collect()
 }
@@ -46,39 +43,18 @@ fn a_service_without_routes_has_one_rule_and_the_documented_defaults() {
     let compiled = destination(&index, "shop", "orders");
     let config = compiled.outcome.unwrap();
     assert_eq!(config.service, "shop/orders:80");
-    let [rule] = config.rules.as_slice() else {
-        panic!("{:?}", config.rules)
-    };
-    assert_eq!(
-        (rule.name.as_str(), rule.route.as_str()),
-        ("default", "default")
-    );
+    let [rule] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
+    assert_eq!((rule.name.as_str(), rule.route.as_str()), ("default", "default"));
     assert_eq!(rule.backends[0].backend, "shop/orders:80");
-    assert_eq!(
-        rule.timeouts,
-        Some(proto::Timeouts::default()),
-        "absent: the sidecar's defaults"
-    );
+    assert_eq!(rule.timeouts, Some(proto::Timeouts::default()), "absent: the sidecar's defaults");
     let retry = rule.retry.as_ref().unwrap();
-    assert_eq!(
-        (retry.attempts, retry.max_body_bytes, &retry.codes[..]),
-        (2, 65_536, &[][..])
-    );
-    assert_eq!(
-        secs(retry.backoff.as_ref()),
-        Some(Duration::from_millis(25))
-    );
+    assert_eq!((retry.attempts, retry.max_body_bytes, &retry.codes[..]), (2, 65_536, &[][..]));
+    assert_eq!(secs(retry.backoff.as_ref()), Some(Duration::from_millis(25)));
     let budget = config.retry_budget.unwrap();
     assert_eq!((budget.percent, budget.min_per_second), (20, 10));
     let backend = &config.backends[0];
-    assert_eq!(
-        secs(backend.connect_timeout.as_ref()),
-        Some(Duration::from_secs(1))
-    );
-    let endpoint = &compiled.endpoints["shop/orders:80"]
-        .values()
-        .next()
-        .unwrap();
+    assert_eq!(secs(backend.connect_timeout.as_ref()), Some(Duration::from_secs(1)));
+    let endpoint = &compiled.endpoints["shop/orders:80"].values().next().unwrap();
     assert_eq!(endpoint.identity, "spiffe://duet.local/ns/shop/sa/orders");
     assert_eq!((endpoint.port, endpoint.instance.as_str()), (8080, "o1"));
 }
@@ -93,10 +69,7 @@ fn precedence_is_gateway_apis() {
         {matches: [{path: {value: /a/longer}}]}]";
     let index = index(&format!("{SERVICES}{}", http_route("r", "shop", rules)));
     let expected = ["1.1", "2.0", "4.0", "0.1", "3.0", "3.1", "1.0", "0.0"];
-    assert_eq!(
-        order(&index, "shop"),
-        expected.map(|at| format!("HTTP r {at}"))
-    );
+    assert_eq!(order(&index, "shop"), expected.map(|at| format!("HTTP r {at}")));
 }
 
 #[test]
@@ -113,20 +86,10 @@ fn several_routes_are_one_table_ordered_by_name_on_ties() {
     let index = index(&yaml.concat());
     assert_eq!(
         order(&index, "shop"),
-        [
-            "GRPC g 1.1",
-            "GRPC g 1.0",
-            "GRPC g 0.0",
-            "HTTP a 0.0",
-            "HTTP b 0.0"
-        ]
+        ["GRPC g 1.1", "GRPC g 1.0", "GRPC g 0.0", "HTTP a 0.0", "HTTP b 0.0"]
     );
     let config = config(&index, "shop", "orders:7070");
-    let paths: Vec<_> = config
-        .rules
-        .iter()
-        .map(|r| r.r#match.clone().unwrap())
-        .collect();
+    let paths: Vec<_> = config.rules.iter().map(|r| r.r#match.clone().unwrap()).collect();
     assert!(paths[0].grpc && paths[2].grpc && !paths[3].grpc);
     let kind = |at: usize| paths[at].path.as_ref().and_then(|path| path.kind.clone());
     assert_eq!(kind(0), Some(proto::path_match::Kind::Exact("/s/m".into())));
@@ -138,12 +101,8 @@ fn several_routes_are_one_table_ordered_by_name_on_ties() {
 fn consumer_routes_replace_producer_routes_for_their_namespace_only() {
     let rule = "[{backendRefs: [{name: orders, namespace: shop, port: 80}]}]";
     let index = index(
-        &[
-            SERVICES.to_owned(),
-            http_route("p", "shop", rule),
-            http_route("c", "web", rule),
-        ]
-        .concat(),
+        &[SERVICES.to_owned(), http_route("p", "shop", rule), http_route("c", "web", rule)]
+            .concat(),
     );
     assert_eq!(order(&index, "shop"), ["HTTP p 0.0"]);
     assert_eq!(order(&index, "ops"), ["HTTP p 0.0"]);
@@ -157,28 +116,13 @@ fn broken_backends_get_their_share_and_a_reason() {
     let compiled = destination(&index, "shop", "orders");
     let config = compiled.outcome.unwrap();
     let backends = &config.rules[0].backends;
-    assert_eq!(
-        (backends[0].backend.as_str(), backends[0].weight),
-        ("shop/v2:80", 3)
-    );
+    assert_eq!((backends[0].backend.as_str(), backends[0].weight), ("shop/v2:80", 3));
     assert!(backends[1].backend.is_empty() && backends[1].invalid.contains("no service \"gone\""));
-    assert!(
-        backends[2].invalid.contains("no port 99; it has 80"),
-        "{}",
-        backends[2].invalid
-    );
-    assert!(
-        config.rules[1].backends[0]
-            .invalid
-            .contains("without backendRefs")
-    );
+    assert!(backends[2].invalid.contains("no port 99; it has 80"), "{}", backends[2].invalid);
+    assert!(config.rules[1].backends[0].invalid.contains("without backendRefs"));
     assert!(config.rules[2].backends[1].invalid.contains("weight 0"));
     assert_eq!(config.backends.len(), 1);
-    assert!(
-        compiled
-            .depends_on
-            .contains(&ServiceKey::new("shop", "gone"))
-    );
+    assert!(compiled.depends_on.contains(&ServiceKey::new("shop", "gone")));
 }
 
 #[test]
@@ -190,11 +134,7 @@ fn the_most_specific_policy_wins_field_by_field() {
     };
     let yaml = [
         SERVICES.to_owned(),
-        http_route(
-            "r",
-            "shop",
-            "[{name: pay, timeouts: {request: 1s}, retry: {attempts: 5}}, {}]",
-        ),
+        http_route("r", "shop", "[{name: pay, timeouts: {request: 1s}, retry: {attempts: 5}}, {}]"),
         policy(
             "on-service",
             "{kind: Service, name: orders}",
@@ -205,36 +145,21 @@ fn the_most_specific_policy_wins_field_by_field() {
             "{kind: Service, name: orders, sectionName: web}",
             "timeouts: {idle: 6s}",
         ),
-        policy(
-            "on-route",
-            "{kind: HTTPRoute, name: r}",
-            "timeouts: {backendRequest: 500ms}",
-        ),
+        policy("on-route", "{kind: HTTPRoute, name: r}", "timeouts: {backendRequest: 500ms}"),
         policy(
             "on-rule",
             "{kind: HTTPRoute, name: r, sectionName: pay}",
             "timeouts: {request: 3s, backendRequest: 0s}",
         ),
-        policy(
-            "zz-second",
-            "{kind: Service, name: orders}",
-            "timeouts: {request: 1m}",
-        ),
+        policy("zz-second", "{kind: Service, name: orders}", "timeouts: {request: 1m}"),
     ];
     let index = index(&yaml.concat());
     let config = config(&index, "shop", "orders");
     let times = |rule: usize| {
         let t = config.rules[rule].timeouts.as_ref().unwrap();
-        [
-            secs(t.request.as_ref()),
-            secs(t.backend_request.as_ref()),
-            secs(t.idle.as_ref()),
-        ]
+        [secs(t.request.as_ref()), secs(t.backend_request.as_ref()), secs(t.idle.as_ref())]
     };
-    let (s, ms) = (
-        |n| Some(Duration::from_secs(n)),
-        |n| Some(Duration::from_millis(n)),
-    );
+    let (s, ms) = (|n| Some(Duration::from_secs(n)), |n| Some(Duration::from_millis(n)));
     assert_eq!(times(0), [s(1), s(0), s(6)], "own, rule, port");
     assert_eq!(times(1), [s(9), ms(500), s(6)], "service, route, port");
     let retry = config.rules[0].retry.as_ref().unwrap();
@@ -255,30 +180,17 @@ fn filters_and_matches_arrive_as_the_sidecar_needs_them() {
     let rules = config(&index, "shop", "orders").rules;
     let away = &rules[0];
     assert!(away.backends.is_empty(), "a redirect needs no backend");
-    let Some(proto::filter::Kind::Redirect(redirect)) = &away.filters[0].kind else {
-        panic!()
-    };
-    assert_eq!(
-        (redirect.status, redirect.hostname.as_str(), redirect.port),
-        (302, "x.test", 0)
-    );
+    let Some(proto::filter::Kind::Redirect(redirect)) = &away.filters[0].kind else { panic!() };
+    assert_eq!((redirect.status, redirect.hostname.as_str(), redirect.port), (302, "x.test", 0));
     let old = &rules[1];
     let found = old.r#match.as_ref().unwrap();
     assert_eq!(
         found.path.as_ref().unwrap().kind,
         Some(proto::path_match::Kind::Prefix("/old".into()))
     );
-    assert_eq!(
-        (found.headers.len(), found.headers[0].name.as_str()),
-        (1, "x-a")
-    );
-    let Some(proto::filter::Kind::RequestHeaders(headers)) = &old.filters[0].kind else {
-        panic!()
-    };
-    assert_eq!(
-        (headers.set[0].name.as_str(), headers.remove[0].as_str()),
-        ("x-b", "x-c")
-    );
+    assert_eq!((found.headers.len(), found.headers[0].name.as_str()), (1, "x-a"));
+    let Some(proto::filter::Kind::RequestHeaders(headers)) = &old.filters[0].kind else { panic!() };
+    assert_eq!((headers.set[0].name.as_str(), headers.remove[0].as_str()), ("x-b", "x-c"));
 }
 
 #[test]
@@ -292,32 +204,17 @@ fn a_replica_is_found_by_number_by_name_or_because_it_has_one_port() {
     away.ready = false;
     index.apply(Change::PutReplica(away));
     let ports = |authority: &str, backend: &str| {
-        let endpoints = destination(&index, "shop", authority)
-            .endpoints
-            .remove(backend)
-            .unwrap();
-        let mut found: Vec<_> = endpoints
-            .into_values()
-            .map(|e| (e.instance, e.port))
-            .collect();
+        let endpoints = destination(&index, "shop", authority).endpoints.remove(backend).unwrap();
+        let mut found: Vec<_> = endpoints.into_values().map(|e| (e.instance, e.port)).collect();
         found.sort();
         found
     };
     let expected = [("by-number".to_owned(), 8080), ("only".to_owned(), 5555)];
     assert_eq!(ports("orders", "shop/orders:80"), expected);
     assert_eq!(ports("v2", "shop/v2:80"), [("by-name".to_owned(), 3000)]);
-    assert_eq!(
-        config(&index, "shop", "v2").backends[0].protocol(),
-        proto::Protocol::H2c
-    );
-    assert_eq!(
-        config(&index, "shop", "orders:7070").backends[0].protocol(),
-        proto::Protocol::H2c
-    );
-    assert_eq!(
-        config(&index, "shop", "orders").backends[0].protocol(),
-        proto::Protocol::Auto
-    );
+    assert_eq!(config(&index, "shop", "v2").backends[0].protocol(), proto::Protocol::H2c);
+    assert_eq!(config(&index, "shop", "orders:7070").backends[0].protocol(), proto::Protocol::H2c);
+    assert_eq!(config(&index, "shop", "orders").backends[0].protocol(), proto::Protocol::Auto);
 }
 
 #[test]
@@ -330,14 +227,8 @@ fn a_registered_service_needs_no_resource() {
         assert_eq!(endpoints.values().next().unwrap().port, port, "{authority}");
     }
     let why = |authority: &str| destination(&index, "shop", authority).outcome.unwrap_err();
-    assert_eq!(
-        why("pay:1"),
-        "service shop/pay has no port 1; it has 80, 8080, 9090"
-    );
-    assert_eq!(
-        why("pay.ops"),
-        "no service \"pay\" in namespace \"ops\"; there is one in shop"
-    );
+    assert_eq!(why("pay:1"), "service shop/pay has no port 1; it has 80, 8080, 9090");
+    assert_eq!(why("pay.ops"), "no service \"pay\" in namespace \"ops\"; there is one in shop");
     assert_eq!(why("nobody"), "no service \"nobody\" in namespace \"shop\"");
 }
 
@@ -350,10 +241,7 @@ fn endpoint_slices_are_reached_in_the_clear() {
     let endpoints: Vec<_> = compiled.endpoints["shop/orders:80"].values().collect();
     assert_eq!(endpoints.len(), 1);
     assert_eq!(
-        (
-            endpoints[0].address.as_str(),
-            endpoints[0].identity.as_str()
-        ),
+        (endpoints[0].address.as_str(), endpoints[0].identity.as_str()),
         ("10.1.0.1:3000", "")
     );
 }
@@ -380,21 +268,9 @@ fn a_node_gets_its_subscriptions_and_every_bus() {
     let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
     let services = BTreeSet::from(["orders".to_owned(), "v2".to_owned()]);
     let workload = workload(&index, &who, &services);
-    let names: Vec<_> = workload
-        .subscriptions
-        .iter()
-        .map(|s| s.name.as_str())
-        .collect();
-    assert_eq!(
-        names,
-        ["shop/a", "shop/b"],
-        "v2 is not the account's to serve"
-    );
+    let names: Vec<_> = workload.subscriptions.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["shop/a", "shop/b"], "v2 is not the account's to serve");
     assert_eq!(workload.subscriptions[0].dead_letter_topic, "t.dead-letter");
-    let buses: Vec<_> = workload
-        .buses
-        .iter()
-        .map(|b| (b.name.as_str(), b.topics.len()))
-        .collect();
+    let buses: Vec<_> = workload.buses.iter().map(|b| (b.name.as_str(), b.topics.len())).collect();
     assert_eq!(buses, [("audit", 1), ("default", 0)]);
 }

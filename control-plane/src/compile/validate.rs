@@ -23,11 +23,7 @@ pub struct Findings {
 pub fn validate(index: &Index) -> Findings {
     let mut findings = Findings::default();
     for (_, located) in index.resources() {
-        let mut check = Check {
-            index,
-            located,
-            findings: &mut findings,
-        };
+        let mut check = Check { index, located, findings: &mut findings };
         match &located.resource {
             Resource::HttpRoute(route) => {
                 check.parents(&route.spec.parent_refs, &route.metadata);
@@ -62,15 +58,11 @@ struct Check<'c> {
 
 impl Check<'_> {
     fn error(&mut self, path: &[Field], message: String) {
-        self.findings
-            .errors
-            .push(self.located.origin.error(path, message));
+        self.findings.errors.push(self.located.origin.error(path, message));
     }
 
     fn warning(&mut self, path: &[Field], message: String) {
-        self.findings
-            .warnings
-            .push(self.located.origin.error(path, message));
+        self.findings.warnings.push(self.located.origin.error(path, message));
     }
 
     /// Whether the service exists; what is wrong otherwise.
@@ -104,10 +96,7 @@ impl Check<'_> {
             if let Some(name) = &parent.section_name
                 && !self.has_port_named(&key, name)
             {
-                self.error(
-                    &at("sectionName"),
-                    format!("service {key} has no port named {name:?}"),
-                );
+                self.error(&at("sectionName"), format!("service {key} has no port named {name:?}"));
             }
         }
         if !attached {
@@ -124,20 +113,12 @@ impl Check<'_> {
     fn backends(&mut self, references: &[BackendRef], rule: usize, metadata: &Metadata) {
         for (number, reference) in references.iter().enumerate() {
             let at = |field| {
-                spec(&[
-                    ("rules", Some(rule)),
-                    ("backendRefs", Some(number)),
-                    (field, None),
-                ])
+                spec(&[("rules", Some(rule)), ("backendRefs", Some(number)), (field, None)])
             };
             let port = match routes::backend_port(reference, &metadata.namespace) {
                 Ok(port) => port,
                 Err(why) => {
-                    let field = if reference.port.is_none() {
-                        "port"
-                    } else {
-                        "kind"
-                    };
+                    let field = if reference.port.is_none() { "port" } else { "kind" };
                     self.error(&at(field), why);
                     continue;
                 }
@@ -157,10 +138,7 @@ impl Check<'_> {
                 && !group_fits(group, target.kind)
             {
                 let kind = target.kind.name();
-                self.error(
-                    &at("group"),
-                    format!("{kind} is not of the group {group:?}"),
-                );
+                self.error(&at("group"), format!("{kind} is not of the group {group:?}"));
                 continue;
             }
             let key = target_object(target.kind, &policy.metadata.namespace, &target.name);
@@ -185,10 +163,9 @@ impl Check<'_> {
             let service = ServiceKey::new(&key.namespace, &key.name);
             self.service(&service).map_err(|why| ("name", why))?;
             return match section.filter(|section| !self.has_port_named(&service, section)) {
-                Some(name) => Err((
-                    "sectionName",
-                    format!("service {service} has no port named {name:?}"),
-                )),
+                Some(name) => {
+                    Err(("sectionName", format!("service {service} has no port named {name:?}")))
+                }
                 None => Ok(()),
             };
         }
@@ -208,16 +185,8 @@ impl Check<'_> {
             return;
         }
         let fields = [
-            (
-                "retryBudget",
-                policy.spec.retry_budget.is_some(),
-                vec![("retryBudget", None)],
-            ),
-            (
-                "loadBalancer",
-                policy.spec.load_balancer.is_some(),
-                vec![("loadBalancer", None)],
-            ),
+            ("retryBudget", policy.spec.retry_budget.is_some(), vec![("retryBudget", None)]),
+            ("loadBalancer", policy.spec.load_balancer.is_some(), vec![("loadBalancer", None)]),
             (
                 "timeouts.connect",
                 policy.spec.timeouts.connect.is_some(),
@@ -235,10 +204,7 @@ impl Check<'_> {
     fn bus(&mut self, name: &str) -> bool {
         let known = events::knows_bus(self.index, name);
         if !known {
-            self.error(
-                &spec(&[("bus", None)]),
-                format!("there is no EventBus {name:?}"),
-            );
+            self.error(&spec(&[("bus", None)]), format!("there is no EventBus {name:?}"));
         }
         known
     }
@@ -278,19 +244,9 @@ impl Check<'_> {
 /// Names of a route's rules.
 fn rule_names(route: &Resource) -> Vec<&str> {
     if let Resource::HttpRoute(route) = route {
-        route
-            .spec
-            .rules
-            .iter()
-            .filter_map(|rule| rule.name.as_deref())
-            .collect()
+        route.spec.rules.iter().filter_map(|rule| rule.name.as_deref()).collect()
     } else if let Resource::GrpcRoute(route) = route {
-        route
-            .spec
-            .rules
-            .iter()
-            .filter_map(|rule| rule.name.as_deref())
-            .collect()
+        route.spec.rules.iter().filter_map(|rule| rule.name.as_deref()).collect()
     } else {
         Vec::new()
     }

@@ -50,23 +50,12 @@ fn replica(instance: &str, services: &[&str]) -> Replica {
 fn a_change_touches_the_services_it_shapes() {
     let mut index = Index::default();
     assert_eq!(names(&put(&mut index, ROUTE)), ["shop/orders"]);
-    assert_eq!(
-        names(&put(&mut index, POLICY)),
-        ["shop/orders", "shop/payments"]
-    );
+    assert_eq!(names(&put(&mut index, POLICY)), ["shop/orders", "shop/payments"]);
     let moved = ROUTE.replace("Service, name: orders", "Service, name: stock");
-    assert_eq!(
-        names(&put(&mut index, &moved)),
-        ["shop/orders", "shop/stock"]
-    );
+    assert_eq!(names(&put(&mut index, &moved)), ["shop/orders", "shop/stock"]);
     let gone = index.apply(Change::Remove(object("HTTPRoute", "shop", "r")));
     assert_eq!(names(&gone), ["shop/stock"]);
-    assert_eq!(
-        index
-            .referrers(&ServiceKey::new("shop", "stock").object())
-            .count(),
-        0
-    );
+    assert_eq!(index.referrers(&ServiceKey::new("shop", "stock").object()).count(), 0);
 }
 
 #[test]
@@ -74,23 +63,9 @@ fn the_same_again_touches_nothing() {
     let mut index = Index::default();
     put(&mut index, ROUTE);
     assert!(put(&mut index, &format!("# moved down\n{ROUTE}")).is_empty());
-    assert_eq!(
-        index
-            .apply(Change::PutReplica(replica("a", &["orders"])))
-            .services
-            .len(),
-        1
-    );
-    assert!(
-        index
-            .apply(Change::PutReplica(replica("a", &["orders"])))
-            .is_empty()
-    );
-    assert!(
-        index
-            .apply(Change::RemoveReplica(("shop".into(), "b".into())))
-            .is_empty()
-    );
+    assert_eq!(index.apply(Change::PutReplica(replica("a", &["orders"]))).services.len(), 1);
+    assert!(index.apply(Change::PutReplica(replica("a", &["orders"]))).is_empty());
+    assert!(index.apply(Change::RemoveReplica(("shop".into(), "b".into()))).is_empty());
 }
 
 #[test]
@@ -101,10 +76,7 @@ fn a_replica_that_changes_services_touches_both() {
     assert_eq!(names(&affected), ["shop/new", "shop/old", "shop/orders"]);
     assert!(!index.knows_service(&ServiceKey::new("shop", "old")));
     assert!(index.knows_service(&ServiceKey::new("shop", "new")));
-    assert_eq!(
-        index.namespaces_with("new").into_iter().collect::<Vec<_>>(),
-        ["shop"]
-    );
+    assert_eq!(index.namespaces_with("new").into_iter().collect::<Vec<_>>(), ["shop"]);
 }
 
 #[test]

@@ -59,15 +59,7 @@ impl Session {
         updates: Updates,
     ) -> Self {
         let subscriptions = HashMap::new();
-        Self {
-            who,
-            store,
-            metrics,
-            updates,
-            version: 0,
-            node: None,
-            subscriptions,
-        }
+        Self { who, store, metrics, updates, version: 0, node: None, subscriptions }
     }
 
     pub(super) async fn run(
@@ -147,19 +139,12 @@ impl Session {
             return Err(Status::permission_denied(text));
         }
         if node.services.len() > MAX_SERVICES {
-            return Err(Status::invalid_argument(format!(
-                "at most {MAX_SERVICES} services"
-            )));
+            return Err(Status::invalid_argument(format!("at most {MAX_SERVICES} services")));
         }
         let (instance, version) = (&node.instance, &node.software_version);
         tracing::info!(peer = %self.who, instance, version, "sidecar connected");
         let services = node.services.into_iter().collect();
-        Ok(NodeState {
-            instance: node.instance,
-            services,
-            sent: None,
-            generation: 0,
-        })
+        Ok(NodeState { instance: node.instance, services, sent: None, generation: 0 })
     }
 
     async fn subscribe(&mut self, authority: String) -> Result<(), Gone> {
@@ -169,41 +154,31 @@ impl Session {
         }
         let known = self.subscriptions.contains_key(&authority);
         if !known && self.subscriptions.len() >= MAX_SUBSCRIPTIONS {
-            self.metrics
-                .refused
-                .with_label_values(&[SERVICE, "too_many_subscriptions"])
-                .inc();
+            self.metrics.refused.with_label_values(&[SERVICE, "too_many_subscriptions"]).inc();
             let text = format!("this sidecar has {MAX_SUBSCRIPTIONS} destinations already");
             let state = Some(State::NotFound(text));
-            let update = proto::DestinationUpdate {
-                state,
-                ..Default::default()
-            };
+            let update = proto::DestinationUpdate { state, ..Default::default() };
             return self.send_destination(authority, update).await;
         }
         if !known {
             self.metrics.subscriptions.inc();
         }
         // Asked again, it is sent whole again.
-        self.subscriptions
-            .insert(authority.clone(), Subscription::new());
+        self.subscriptions.insert(authority.clone(), Subscription::new());
         self.bring_up_to_date(authority).await
     }
 
     /// Looks at everything that a change may have touched.
     async fn refresh(&mut self) -> Result<(), Gone> {
-        let events_changed = self.node.as_ref().is_some_and(|node| {
-            self.store
-                .read(|view| view.events_touched_after(node.generation))
-        });
+        let events_changed = self
+            .node
+            .as_ref()
+            .is_some_and(|node| self.store.read(|view| view.events_touched_after(node.generation)));
         if events_changed {
             self.send_workload().await?;
         }
         let stale: Vec<String> = self.store.read(|view| {
-            let stale = self
-                .subscriptions
-                .iter()
-                .filter(|(_, one)| one.is_stale(view));
+            let stale = self.subscriptions.iter().filter(|(_, one)| one.is_stale(view));
             stale.map(|(authority, _)| authority.clone()).collect()
         });
         for authority in stale {
@@ -215,10 +190,7 @@ impl Session {
     async fn bring_up_to_date(&mut self, authority: String) -> Result<(), Gone> {
         let namespace = self.who.namespace();
         let (compiled, generation) = self.store.read(|view| {
-            (
-                compile::destination(view.index, namespace, &authority),
-                view.generation,
-            )
+            (compile::destination(view.index, namespace, &authority), view.generation)
         });
         let subscription = self.subscriptions.get_mut(&authority);
         match subscription.and_then(|one| one.update(compiled, generation)) {
@@ -238,11 +210,7 @@ impl Session {
             None => "endpoints",
         };
         let version = self.next_version();
-        let update = proto::DestinationUpdate {
-            authority,
-            version,
-            ..update
-        };
+        let update = proto::DestinationUpdate { authority, version, ..update };
         self.send(kind, Tell::Destination(update)).await
     }
 
@@ -251,10 +219,7 @@ impl Session {
             return Ok(());
         };
         let (workload, generation) = self.store.read(|view| {
-            (
-                compile::workload(view.index, &self.who, &node.services),
-                view.generation,
-            )
+            (compile::workload(view.index, &self.who, &node.services), view.generation)
         });
         node.generation = generation;
         if node.sent.as_ref() == Some(&workload) {
@@ -262,14 +227,7 @@ impl Session {
         }
         node.sent = Some(workload.clone());
         let version = self.next_version();
-        self.send(
-            "workload",
-            Tell::Workload(proto::Workload {
-                version,
-                ..workload
-            }),
-        )
-        .await
+        self.send("workload", Tell::Workload(proto::Workload { version, ..workload })).await
     }
 
     fn next_version(&mut self) -> u64 {
@@ -280,19 +238,13 @@ impl Session {
     async fn send(&self, kind: &str, tell: Tell) -> Result<(), Gone> {
         self.metrics.updates.with_label_values(&[kind]).inc();
         let response = proto::WatchResponse { kind: Some(tell) };
-        self.updates
-            .send(Ok(response))
-            .await
-            .map_err(|_closed| Gone)
+        self.updates.send(Ok(response)).await.map_err(|_closed| Gone)
     }
 
     /// Ends the stream with a reason.
     async fn fail(&self, status: Status) -> Result<(), Gone> {
         tracing::warn!(peer = %self.who, "watch refused: {}", status.message());
-        self.metrics
-            .refused
-            .with_label_values(&[SERVICE, "invalid"])
-            .inc();
+        self.metrics.refused.with_label_values(&[SERVICE, "invalid"]).inc();
         drop(self.updates.send(Err(status)).await);
         Err(Gone)
     }

@@ -20,30 +20,22 @@ pub(super) struct Subscription {
 
 #[derive(Debug)]
 enum Sent {
-    Config {
-        config: Box<proto::Destination>,
-        endpoints: BTreeMap<String, Endpoints>,
-    },
+    Config { config: Box<proto::Destination>, endpoints: BTreeMap<String, Endpoints> },
     NotFound(String),
 }
 
 impl Subscription {
     pub(super) fn new() -> Self {
-        Self {
-            generation: 0,
-            depends_on: BTreeSet::new(),
-            sent: None,
-        }
+        Self { generation: 0, depends_on: BTreeSet::new(), sent: None }
     }
 
     /// Whether it may be different now.
     pub(super) fn is_stale(&self, view: View<'_>) -> bool {
         match &self.sent {
             None => true,
-            Some(Sent::Config { .. }) => self
-                .depends_on
-                .iter()
-                .any(|service| view.touched_after(service, self.generation)),
+            Some(Sent::Config { .. }) => {
+                self.depends_on.iter().any(|service| view.touched_after(service, self.generation))
+            }
             // The answer names other namespaces that have such a service.
             Some(Sent::NotFound(_)) => self
                 .depends_on
@@ -79,15 +71,8 @@ impl Subscription {
         }
         let state = (!same).then(|| State::Config(config.clone()));
         let config = Box::new(config);
-        self.sent = Some(Sent::Config {
-            config,
-            endpoints: compiled.endpoints,
-        });
-        Some(proto::DestinationUpdate {
-            state,
-            endpoints,
-            ..Default::default()
-        })
+        self.sent = Some(Sent::Config { config, endpoints: compiled.endpoints });
+        Some(proto::DestinationUpdate { state, endpoints, ..Default::default() })
     }
 
     fn not_found(&mut self, why: String) -> Option<proto::DestinationUpdate> {
@@ -96,10 +81,7 @@ impl Subscription {
         }
         self.sent = Some(Sent::NotFound(why.clone()));
         let state = Some(State::NotFound(why));
-        Some(proto::DestinationUpdate {
-            state,
-            ..Default::default()
-        })
+        Some(proto::DestinationUpdate { state, ..Default::default() })
     }
 }
 
@@ -112,9 +94,7 @@ fn endpoint_changes(
 ) -> Option<proto::EndpointsUpdate> {
     let moved = |before: &Endpoints| {
         now.iter().any(|(address, endpoint)| {
-            before
-                .get(address)
-                .is_some_and(|before| before.port != endpoint.port)
+            before.get(address).is_some_and(|before| before.port != endpoint.port)
         })
     };
     let Some(before) = before.filter(|before| !moved(before)) else {
@@ -126,21 +106,14 @@ fn endpoint_changes(
             remove: Vec::new(),
         });
     };
-    let fresh = now
-        .iter()
-        .filter(|(address, endpoint)| before.get(*address) != Some(endpoint));
+    let fresh = now.iter().filter(|(address, endpoint)| before.get(*address) != Some(endpoint));
     let upsert: Vec<_> = fresh.map(|(_, endpoint)| endpoint.clone()).collect();
     let gone = before.keys().filter(|address| !now.contains_key(*address));
     let remove: Vec<_> = gone.cloned().collect();
     if upsert.is_empty() && remove.is_empty() {
         return None;
     }
-    Some(proto::EndpointsUpdate {
-        backend: backend.to_owned(),
-        reset: false,
-        upsert,
-        remove,
-    })
+    Some(proto::EndpointsUpdate { backend: backend.to_owned(), reset: false, upsert, remove })
 }
 
 #[cfg(test)]
@@ -157,11 +130,7 @@ mod tests {
     }
 
     fn addresses(update: &proto::EndpointsUpdate) -> Vec<&str> {
-        update
-            .upsert
-            .iter()
-            .map(|endpoint| endpoint.instance.as_str())
-            .collect()
+        update.upsert.iter().map(|endpoint| endpoint.instance.as_str()).collect()
     }
 
     #[test]
@@ -186,10 +155,7 @@ mod tests {
         let added = next(&mut subscription, &index).unwrap();
         assert_eq!(added.state, None);
         let change = &added.endpoints[0];
-        assert_eq!(
-            (change.reset, addresses(change), change.remove.len()),
-            (false, vec!["b"], 0)
-        );
+        assert_eq!((change.reset, addresses(change), change.remove.len()), (false, vec!["b"], 0));
         let gone = replica("orders", "a", &[]);
         index.apply(Change::RemoveReplica(gone.key()));
         let removed = next(&mut subscription, &index).unwrap();

@@ -94,8 +94,7 @@ impl Walk {
 }
 
 fn is_yaml(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == "yaml" || extension == "yml")
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 /// Texts of the files of a scan, or why one cannot be read.
@@ -103,17 +102,11 @@ fn is_yaml(path: &Path) -> bool {
 pub fn read(scan: &Scan) -> BTreeMap<PathBuf, Result<String, String>> {
     let read = |path: &PathBuf, stamp: &Stamp| {
         if stamp.bytes > MAX_FILE_BYTES {
-            return Err(format!(
-                "has {} bytes, more than {MAX_FILE_BYTES}",
-                stamp.bytes
-            ));
+            return Err(format!("has {} bytes, more than {MAX_FILE_BYTES}", stamp.bytes));
         }
         fs::read_to_string(path).map_err(|error| error.to_string())
     };
-    scan.files
-        .iter()
-        .map(|(path, stamp)| (path.clone(), read(path, stamp)))
-        .collect()
+    scan.files.iter().map(|(path, stamp)| (path.clone(), read(path, stamp))).collect()
 }
 
 /// What the files come to.
@@ -154,22 +147,16 @@ impl FileSet {
     ) -> Loaded {
         // Files under a folder that cannot be read now are not gone: they stay as they were.
         let lost = |path: &Path| failed.keys().any(|folder| path.starts_with(folder));
-        self.files
-            .retain(|path, _| texts.contains_key(path) || lost(path));
+        self.files.retain(|path, _| texts.contains_key(path) || lost(path));
         for (path, text) in texts {
-            self.files
-                .entry(path.clone())
-                .or_default()
-                .take(&path, text);
+            self.files.entry(path.clone()).or_default().take(&path, text);
         }
         let mut loaded = Loaded::default();
         for (path, why) in failed {
             loaded.errors.push(unreadable(path, why));
         }
         self.settle(&mut loaded);
-        loaded
-            .errors
-            .sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        loaded.errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         loaded
     }
 
@@ -179,22 +166,14 @@ impl FileSet {
         for file in self.files.values().filter(|file| file.current) {
             loaded.claim(&file.applied);
         }
-        for file in self
-            .files
-            .values()
-            .filter(|file| !file.current && !file.errors.is_empty())
-        {
+        for file in self.files.values().filter(|file| !file.current && !file.errors.is_empty()) {
             loaded.errors.extend(file.errors.iter().cloned());
             if file.was_good {
                 loaded.claim(&file.applied);
             }
         }
         for file in self.files.values_mut().filter(|file| !file.current) {
-            let twice = if file.errors.is_empty() {
-                loaded.conflicts(&file.found)
-            } else {
-                vec![]
-            };
+            let twice = if file.errors.is_empty() { loaded.conflicts(&file.found) } else { vec![] };
             if file.errors.is_empty() && twice.is_empty() {
                 file.applied.clone_from(&file.found);
                 (file.current, file.was_good) = (true, true);
@@ -238,9 +217,7 @@ impl Loaded {
     fn claim(&mut self, resources: &[Arc<Located>]) {
         for located in resources {
             let key = located.resource.key();
-            self.resources
-                .entry(key)
-                .or_insert_with(|| Arc::clone(located));
+            self.resources.entry(key).or_insert_with(|| Arc::clone(located));
         }
     }
 
@@ -250,11 +227,7 @@ impl Loaded {
         let mut errors = Vec::new();
         for located in resources {
             let key = located.resource.key();
-            let other = self
-                .resources
-                .get(&key)
-                .map(|other| &**other)
-                .or(own.get(&key).copied());
+            let other = self.resources.get(&key).map(|other| &**other).or(own.get(&key).copied());
             if let Some(other) = other {
                 let place = &other.origin;
                 let path = [Field::Name("metadata"), Field::Name("name")];

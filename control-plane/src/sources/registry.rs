@@ -72,14 +72,7 @@ impl Registry {
     /// An empty registry, kept in `file`.
     #[must_use]
     pub fn new(file: PathBuf, lease: Duration, store: Arc<Store>, metrics: Metrics) -> Self {
-        Self {
-            leases: Mutex::default(),
-            store,
-            metrics,
-            lease,
-            file,
-            changed: Notify::new(),
-        }
+        Self { leases: Mutex::default(), store, metrics, lease, file, changed: Notify::new() }
     }
 
     /// How long a registration lasts without renewal.
@@ -106,8 +99,7 @@ impl Registry {
             leases.insert(replica.key(), Lease { until, owner: None });
         }
         tracing::info!(replicas = replicas.len(), "registrations restored");
-        self.store
-            .apply(replicas.into_iter().map(Change::PutReplica));
+        self.store.apply(replicas.into_iter().map(Change::PutReplica));
         self.changed.notify_one();
     }
 
@@ -121,28 +113,16 @@ impl Registry {
         let mut leases = self.leases.lock();
         let holder = self.store.read(|view| {
             let holder = view.index.replica(&key).map(|held| &held.identity);
-            holder
-                .filter(|holder| **holder != replica.identity)
-                .map(ToString::to_string)
+            holder.filter(|holder| **holder != replica.identity).map(ToString::to_string)
         });
         if let Some(holder) = holder {
             let (namespace, instance) = key;
-            return Err(RegisterError::Taken {
-                namespace,
-                instance,
-                holder,
-            });
+            return Err(RegisterError::Taken { namespace, instance, holder });
         }
         if leases.len() >= MAX_REPLICAS && !leases.contains_key(&key) {
             return Err(RegisterError::Full);
         }
-        leases.insert(
-            key,
-            Lease {
-                until: Instant::now() + self.lease,
-                owner: Some(owner),
-            },
-        );
+        leases.insert(key, Lease { until: Instant::now() + self.lease, owner: Some(owner) });
         self.store.apply([Change::PutReplica(replica)]);
         self.changed.notify_one();
         Ok(())
@@ -151,16 +131,10 @@ impl Registry {
     /// Ends a registration at once, if this stream still owns it.
     pub fn release(&self, owner: Owner, key: &ReplicaKey) {
         let mut leases = self.leases.lock();
-        if leases
-            .get(key)
-            .is_some_and(|lease| lease.owner == Some(owner))
-        {
+        if leases.get(key).is_some_and(|lease| lease.owner == Some(owner)) {
             leases.remove(key);
             self.store.apply([Change::RemoveReplica(key.clone())]);
-            self.metrics
-                .registrations_ended
-                .with_label_values(&["closed"])
-                .inc();
+            self.metrics.registrations_ended.with_label_values(&["closed"]).inc();
             self.changed.notify_one();
         }
     }
@@ -172,15 +146,8 @@ impl Registry {
         let over: Vec<ReplicaKey> = over.map(|(key, _)| key.clone()).collect();
         for key in over {
             leases.remove(&key);
-            tracing::info!(
-                namespace = key.0,
-                instance = key.1,
-                "the lease of a replica ended"
-            );
-            self.metrics
-                .registrations_ended
-                .with_label_values(&["lease"])
-                .inc();
+            tracing::info!(namespace = key.0, instance = key.1, "the lease of a replica ended");
+            self.metrics.registrations_ended.with_label_values(&["lease"]).inc();
             self.store.apply([Change::RemoveReplica(key)]);
             self.changed.notify_one();
         }
@@ -196,9 +163,7 @@ impl Registry {
             self.count();
             self.save(&mut written).await;
             let pause = Instant::now() + WRITE_PAUSE;
-            let next = next
-                .unwrap_or_else(|| Instant::now() + self.lease)
-                .max(pause);
+            let next = next.unwrap_or_else(|| Instant::now() + self.lease).max(pause);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(next) => {}
@@ -210,11 +175,7 @@ impl Registry {
 
     fn count(&self) {
         let (ready, all) = self.store.read(|view| {
-            let ready = view
-                .index
-                .replicas()
-                .filter(|replica| replica.ready)
-                .count();
+            let ready = view.index.replicas().filter(|replica| replica.ready).count();
             (ready, view.index.replicas().count())
         });
         let set = |label: &str, count: usize| {
@@ -226,9 +187,8 @@ impl Registry {
     }
 
     async fn save(&self, written: &mut Option<Vec<Replica>>) {
-        let replicas: Vec<Replica> = self
-            .store
-            .read(|view| view.index.replicas().cloned().collect());
+        let replicas: Vec<Replica> =
+            self.store.read(|view| view.index.replicas().cloned().collect());
         if written.as_ref() == Some(&replicas) {
             return;
         }
@@ -247,10 +207,7 @@ impl Registry {
 fn load(file: &Path) -> io::Result<Vec<Replica>> {
     let saved: Saved = serde_json::from_slice(&std::fs::read(file)?)?;
     if saved.version != 1 {
-        return Err(io::Error::other(format!(
-            "version {} is not known",
-            saved.version
-        )));
+        return Err(io::Error::other(format!("version {} is not known", saved.version)));
     }
     Ok(saved.replicas)
 }
@@ -258,13 +215,7 @@ fn load(file: &Path) -> io::Result<Vec<Replica>> {
 /// Replaces the file as a whole. Not flushed: after a crash of the machine the replicas have to come back anyway.
 fn store(file: &Path, replicas: Vec<Replica>) -> io::Result<()> {
     let fresh = file.with_extension("json.new");
-    std::fs::write(
-        &fresh,
-        serde_json::to_vec_pretty(&Saved {
-            version: 1,
-            replicas,
-        })?,
-    )?;
+    std::fs::write(&fresh, serde_json::to_vec_pretty(&Saved { version: 1, replicas })?)?;
     std::fs::rename(&fresh, file)
 }
 

@@ -53,14 +53,7 @@ impl WorkloadsService {
         tracker: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        Self {
-            registry,
-            store,
-            metrics,
-            tracker,
-            stop,
-            owners: AtomicU64::new(1),
-        }
+        Self { registry, store, metrics, tracker, stop, owners: AtomicU64::new(1) }
     }
 }
 
@@ -157,19 +150,13 @@ impl Session {
         }
         // Each time, since the Service may have changed whom it allows.
         self.authorize(&replica)?;
-        self.registry
-            .register(self.owner, replica.clone())
-            .map_err(|error| {
-                self.refuse(match error {
-                    RegisterError::Taken { .. } => Status::permission_denied(error.to_string()),
-                    RegisterError::Full => Status::resource_exhausted(error.to_string()),
-                })
-            })?;
-        if self
-            .registered
-            .as_ref()
-            .is_none_or(|before| before.ready != replica.ready)
-        {
+        self.registry.register(self.owner, replica.clone()).map_err(|error| {
+            self.refuse(match error {
+                RegisterError::Taken { .. } => Status::permission_denied(error.to_string()),
+                RegisterError::Full => Status::resource_exhausted(error.to_string()),
+            })
+        })?;
+        if self.registered.as_ref().is_none_or(|before| before.ready != replica.ready) {
             let (instance, ready) = (&replica.instance, replica.ready);
             tracing::info!(peer = %self.who, instance, ready, address = %replica.address, "registered");
         }
@@ -206,10 +193,7 @@ impl Session {
         } else {
             "invalid"
         };
-        self.metrics
-            .refused
-            .with_label_values(&[SERVICE, reason])
-            .inc();
+        self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
         status
     }
 }
@@ -219,40 +203,27 @@ fn parse(raw: proto::Registration, who: &SpiffeId) -> Result<Replica, String> {
         let printable = value.bytes().all(|b| b.is_ascii_graphic());
         match printable && value.len() <= MAX_NAME_BYTES && !(required && value.is_empty()) {
             true => Ok(()),
-            false => Err(format!(
-                "{field} must be a name of at most {MAX_NAME_BYTES} bytes"
-            )),
+            false => Err(format!("{field} must be a name of at most {MAX_NAME_BYTES} bytes")),
         }
     };
     name("instance", &raw.instance, true)?;
     name("namespace", &raw.namespace, true)?;
     name("zone", &raw.zone, false)?;
-    raw.services
-        .iter()
-        .try_for_each(|service| name("services", service, true))?;
+    raw.services.iter().try_for_each(|service| name("services", service, true))?;
     if raw.services.len() > MAX_ITEMS || raw.ports.len() > MAX_ITEMS {
-        return Err(format!(
-            "at most {MAX_ITEMS} services and {MAX_ITEMS} ports"
-        ));
+        return Err(format!("at most {MAX_ITEMS} services and {MAX_ITEMS} ports"));
     }
     let address = raw.address.parse::<SocketAddr>().ok();
     let usable = |address: &SocketAddr| !address.ip().is_unspecified() && address.port() != 0;
     let address = address.filter(usable).ok_or_else(|| {
-        format!(
-            "address {:?} is not an ip:port that peers can reach",
-            raw.address
-        )
+        format!("address {:?} is not an ip:port that peers can reach", raw.address)
     })?;
     let ports = raw.ports.into_iter().map(|port| {
         name("ports.name", &port.name, false)?;
         name("ports.app_protocol", &port.app_protocol, false)?;
         let number = u16::try_from(port.port).ok().filter(|number| *number != 0);
         let number = number.ok_or_else(|| format!("port {} is not 1 to 65535", port.port))?;
-        Ok(ReplicaPort {
-            name: port.name,
-            port: number,
-            app_protocol: port.app_protocol,
-        })
+        Ok(ReplicaPort { name: port.name, port: number, app_protocol: port.app_protocol })
     });
     Ok(Replica {
         identity: who.clone(),
@@ -276,10 +247,7 @@ mod tests {
             namespace: "shop".into(),
             instance: "orders-1".into(),
             address: "10.0.0.1:15006".into(),
-            ports: vec![proto::WorkloadPort {
-                port: 8080,
-                ..Default::default()
-            }],
+            ports: vec![proto::WorkloadPort { port: 8080, ..Default::default() }],
             zone: String::new(),
             ready: true,
         }

@@ -42,9 +42,7 @@ pub struct YamlSource {
 
 impl std::fmt::Debug for YamlSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("YamlSource")
-            .field("paths", &self.paths)
-            .finish_non_exhaustive()
+        f.debug_struct("YamlSource").field("paths", &self.paths).finish_non_exhaustive()
     }
 }
 
@@ -100,10 +98,7 @@ impl YamlSource {
         let thread = std::thread::Builder::new()
             .name("duet-config".to_owned())
             .spawn(move || self.run(&woken, wake))?;
-        Ok(Watching {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Watching { stop, thread: Some(thread) })
     }
 
     fn run(mut self, woken: &Receiver<Wake>, wake: Sender<Wake>) {
@@ -160,11 +155,7 @@ impl YamlSource {
         if !affected.is_empty() {
             self.metrics.config_applied.inc();
             let (resources, services) = (loaded.resources.len(), affected.services.len());
-            tracing::info!(
-                resources,
-                services_changed = services,
-                "configuration applied"
-            );
+            tracing::info!(resources, services_changed = services, "configuration applied");
         }
         self.validated = 0;
         self.revalidate();
@@ -177,14 +168,9 @@ impl YamlSource {
             return;
         }
         self.validated = generation;
-        let Findings {
-            mut errors,
-            warnings,
-        } = self.store.read(|view| validate(view.index));
+        let Findings { mut errors, warnings } = self.store.read(|view| validate(view.index));
         errors.extend(self.errors.iter().cloned());
-        self.metrics
-            .config_errors
-            .set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
+        self.metrics.config_errors.set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
         let (errors, warnings) = (files::texts(&errors), files::texts(&warnings));
         let fresh = |error: &&String| !self.reported.contains(*error);
         for error in warnings.iter().filter(fresh) {
@@ -198,10 +184,8 @@ impl YamlSource {
         if rejected {
             self.metrics.config_rejected.inc();
         }
-        for mended in self
-            .reported
-            .iter()
-            .filter(|e| !errors.contains(*e) && !warnings.contains(*e))
+        for mended in
+            self.reported.iter().filter(|e| !errors.contains(*e) && !warnings.contains(*e))
         {
             tracing::info!("no longer: {mended}");
         }
@@ -228,13 +212,8 @@ fn watch_paths(paths: &[PathBuf], wake: Sender<Wake>) -> Option<notify::Recommen
         let (folder, mode) = if path.is_dir() {
             (path.as_path(), RecursiveMode::Recursive)
         } else {
-            let parent = path
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty());
-            (
-                parent.unwrap_or(Path::new(".")),
-                RecursiveMode::NonRecursive,
-            )
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            (parent.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)
         };
         if let Err(error) = watcher.watch(folder, mode) {
             let path = folder.display();

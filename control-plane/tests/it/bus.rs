@@ -38,11 +38,7 @@ async fn publish(sidecar: &Sidecar, bus: &str, event: proto::Event) -> proto::Pu
         events: vec![event],
     };
     let mut client = EventBusClient::new(sidecar.channel.clone());
-    let mut answers = client
-        .publish(tokio_stream::once(request))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut answers = client.publish(tokio_stream::once(request)).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap();
     assert_eq!(answer.correlation, 7);
     assert!(answers.message().await.unwrap().is_none());
@@ -58,18 +54,11 @@ impl Consumer {
     async fn open(sidecar: &Sidecar, name: &str) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         let mut client = EventBusClient::new(sidecar.channel.clone());
-        let answers = client
-            .consume(ReceiverStream::new(stream))
-            .await?
-            .into_inner();
+        let answers = client.consume(ReceiverStream::new(stream)).await?.into_inner();
         let mut consumer = Self { requests, answers };
         let (bus, topic) = ("default".to_owned(), "orders.placed".to_owned());
-        let subscription = proto::Subscription {
-            name: name.into(),
-            bus,
-            topic,
-            ..Default::default()
-        };
+        let subscription =
+            proto::Subscription { name: name.into(), bus, topic, ..Default::default() };
         consumer.ask(Ask::Open(subscription)).await;
         match consumer.next().await? {
             Tell::Opened(_) => Ok(consumer),
@@ -78,19 +67,12 @@ impl Consumer {
     }
 
     async fn ask(&self, ask: Ask) {
-        self.requests
-            .send(proto::ConsumeRequest { kind: Some(ask) })
-            .await
-            .unwrap();
+        self.requests.send(proto::ConsumeRequest { kind: Some(ask) }).await.unwrap();
     }
 
     async fn next(&mut self) -> Result<Tell, Status> {
         let message = tokio::time::timeout(SOON, self.answers.message()).await;
-        Ok(message
-            .expect("an answer in time")?
-            .expect("the stream ended")
-            .kind
-            .unwrap())
+        Ok(message.expect("an answer in time")?.expect("the stream ended").kind.unwrap())
     }
 
     async fn delivery(&mut self) -> proto::Delivery {
@@ -102,8 +84,7 @@ impl Consumer {
 
     async fn ack(&self, delivery: u64) {
         let outcome = Some(proto::settle::Outcome::Ack(proto::settle::Done {}));
-        self.ask(Ask::Settle(proto::Settle { delivery, outcome }))
-            .await;
+        self.ask(Ask::Settle(proto::Settle { delivery, outcome })).await;
     }
 }
 
@@ -111,10 +92,7 @@ impl Consumer {
 async fn an_event_waits_for_its_declared_subscription_and_survives_a_restart() {
     let mut mesh = Mesh::start(RESOURCES).await;
     let orders = mesh.sidecar("shop", "orders").await;
-    assert_eq!(
-        publish(&orders, "default", event("1")).await.events[0].position,
-        1
-    );
+    assert_eq!(publish(&orders, "default", event("1")).await.events[0].position, 1);
     assert!(publish(&orders, "default", event("1")).await.events[0].duplicate);
     publish(&orders, "default", event("2")).await;
     mesh.restart().await;
@@ -143,10 +121,7 @@ async fn an_event_waits_for_its_declared_subscription_and_survives_a_restart() {
 async fn refused_publishes_say_why() {
     let mesh = Mesh::start(RESOURCES).await;
     let orders = mesh.sidecar("shop", "orders").await;
-    let bad = proto::Event {
-        spec_version: "9".into(),
-        ..event("1")
-    };
+    let bad = proto::Event { spec_version: "9".into(), ..event("1") };
     let cases = [
         ("nowhere", event("1"), PublishCode::UnknownBus),
         ("strict", event("1"), PublishCode::UnknownTopic),
@@ -170,16 +145,12 @@ async fn only_the_subscribers_sidecar_consumes() {
     ];
     for (namespace, account, subscription) in refused {
         let sidecar = mesh.sidecar(namespace, account).await;
-        let Err(status) = Consumer::open(&sidecar, subscription).await else {
-            panic!("{account}")
-        };
+        let Err(status) = Consumer::open(&sidecar, subscription).await else { panic!("{account}") };
         assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     }
     let own = mesh.sidecar("ops", "inventory").await;
     let consumer = Consumer::open(&own, "ops/programmatic").await.unwrap();
-    mesh.wait_for_metric("duet_control_plane_consumers", 1.0)
-        .await;
+    mesh.wait_for_metric("duet_control_plane_consumers", 1.0).await;
     drop(consumer);
-    mesh.wait_for_metric("duet_control_plane_consumers", 0.0)
-        .await;
+    mesh.wait_for_metric("duet_control_plane_consumers", 0.0).await;
 }

@@ -18,19 +18,9 @@ fn config(update: &proto::DestinationUpdate) -> &proto::Destination {
 
 /// Instances that an update brings, and addresses that it takes.
 fn changes(update: &proto::DestinationUpdate) -> (bool, Vec<&str>, Vec<&str>) {
-    let [change] = update.endpoints.as_slice() else {
-        panic!("{update:?}")
-    };
-    let instances = change
-        .upsert
-        .iter()
-        .map(|endpoint| endpoint.instance.as_str())
-        .collect();
-    (
-        change.reset,
-        instances,
-        change.remove.iter().map(String::as_str).collect(),
-    )
+    let [change] = update.endpoints.as_slice() else { panic!("{update:?}") };
+    let instances = change.upsert.iter().map(|endpoint| endpoint.instance.as_str()).collect();
+    (change.reset, instances, change.remove.iter().map(String::as_str).collect())
 }
 
 async fn subscribed(watch: &mut Watch, authority: &str) -> proto::DestinationUpdate {
@@ -51,10 +41,7 @@ async fn a_watch_sees_replicas_come_and_go_without_configuration_again() {
     assert_eq!(config(&update).service, "shop/orders:80");
     assert_eq!(changes(&update), (true, vec!["o-1"], vec![]));
     let endpoint = &update.endpoints[0].upsert[0];
-    assert_eq!(
-        (endpoint.address.as_str(), endpoint.port),
-        ("127.0.0.1:1001", 8080)
-    );
+    assert_eq!((endpoint.address.as_str(), endpoint.port), ("127.0.0.1:1001", 8080));
     assert_eq!(endpoint.identity, "spiffe://duet.local/ns/shop/sa/orders");
 
     let second = orders.register(registration("orders", "o-2", 1002)).await;
@@ -62,29 +49,16 @@ async fn a_watch_sees_replicas_come_and_go_without_configuration_again() {
     assert!(added.version > update.version && added.state.is_none());
     assert_eq!(changes(&added), (false, vec!["o-2"], vec![]));
 
-    let tired = proto::Registration {
-        ready: false,
-        ..registration("orders", "o-1", 1001)
-    };
+    let tired = proto::Registration { ready: false, ..registration("orders", "o-1", 1001) };
     first.send(tired).await.unwrap();
-    assert_eq!(
-        changes(&watch.destination().await),
-        (false, vec![], vec!["127.0.0.1:1001"])
-    );
+    assert_eq!(changes(&watch.destination().await), (false, vec![], vec!["127.0.0.1:1001"]));
 
     drop(second.requests);
     let mut answers = second.answers;
-    assert!(
-        answers.message().await.unwrap().is_none(),
-        "closed in order"
-    );
-    assert_eq!(
-        changes(&watch.destination().await),
-        (false, vec![], vec!["127.0.0.1:1002"])
-    );
+    assert!(answers.message().await.unwrap().is_none(), "closed in order");
+    assert_eq!(changes(&watch.destination().await), (false, vec![], vec!["127.0.0.1:1002"]));
     assert!(watch.is_quiet().await);
-    mesh.wait_for_metric("duet_control_plane_replicas{ready=\"false\"}", 1.0)
-        .await;
+    mesh.wait_for_metric("duet_control_plane_replicas{ready=\"false\"}", 1.0).await;
 }
 
 #[tokio::test]
@@ -99,9 +73,7 @@ async fn unknown_names_get_a_reason_and_are_told_when_they_appear() {
     ];
     for (authority, reason) in expected {
         let update = subscribed(&mut watch, authority).await;
-        let Some(State::NotFound(why)) = &update.state else {
-            panic!("{update:?}")
-        };
+        let Some(State::NotFound(why)) = &update.state else { panic!("{update:?}") };
         assert!(why.contains(reason), "{why}");
     }
     let pay = mesh.sidecar("shop", "pay").await;
@@ -111,13 +83,8 @@ async fn unknown_names_get_a_reason_and_are_told_when_they_appear() {
         (update.authority.as_str(), config(&update).service.as_str()),
         ("pay", "shop/pay:80")
     );
-    watch
-        .ask(Ask::Unsubscribe(proto::Unsubscribe {
-            authority: "pay".into(),
-        }))
-        .await;
-    mesh.wait_for_metric("duet_control_plane_subscriptions", 2.0)
-        .await;
+    watch.ask(Ask::Unsubscribe(proto::Unsubscribe { authority: "pay".into() })).await;
+    mesh.wait_for_metric("duet_control_plane_subscriptions", 2.0).await;
 }
 
 #[tokio::test]
@@ -125,25 +92,12 @@ async fn acknowledgements_and_rejections_are_counted() {
     let mesh = Mesh::start(ORDERS).await;
     let mut watch = mesh.sidecar("shop", "web").await.watch(&[]).await;
     let version = watch.workload().await.version;
-    watch
-        .ask(Ask::Ack(proto::Ack {
-            authority: String::new(),
-            version,
-        }))
-        .await;
+    watch.ask(Ask::Ack(proto::Ack { authority: String::new(), version })).await;
     let version = subscribed(&mut watch, "orders").await.version;
     let reason = "a test cannot use it".to_owned();
-    watch
-        .ask(Ask::Reject(proto::Reject {
-            authority: "orders".into(),
-            version,
-            reason,
-        }))
-        .await;
-    mesh.wait_for_metric("duet_control_plane_acks_total", 1.0)
-        .await;
-    mesh.wait_for_metric("duet_control_plane_rejects_total", 1.0)
-        .await;
+    watch.ask(Ask::Reject(proto::Reject { authority: "orders".into(), version, reason })).await;
+    mesh.wait_for_metric("duet_control_plane_acks_total", 1.0).await;
+    mesh.wait_for_metric("duet_control_plane_rejects_total", 1.0).await;
 }
 
 #[tokio::test]
@@ -185,12 +139,7 @@ async fn only_its_own_account_and_namespace_may_register_a_service() {
     );
     let mesh = Mesh::start(&listed).await;
     let cases = [
-        (
-            "shop",
-            "web",
-            registration("orders", "o-1", 1001),
-            "may not serve shop/orders",
-        ),
+        ("shop", "web", registration("orders", "o-1", 1001), "may not serve shop/orders"),
         (
             "ops",
             "orders",
@@ -200,12 +149,7 @@ async fn only_its_own_account_and_namespace_may_register_a_service() {
     ];
     for (namespace, account, wanted, reason) in cases {
         let sidecar = mesh.sidecar(namespace, account).await;
-        let status = sidecar
-            .open_registration()
-            .await
-            .send(wanted)
-            .await
-            .unwrap_err();
+        let status = sidecar.open_registration().await.send(wanted).await.unwrap_err();
         assert_eq!(status.code(), Code::PermissionDenied);
         assert!(status.message().contains(reason), "{status}");
     }
@@ -214,11 +158,7 @@ async fn only_its_own_account_and_namespace_may_register_a_service() {
     let deputy = mesh.sidecar("shop", "deputy").await;
     let _registered = deputy.register(registration("orders", "o-1", 1001)).await;
     let thief = mesh.sidecar("shop", "orders").await;
-    let status = thief
-        .open_registration()
-        .await
-        .send(registration("orders", "o-1", 1))
-        .await;
+    let status = thief.open_registration().await.send(registration("orders", "o-1", 1)).await;
     assert!(
         status
             .unwrap_err()
@@ -233,8 +173,5 @@ async fn a_node_of_another_namespace_is_refused() {
     let mut sidecar = mesh.sidecar("shop", "web").await;
     sidecar.material.id = "spiffe://duet.local/ns/ops/sa/web".parse().unwrap();
     let mut watch = sidecar.watch(&[]).await;
-    assert_eq!(
-        watch.next().await.unwrap_err().code(),
-        Code::PermissionDenied
-    );
+    assert_eq!(watch.next().await.unwrap_err().code(), Code::PermissionDenied);
 }

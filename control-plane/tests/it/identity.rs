@@ -26,10 +26,7 @@ async fn a_token_gets_a_certificate_and_the_certificate_renews_itself() {
     assert_eq!(renewed.id, sidecar.material.id);
     assert_ne!(renewed.chain, sidecar.material.chain);
     assert!(
-        (mesh
-            .metric("duet_control_plane_certificates_total{method=\"renewal\"}")
-            .await
-            - 1.0)
+        (mesh.metric("duet_control_plane_certificates_total{method=\"renewal\"}").await - 1.0)
             .abs()
             < 0.1
     );
@@ -39,10 +36,7 @@ async fn a_token_gets_a_certificate_and_the_certificate_renews_itself() {
 async fn a_server_with_another_ca_than_the_tokens_is_refused_by_the_client() {
     let (mesh, other) = (Mesh::start("").await, Mesh::start("").await);
     let token = other.token("shop", "orders", false);
-    let hash = JoinClaims::read_unverified(&token)
-        .unwrap()
-        .ca_hash()
-        .unwrap();
+    let hash = JoinClaims::read_unverified(&token).unwrap().ca_hash().unwrap();
     let config = tls::first_contact_config(hash).unwrap();
     let error = format!("{:?}", try_connect(mesh.grpc(), config).await.unwrap_err());
     assert!(error.contains("CaHash"), "{error}");
@@ -83,44 +77,27 @@ async fn a_reusable_token_works_until_it_is_revoked() {
 async fn bad_tokens_and_requests_are_refused_and_cost_nothing() {
     let mesh = Mesh::start("").await;
     let token = mesh.token("shop", "orders", true);
-    let hash = JoinClaims::read_unverified(&token)
-        .unwrap()
-        .ca_hash()
-        .unwrap();
+    let hash = JoinClaims::read_unverified(&token).unwrap().ca_hash().unwrap();
     let channel = connect(mesh.grpc(), tls::first_contact_config(hash).unwrap()).await;
     let garbage = certify(channel.clone(), "not.a.token").await.unwrap_err();
     assert_eq!(garbage.code(), Code::Unauthenticated);
-    let long = certify(channel.clone(), &"x".repeat(10_000))
-        .await
-        .unwrap_err();
+    let long = certify(channel.clone(), &"x".repeat(10_000)).await.unwrap_err();
     assert_eq!(long.code(), Code::Unauthenticated);
     let nobody = certify(channel.clone(), "").await.unwrap_err();
     assert!(nobody.message().contains("needs a join token"), "{nobody}");
     let mut client = proto::identity_client::IdentityClient::new(channel.clone());
-    let request = proto::CertifyRequest {
-        csr: b"no request".to_vec(),
-        token: token.clone(),
-    };
+    let request = proto::CertifyRequest { csr: b"no request".to_vec(), token: token.clone() };
     let csr = client.certify(request).await.unwrap_err();
     assert_eq!(csr.code(), Code::InvalidArgument);
-    mesh.join(&token)
-        .await
-        .expect("the bad request did not use the token up");
-    let watch = DiscoveryClient::new(channel)
-        .watch(tokio_stream::empty())
-        .await
-        .unwrap_err();
+    mesh.join(&token).await.expect("the bad request did not use the token up");
+    let watch = DiscoveryClient::new(channel).watch(tokio_stream::empty()).await.unwrap_err();
     assert_eq!(watch.code(), Code::Unauthenticated);
 }
 
 /// A certificate of the mesh's CA with another lifetime, or of another CA.
 fn forge(mesh: &Mesh, genuine: &TlsMaterial, years: (i32, i32), own_ca: bool) -> TlsMaterial {
     let pem = std::fs::read_to_string(mesh.args.state.join("ca/ca-key.pem")).unwrap();
-    let ca = if own_ca {
-        KeyPair::generate().unwrap()
-    } else {
-        KeyPair::from_pem(&pem).unwrap()
-    };
+    let ca = if own_ca { KeyPair::generate().unwrap() } else { KeyPair::from_pem(&pem).unwrap() };
     let issuer = Issuer::from_ca_cert_der(&genuine.roots[0], ca).unwrap();
     let mut params = CertificateParams::default();
     let uri = genuine.id.to_string().try_into().unwrap();
@@ -142,10 +119,7 @@ async fn expired_and_foreign_certificates_are_refused_and_counted() {
     let mesh = Mesh::start("").await;
     let genuine = mesh.sidecar("shop", "orders").await.material;
     let cases = [
-        (
-            forge(&mesh, &genuine, (2020, 2021), false),
-            "certificate_expired",
-        ),
+        (forge(&mesh, &genuine, (2020, 2021), false), "certificate_expired"),
         (forge(&mesh, &genuine, (2020, 2090), true), "certificate"),
     ];
     for (material, reason) in cases {
@@ -181,7 +155,5 @@ async fn the_admin_pages_answer() {
     let stopping = Duration::from_secs(8);
     let mut mesh = mesh;
     let stop = mesh.control_plane.take().unwrap().shutdown();
-    tokio::time::timeout(stopping, stop)
-        .await
-        .expect("stops in time");
+    tokio::time::timeout(stopping, stop).await.expect("stops in time");
 }

@@ -55,11 +55,7 @@ impl Mesh {
             log_format: None,
             log_level: "info".into(),
         };
-        let mut mesh = Self {
-            args,
-            control_plane: None,
-            dir,
-        };
+        let mut mesh = Self { args, control_plane: None, dir };
         mesh.write("all.yaml", yaml);
         mesh.run().await;
         mesh
@@ -102,27 +98,20 @@ impl Mesh {
     pub(crate) async fn sidecar(&self, namespace: &str, account: &str) -> Sidecar {
         let token = self.token(namespace, account, true);
         let material = self.join(&token).await.unwrap();
-        Sidecar {
-            channel: connect(self.grpc(), mtls(&material)).await,
-            material,
-        }
+        Sidecar { channel: connect(self.grpc(), mtls(&material)).await, material }
     }
 
     /// First contact: verifies the server by the token's CA hash and gets a certificate.
     pub(crate) async fn join(&self, token: &str) -> Result<TlsMaterial, tonic::Status> {
-        let hash = JoinClaims::read_unverified(token)
-            .unwrap()
-            .ca_hash()
-            .unwrap();
+        let hash = JoinClaims::read_unverified(token).unwrap().ca_hash().unwrap();
         let config = tls::first_contact_config(hash).unwrap();
         certify(connect(self.grpc(), config).await, token).await
     }
 
     /// GET of an admin page: status line and body.
     pub(crate) async fn get(&self, path: &str) -> (String, String) {
-        let mut stream = TcpStream::connect(self.control_plane.as_ref().unwrap().admin)
-            .await
-            .unwrap();
+        let mut stream =
+            TcpStream::connect(self.control_plane.as_ref().unwrap().admin).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
@@ -134,9 +123,7 @@ impl Mesh {
     /// The value of a metric, labels included in the name as Prometheus writes them.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let (_, body) = self.get("/metrics").await;
-        let line = body
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.trim().parse().unwrap())
     }
 
@@ -155,19 +142,9 @@ impl Mesh {
 /// Asks for a certificate for a fresh key.
 pub(crate) async fn certify(channel: Channel, token: &str) -> Result<TlsMaterial, tonic::Status> {
     let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::default()
-        .serialize_request(&key)
-        .unwrap()
-        .der()
-        .to_vec();
-    let request = proto::CertifyRequest {
-        csr,
-        token: token.to_owned(),
-    };
-    let answer = IdentityClient::new(channel)
-        .certify(request)
-        .await?
-        .into_inner();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+    let request = proto::CertifyRequest { csr, token: token.to_owned() };
+    let answer = IdentityClient::new(channel).certify(request).await?.into_inner();
     let ders = |ders: Vec<Vec<u8>>| ders.into_iter().map(CertificateDer::from).collect();
     Ok(TlsMaterial {
         chain: ders(answer.chain),
@@ -202,9 +179,7 @@ pub(crate) async fn try_connect(
             Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
         }
     });
-    Endpoint::from_static("http://duet.invalid")
-        .connect_with_connector(connect)
-        .await
+    Endpoint::from_static("http://duet.invalid").connect_with_connector(connect).await
 }
 
 pub(crate) struct Sidecar {
@@ -223,9 +198,7 @@ impl Registered {
         &mut self,
         registration: proto::Registration,
     ) -> Result<proto::RegisterResponse, tonic::Status> {
-        let request = proto::RegisterRequest {
-            registration: Some(registration),
-        };
+        let request = proto::RegisterRequest { registration: Some(registration) };
         self.requests.send(request).await.unwrap();
         Ok(self.answers.message().await?.expect("the stream ended"))
     }
@@ -237,10 +210,7 @@ pub(crate) fn registration(service: &str, instance: &str, port: u16) -> proto::R
         namespace: "shop".into(),
         instance: instance.into(),
         address: format!("127.0.0.1:{port}"),
-        ports: vec![proto::WorkloadPort {
-            port: 8080,
-            ..Default::default()
-        }],
+        ports: vec![proto::WorkloadPort { port: 8080, ..Default::default() }],
         zone: String::new(),
         ready: true,
     }
@@ -255,11 +225,7 @@ impl Sidecar {
     pub(crate) async fn open_registration(&self) -> Registered {
         let (requests, stream) = mpsc::channel(4);
         let mut client = WorkloadsClient::new(self.channel.clone());
-        let answers = client
-            .register(ReceiverStream::new(stream))
-            .await
-            .unwrap()
-            .into_inner();
+        let answers = client.register(ReceiverStream::new(stream)).await.unwrap().into_inner();
         Registered { requests, answers }
     }
 
@@ -273,11 +239,7 @@ impl Sidecar {
     pub(crate) async fn watch(&self, services: &[&str]) -> Watch {
         let (requests, stream) = mpsc::channel(16);
         let mut client = DiscoveryClient::new(self.channel.clone());
-        let updates = client
-            .watch(ReceiverStream::new(stream))
-            .await
-            .unwrap()
-            .into_inner();
+        let updates = client.watch(ReceiverStream::new(stream)).await.unwrap().into_inner();
         let node = proto::Node {
             services: services.iter().map(|&service| service.into()).collect(),
             namespace: self.material.id.namespace().into(),
@@ -292,26 +254,16 @@ impl Sidecar {
 
 impl Watch {
     pub(crate) async fn ask(&self, ask: Ask) {
-        self.requests
-            .send(proto::WatchRequest { kind: Some(ask) })
-            .await
-            .unwrap();
+        self.requests.send(proto::WatchRequest { kind: Some(ask) }).await.unwrap();
     }
 
     pub(crate) async fn subscribe(&self, authority: &str) {
-        self.ask(Ask::Subscribe(proto::Subscribe {
-            authority: authority.into(),
-        }))
-        .await;
+        self.ask(Ask::Subscribe(proto::Subscribe { authority: authority.into() })).await;
     }
 
     pub(crate) async fn next(&mut self) -> Result<Tell, tonic::Status> {
         let message = tokio::time::timeout(SOON, self.updates.message()).await;
-        Ok(message
-            .expect("an update in time")?
-            .expect("the stream ended")
-            .kind
-            .unwrap())
+        Ok(message.expect("an update in time")?.expect("the stream ended").kind.unwrap())
     }
 
     pub(crate) async fn workload(&mut self) -> proto::Workload {
@@ -330,8 +282,6 @@ impl Watch {
 
     /// Whether nothing comes for a while.
     pub(crate) async fn is_quiet(&mut self) -> bool {
-        tokio::time::timeout(Duration::from_millis(300), self.updates.message())
-            .await
-            .is_err()
+        tokio::time::timeout(Duration::from_millis(300), self.updates.message()).await.is_err()
     }
 }

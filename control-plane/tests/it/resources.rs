@@ -22,16 +22,8 @@ fn policy(timeout: &str) -> String {
 }
 
 fn timeout(update: &proto::DestinationUpdate) -> Option<i64> {
-    let Some(State::Config(config)) = &update.state else {
-        panic!("{update:?}")
-    };
-    config.rules[0]
-        .timeouts
-        .as_ref()
-        .unwrap()
-        .request
-        .as_ref()
-        .map(|duration| duration.seconds)
+    let Some(State::Config(config)) = &update.state else { panic!("{update:?}") };
+    config.rules[0].timeouts.as_ref().unwrap().request.as_ref().map(|duration| duration.seconds)
 }
 
 async fn watch_orders(mesh: &Mesh) -> Watch {
@@ -50,39 +42,25 @@ async fn an_edit_arrives_within_a_second() {
         let edited = Instant::now();
         mesh.write("policy.yaml", &policy(text));
         assert_eq!(timeout(&watch.destination().await), Some(seconds));
-        assert!(
-            edited.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            edited.elapsed()
-        );
+        assert!(edited.elapsed() < Duration::from_secs(1), "{:?}", edited.elapsed());
     }
     let deleted = Instant::now();
     std::fs::remove_file(mesh.path("policy.yaml")).unwrap();
     assert_eq!(timeout(&watch.destination().await), None);
-    assert!(
-        deleted.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        deleted.elapsed()
-    );
+    assert!(deleted.elapsed() < Duration::from_secs(1), "{:?}", deleted.elapsed());
 }
 
 #[tokio::test]
 async fn a_bad_edit_changes_nothing_and_is_counted_until_it_is_mended() {
     let mesh = Mesh::start(SERVICE).await;
     mesh.write("policy.yaml", &policy("2s"));
-    mesh.wait_for_metric("duet_config_resources{kind=\"TrafficPolicy\"}", 1.0)
-        .await;
+    mesh.wait_for_metric("duet_config_resources{kind=\"TrafficPolicy\"}", 1.0).await;
     let mut watch = watch_orders(&mesh).await;
     assert_eq!(timeout(&watch.destination().await), Some(2));
-    let bad = [
-        policy("2 seconds"),
-        policy("1s").replace("timeouts", "timeout"),
-        ": {".to_owned(),
-    ];
+    let bad = [policy("2 seconds"), policy("1s").replace("timeouts", "timeout"), ": {".to_owned()];
     for (rejected, bad) in (1..).map(f64::from).zip(&bad) {
         mesh.write("policy.yaml", bad);
-        mesh.wait_for_metric("duet_config_rejected_total", rejected)
-            .await;
+        mesh.wait_for_metric("duet_config_rejected_total", rejected).await;
         mesh.wait_for_metric("duet_config_errors", 1.0).await;
     }
     assert!(watch.is_quiet().await, "the last good state stays");
@@ -111,16 +89,11 @@ async fn swapped_links_of_a_mounted_config_map_are_noticed() {
     };
     version(1, &format!("{SERVICE}---\n{}", policy("1s")));
     std::os::unix::fs::symlink("..data/orders.yaml", mesh.path("orders.yaml")).unwrap();
-    mesh.wait_for_metric("duet_config_resources{kind=\"Service\"}", 1.0)
-        .await;
+    mesh.wait_for_metric("duet_config_resources{kind=\"Service\"}", 1.0).await;
     let mut watch = watch_orders(&mesh).await;
     assert_eq!(timeout(&watch.destination().await), Some(1));
     let swapped = Instant::now();
     version(2, &format!("{SERVICE}---\n{}", policy("2s")));
     assert_eq!(timeout(&watch.destination().await), Some(2));
-    assert!(
-        swapped.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        swapped.elapsed()
-    );
+    assert!(swapped.elapsed() < Duration::from_secs(1), "{:?}", swapped.elapsed());
 }

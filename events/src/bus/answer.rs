@@ -73,9 +73,7 @@ impl AppAnswer {
         if !(200..300).contains(&status) {
             return Self::Failed { status };
         }
-        let word = serde_json::from_slice::<StatusBody<'_>>(body)
-            .ok()
-            .and_then(|b| b.status);
+        let word = serde_json::from_slice::<StatusBody<'_>>(body).ok().and_then(|b| b.status);
         match word.as_deref() {
             None | Some("" | "SUCCESS") => Self::Handled,
             Some("DROP") => Self::Dropped { status },
@@ -91,9 +89,7 @@ pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitt
     let (reason, status) = match answer {
         AppAnswer::Handled => return Settle::Ack,
         AppAnswer::NotReached => {
-            return Settle::Release {
-                delay: next_delay(1, spec, jitter),
-            };
+            return Settle::Release { delay: next_delay(1, spec, jitter) };
         }
         AppAnswer::Dropped { status } => {
             return dead_letter("the subscriber answered DROP", *status);
@@ -107,21 +103,15 @@ pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitt
         AppAnswer::NoAnswer { reason } => (reason.clone(), 0),
     };
     match spec.max_attempts {
-        Some(max) if attempt >= max.get() => dead_letter(
-            &format!("all {max} attempts used; the last: {reason}"),
-            status,
-        ),
-        _ => Settle::Retry {
-            delay: next_delay(attempt, spec, jitter),
-        },
+        Some(max) if attempt >= max.get() => {
+            dead_letter(&format!("all {max} attempts used; the last: {reason}"), status)
+        }
+        _ => Settle::Retry { delay: next_delay(attempt, spec, jitter) },
     }
 }
 
 fn dead_letter(reason: &str, status: u16) -> Settle {
-    Settle::DeadLetter {
-        reason: reason.to_owned(),
-        status: status.into(),
-    }
+    Settle::DeadLetter { reason: reason.to_owned(), status: status.into() }
 }
 
 /// The wait after a failed attempt (from 1): the backoff, doubled with each attempt, a quarter up or
@@ -129,15 +119,8 @@ fn dead_letter(reason: &str, status: u16) -> Settle {
 #[must_use]
 pub fn next_delay(attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Duration {
     let doublings = attempt.saturating_sub(1).min(31);
-    let base = spec
-        .backoff
-        .saturating_mul(1_u32 << doublings)
-        .min(spec.max_backoff);
-    let jitter = if jitter.is_finite() {
-        jitter.clamp(0.0, 1.0)
-    } else {
-        0.5
-    };
+    let base = spec.backoff.saturating_mul(1_u32 << doublings).min(spec.max_backoff);
+    let jitter = if jitter.is_finite() { jitter.clamp(0.0, 1.0) } else { 0.5 };
     let wait = Duration::try_from_secs_f64(base.as_secs_f64() * (0.75 + jitter / 2.0));
     wait.unwrap_or(spec.max_backoff).min(spec.max_backoff)
 }
@@ -164,16 +147,11 @@ impl From<proto::settle::Outcome> for Settle {
             |raw: Option<prost_types::Duration>| raw.and_then(from_wire).unwrap_or_default();
         match outcome {
             Outcome::Ack(_) => Self::Ack,
-            Outcome::Retry(retry) => Self::Retry {
-                delay: delay(retry.delay),
-            },
-            Outcome::Release(release) => Self::Release {
-                delay: delay(release.delay),
-            },
-            Outcome::DeadLetter(dead) => Self::DeadLetter {
-                reason: dead.reason,
-                status: dead.status,
-            },
+            Outcome::Retry(retry) => Self::Retry { delay: delay(retry.delay) },
+            Outcome::Release(release) => Self::Release { delay: delay(release.delay) },
+            Outcome::DeadLetter(dead) => {
+                Self::DeadLetter { reason: dead.reason, status: dead.status }
+            }
         }
     }
 }
@@ -189,19 +167,12 @@ mod tests {
     }
 
     fn decide(status: u16, body: &str, attempt: u32) -> Settle {
-        on_answer(
-            &AppAnswer::from_http(status, body.as_bytes()),
-            attempt,
-            &spec(),
-            0.5,
-        )
+        on_answer(&AppAnswer::from_http(status, body.as_bytes()), attempt, &spec(), 0.5)
     }
 
     #[test]
     fn answers_mean_what_dapr_says() {
-        let retry = |s| Settle::Retry {
-            delay: Duration::from_secs(s),
-        };
+        let retry = |s| Settle::Retry { delay: Duration::from_secs(s) };
         let cases = [
             (200, "", Settle::Ack),
             (204, "", Settle::Ack),
@@ -212,11 +183,7 @@ mod tests {
             (200, r#"{"status":"SUCCESS"}"#, Settle::Ack),
             (200, r#"{"status":"RETRY"}"#, retry(1)),
             (200, r#"{"status":"WHAT"}"#, retry(1)),
-            (
-                200,
-                r#"{"status":"DROP"}"#,
-                dead_letter("the subscriber answered DROP", 200),
-            ),
+            (200, r#"{"status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
             (404, "", dead_letter("the subscriber answered 404", 404)),
             (500, r#"{"status":"SUCCESS"}"#, retry(1)),
             (302, "", retry(1)),
@@ -233,32 +200,16 @@ mod tests {
         let Settle::DeadLetter { reason, status } = decide(500, "", 10) else {
             panic!("not dead-lettered");
         };
-        assert_eq!(
-            (reason.as_str(), status),
-            ("all 10 attempts used; the last: 500", 500)
-        );
-        let unbounded = SubscriptionSpec {
-            max_attempts: None,
-            ..spec()
-        };
-        let answer = AppAnswer::NoAnswer {
-            reason: "no answer within 30s".into(),
-        };
-        assert!(matches!(
-            on_answer(&answer, u32::MAX, &unbounded, 0.0),
-            Settle::Retry { .. }
-        ));
+        assert_eq!((reason.as_str(), status), ("all 10 attempts used; the last: 500", 500));
+        let unbounded = SubscriptionSpec { max_attempts: None, ..spec() };
+        let answer = AppAnswer::NoAnswer { reason: "no answer within 30s".into() };
+        assert!(matches!(on_answer(&answer, u32::MAX, &unbounded, 0.0), Settle::Retry { .. }));
     }
 
     #[test]
     fn an_app_that_is_not_there_spends_no_attempt() {
         let settle = on_answer(&AppAnswer::NotReached, 10, &spec(), 0.5);
-        assert_eq!(
-            settle,
-            Settle::Release {
-                delay: Duration::from_secs(1)
-            }
-        );
+        assert_eq!(settle, Settle::Release { delay: Duration::from_secs(1) });
     }
 
     proptest! {

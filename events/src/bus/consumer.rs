@@ -45,16 +45,8 @@ impl Consumer {
         deliveries: impl Stream<Item = Result<Delivery, ConsumeError>> + Send + 'static,
         backend: Arc<dyn ConsumerBackend>,
     ) -> Self {
-        let shared = Shared {
-            open: Mutex::new(Some(HashSet::new())),
-            backend,
-        };
-        Self {
-            deliveries: deliveries.boxed(),
-            settler: Settler {
-                shared: Arc::new(shared),
-            },
-        }
+        let shared = Shared { open: Mutex::new(Some(HashSet::new())), backend };
+        Self { deliveries: deliveries.boxed(), settler: Settler { shared: Arc::new(shared) } }
     }
 
     /// The next delivery. After an error, or with `None`, this consumer is over; consume again.
@@ -145,14 +137,8 @@ mod tests {
         let recorder = Arc::new(Recorder::default());
         let backend: Arc<dyn ConsumerBackend> = Arc::<Recorder>::clone(&recorder);
         let event = Event::new("1", "/s", "t").unwrap();
-        let deliveries = [7, 8].map(|id| {
-            Ok(Delivery {
-                id,
-                position: id,
-                attempt: 1,
-                event: event.clone(),
-            })
-        });
+        let deliveries =
+            [7, 8].map(|id| Ok(Delivery { id, position: id, attempt: 1, event: event.clone() }));
         let mut consumer = Consumer::new(futures::stream::iter(deliveries), backend);
         let settler = consumer.settler();
         assert!(!settler.settle(7, Settle::Ack), "not handed out yet");

@@ -33,10 +33,7 @@ pub struct PublishError {
 impl PublishError {
     /// An error of a kind.
     pub fn new(kind: PublishErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-        }
+        Self { kind, message: message.into() }
     }
 
     /// The bus is away: the moment for the outbox.
@@ -66,10 +63,7 @@ impl From<PublishError> for proto::PublishError {
             // The contract has no word for it: a server that answers is not away, its store is broken.
             PublishErrorKind::Unavailable | PublishErrorKind::Internal => Code::Internal,
         };
-        Self {
-            code: code.into(),
-            message: error.message,
-        }
+        Self { code: code.into(), message: error.message }
     }
 }
 
@@ -82,10 +76,7 @@ impl From<proto::PublishError> for PublishError {
             Code::Full => PublishErrorKind::Full,
             Code::Unspecified | Code::Internal => PublishErrorKind::Internal,
         };
-        Self {
-            kind,
-            message: error.message,
-        }
+        Self { kind, message: error.message }
     }
 }
 

@@ -91,11 +91,8 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             empty if empty.is_empty() => format!("{}.dead-letter", raw.topic),
             named => named,
         };
-        let names = [
-            ("name", &name),
-            ("topic", &raw.topic),
-            ("deadLetterTopic", &dead_letter_topic),
-        ];
+        let names =
+            [("name", &name), ("topic", &raw.topic), ("deadLetterTopic", &dead_letter_topic)];
         for (field, value) in names {
             check_name(value).map_err(|reason| error(field, reason.to_owned()))?;
         }
@@ -111,10 +108,7 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
         let backoff = positive("retry.backoff", raw.backoff, 1)?;
         let max_backoff = positive("retry.maxBackoff", raw.max_backoff, 300)?;
         if max_backoff < backoff {
-            return Err(error(
-                "retry.maxBackoff",
-                "is below retry.backoff".to_owned(),
-            ));
+            return Err(error("retry.maxBackoff", "is below retry.backoff".to_owned()));
         }
         Ok(Self {
             bus: raw.bus,
@@ -187,19 +181,13 @@ fn duration(raw: Option<prost_types::Duration>, default_s: u64) -> Result<Durati
         None => Duration::ZERO,
         Some(raw) => from_wire(raw).ok_or("is negative or malformed")?,
     };
-    Ok(if given.is_zero() {
-        Duration::from_secs(default_s)
-    } else {
-        given
-    })
+    Ok(if given.is_zero() { Duration::from_secs(default_s) } else { given })
 }
 
 /// A duration off the wire. (The library's own conversion overflows on extreme values.)
 pub(crate) fn from_wire(raw: prost_types::Duration) -> Option<Duration> {
     let seconds = u64::try_from(raw.seconds).ok()?;
-    let nanos = u32::try_from(raw.nanos)
-        .ok()
-        .filter(|nanos| *nanos < 1_000_000_000)?;
+    let nanos = u32::try_from(raw.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(seconds, nanos))
 }
 
@@ -213,11 +201,7 @@ mod tests {
     use super::*;
 
     fn raw() -> proto::Subscription {
-        proto::Subscription {
-            name: "shop/a".into(),
-            topic: "t".into(),
-            ..Default::default()
-        }
+        proto::Subscription { name: "shop/a".into(), topic: "t".into(), ..Default::default() }
     }
 
     fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -227,20 +211,13 @@ mod tests {
     #[test]
     fn absent_fields_get_the_documented_defaults() {
         let spec = SubscriptionSpec::new("shop/a", "default", "t").unwrap();
-        assert_eq!(
-            (spec.max_in_flight, spec.max_attempts),
-            (64, NonZeroU32::new(10))
-        );
+        assert_eq!((spec.max_in_flight, spec.max_attempts), (64, NonZeroU32::new(10)));
         assert_eq!(spec.ack_timeout, Duration::from_secs(30));
         assert_eq!(spec.backoff, Duration::from_secs(1));
         assert_eq!(spec.max_backoff, Duration::from_secs(300));
         assert_eq!(spec.dead_letter_topic, "t.dead-letter");
         assert_eq!(spec.start, Start::Latest);
-        assert_eq!(
-            SubscriptionSpec::try_from(raw()).unwrap().max_attempts,
-            None,
-            "0: no bound"
-        );
+        assert_eq!(SubscriptionSpec::try_from(raw()).unwrap().max_attempts, None, "0: no bound");
     }
 
     #[test]
@@ -252,10 +229,7 @@ mod tests {
             backoff: Duration::from_millis(1),
             ..SubscriptionSpec::new("shop/a", "default", "t").unwrap()
         };
-        assert_eq!(
-            SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())),
-            Ok(spec)
-        );
+        assert_eq!(SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())), Ok(spec));
     }
 
     #[test]

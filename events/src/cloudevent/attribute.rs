@@ -19,10 +19,7 @@ pub(super) fn check_name(name: &str) -> Result<(), EnvelopeError> {
         return Err(EnvelopeError::invalid(name, reason));
     }
     if name.len() > MAX_NAME_LENGTH {
-        return Err(EnvelopeError::invalid(
-            name,
-            "the name is longer than 64 characters",
-        ));
+        return Err(EnvelopeError::invalid(name, "the name is longer than 64 characters"));
     }
     Ok(())
 }
@@ -50,13 +47,8 @@ pub(super) fn check(name: &str, value: &str) -> Result<(), EnvelopeError> {
 pub(super) fn check_spec_version(value: &str) -> Result<(), EnvelopeError> {
     match value {
         "1.0" => Ok(()),
-        "" => Err(EnvelopeError::Missing {
-            attribute: "specversion",
-        }),
-        _ => Err(EnvelopeError::invalid(
-            "specversion",
-            "only 1.0 is supported",
-        )),
+        "" => Err(EnvelopeError::Missing { attribute: "specversion" }),
+        _ => Err(EnvelopeError::invalid("specversion", "only 1.0 is supported")),
     }
 }
 
@@ -68,26 +60,17 @@ fn is_forbidden(c: char) -> bool {
 
 /// Any text as a valid attribute value: what must not be in it is replaced.
 pub(crate) fn clean_text(text: &str) -> String {
-    text.chars()
-        .map(|c| if is_forbidden(c) { '\u{fffd}' } else { c })
-        .collect()
+    text.chars().map(|c| if is_forbidden(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// A check of characters and escapes, not of the grammar: sources in the wild are names, paths and URIs.
 fn is_uri_reference(value: &str) -> bool {
     let bytes = value.as_bytes();
-    let escapes_hold = bytes
-        .iter()
-        .enumerate()
-        .filter(|(_, b)| **b == b'%')
-        .all(|(at, _)| {
-            let digits = bytes.get(at + 1..at + 3);
-            digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-        });
-    escapes_hold
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_graphic() && !br#"<>"{}|\^`"#.contains(b))
+    let escapes_hold = bytes.iter().enumerate().filter(|(_, b)| **b == b'%').all(|(at, _)| {
+        let digits = bytes.get(at + 1..at + 3);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
+    escapes_hold && bytes.iter().all(|b| b.is_ascii_graphic() && !br#"<>"{}|\^`"#.contains(b))
 }
 
 fn is_absolute_uri(value: &str) -> bool {
@@ -108,10 +91,7 @@ fn is_media_type(value: &str) -> bool {
         !part.is_empty() && part.bytes().all(fine)
     };
     let printable = value.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-    printable
-        && essence
-            .split_once('/')
-            .is_some_and(|(kind, sub)| token(kind) && token(sub))
+    printable && essence.split_once('/').is_some_and(|(kind, sub)| token(kind) && token(sub))
 }
 
 /// The shape that RFC 3339 asks for, then a real calendar. The parser alone would take more shapes.
@@ -126,10 +106,8 @@ fn is_rfc3339(value: &str) -> bool {
         b'T' => matches!(b, b'T' | b't'),
         mark => *b == mark,
     });
-    let tail_fits = bytes
-        .iter()
-        .skip(shape.len())
-        .all(|b| b".:+-Zz".contains(b) || b.is_ascii_digit());
+    let tail_fits =
+        bytes.iter().skip(shape.len()).all(|b| b".:+-Zz".contains(b) || b.is_ascii_digit());
     let offset_is_named = value.ends_with(['Z', 'z']) || bytes.get(bytes.len() - 3) == Some(&b':');
     head_fits && tail_fits && offset_is_named && value.parse::<jiff::Timestamp>().is_ok()
 }

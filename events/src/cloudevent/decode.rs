@@ -54,12 +54,7 @@ pub fn decode(
 
 /// Media type without parameters, in lower case.
 pub(super) fn essence(content_type: &str) -> String {
-    content_type
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase()
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 fn content_type(headers: &HeaderMap) -> Result<Option<&str>, EnvelopeError> {
@@ -68,18 +63,14 @@ fn content_type(headers: &HeaderMap) -> Result<Option<&str>, EnvelopeError> {
         return Ok(None);
     };
     if values.next().is_some() {
-        return Err(EnvelopeError::invalid(
-            "datacontenttype",
-            "Content-Type is given twice",
-        ));
+        return Err(EnvelopeError::invalid("datacontenttype", "Content-Type is given twice"));
     }
     match value.to_str() {
         Ok("") => Ok(None),
         Ok(text) => Ok(Some(text)),
-        Err(_opaque) => Err(EnvelopeError::invalid(
-            "datacontenttype",
-            "Content-Type is not visible ASCII",
-        )),
+        Err(_opaque) => {
+            Err(EnvelopeError::invalid("datacontenttype", "Content-Type is not visible ASCII"))
+        }
     }
 }
 
@@ -95,32 +86,24 @@ fn check_format(format: &str, content_type: Option<&str>) -> Result<(), Envelope
     if matches!(format, "" | "+json") && utf8 {
         return Ok(());
     }
-    Err(EnvelopeError::Format {
-        content_type: given.chars().take(128).collect(),
-    })
+    Err(EnvelopeError::Format { content_type: given.chars().take(128).collect() })
 }
 
 fn json_text(body: &[u8]) -> Result<&str, EnvelopeError> {
-    let error = |_invalid| EnvelopeError::Body {
-        reason: "is not valid UTF-8".to_owned(),
-    };
+    let error = |_invalid| EnvelopeError::Body { reason: "is not valid UTF-8".to_owned() };
     std::str::from_utf8(body).map_err(error)
 }
 
 fn json_error(error: &serde_json::Error) -> EnvelopeError {
-    EnvelopeError::Body {
-        reason: format!("is not the expected JSON: {error}"),
-    }
+    EnvelopeError::Body { reason: format!("is not the expected JSON: {error}") }
 }
 
 fn decode_batch(body: &[u8]) -> Result<Vec<Event>, EnvelopeError> {
     let members: Vec<&RawValue> =
         serde_json::from_str(json_text(body)?).map_err(|error| json_error(&error))?;
     let decoded = members.iter().enumerate().map(|(index, member)| {
-        decode_structured(member.get()).map_err(|error| EnvelopeError::InBatch {
-            index,
-            error: Box::new(error),
-        })
+        decode_structured(member.get())
+            .map_err(|error| EnvelopeError::InBatch { index, error: Box::new(error) })
     });
     decoded.collect()
 }
@@ -142,10 +125,7 @@ fn decode_structured(text: &str) -> Result<Event, EnvelopeError> {
     }
     event.data = match (data, base64) {
         (Some(_), Some(_)) => {
-            return Err(EnvelopeError::invalid(
-                "data_base64",
-                "is given beside data",
-            ));
+            return Err(EnvelopeError::invalid("data_base64", "is given beside data"));
         }
         (Some(data), None) => Some(data_bytes(event.data_content_type(), data)?),
         (None, Some(base64)) => Some(base64_bytes(base64.get())?),
@@ -233,10 +213,7 @@ fn decode_binary(
             continue;
         };
         let mut values = headers.get_all(header_name).iter();
-        let value = values
-            .next()
-            .map(|value| header::decode(name, value))
-            .transpose()?;
+        let value = values.next().map(|value| header::decode(name, value)).transpose()?;
         if values.next().is_some() {
             return Err(EnvelopeError::invalid(name, "is given twice"));
         }
@@ -247,9 +224,7 @@ fn decode_binary(
         return Err(EnvelopeError::invalid("datacontenttype", reason));
     }
     let mut required = |name: &'static str| {
-        attributes
-            .remove(name)
-            .ok_or(EnvelopeError::Missing { attribute: name })
+        attributes.remove(name).ok_or(EnvelopeError::Missing { attribute: name })
     };
     attribute::check_spec_version(&required("specversion")?)?;
     let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
@@ -271,10 +246,7 @@ fn wrap_plain(
 ) -> Result<Event, EnvelopeError> {
     let id = uuid::Uuid::new_v4().to_string();
     let mut event = Event::new(id, wrap.source, "com.dapr.event.sent")?;
-    event.set_attribute(
-        "datacontenttype",
-        content_type.unwrap_or("text/plain").to_owned(),
-    )?;
+    event.set_attribute("datacontenttype", content_type.unwrap_or("text/plain").to_owned())?;
     event.set_attribute("topic", wrap.topic.to_owned())?;
     event.set_attribute("pubsubname", wrap.bus.to_owned())?;
     event.set_attribute("time", wrap.now.to_string())?;

@@ -19,10 +19,7 @@ pub fn encode_structured(event: &Event, extra: &[(&str, &str)]) -> Bytes {
 /// The events as one JSON array.
 #[must_use]
 pub fn encode_batch(events: &[Event], extra: &[(&str, &str)]) -> Bytes {
-    let envelopes: Vec<_> = events
-        .iter()
-        .map(|event| Envelope { event, extra })
-        .collect();
+    let envelopes: Vec<_> = events.iter().map(|event| Envelope { event, extra }).collect();
     to_json(&envelopes)
 }
 
@@ -82,11 +79,7 @@ impl Serialize for Envelope<'_> {
                 map.serialize_entry(name, value)?;
             }
         }
-        match event
-            .data
-            .as_deref()
-            .map(|data| Data::of(event.data_content_type(), data))
-        {
+        match event.data.as_deref().map(|data| Data::of(event.data_content_type(), data)) {
             None => {}
             Some(Data::Json(raw)) => map.serialize_entry("data", raw)?,
             Some(Data::Text(text)) => map.serialize_entry("data", text)?,

@@ -21,19 +21,12 @@ pub(super) fn encode(value: &str) -> HeaderValue {
 /// A header value as an attribute's value: unquoted if quoted, then one round of percent-decoding.
 pub(super) fn decode(name: &str, value: &HeaderValue) -> Result<String, EnvelopeError> {
     let unquoted = unquote(name, value.as_bytes())?;
-    let broken = unquoted
-        .iter()
-        .enumerate()
-        .filter(|(_, b)| **b == b'%')
-        .any(|(at, _)| {
-            let digits = unquoted.get(at + 1..at + 3);
-            !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-        });
+    let broken = unquoted.iter().enumerate().filter(|(_, b)| **b == b'%').any(|(at, _)| {
+        let digits = unquoted.get(at + 1..at + 3);
+        !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    });
     if broken {
-        return Err(EnvelopeError::invalid(
-            name,
-            "a percent sign starts no valid escape",
-        ));
+        return Err(EnvelopeError::invalid(name, "a percent sign starts no valid escape"));
     }
     match percent_decode(&unquoted).decode_utf8() {
         Ok(text) => Ok(text.into_owned()),

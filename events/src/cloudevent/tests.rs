@@ -26,23 +26,15 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn read(pairs: &[(&str, &str)], body: &str) -> Result<Vec<Event>, EnvelopeError> {
-    decode(
-        &headers(pairs),
-        Bytes::copy_from_slice(body.as_bytes()),
-        &wrap(),
-    )
+    decode(&headers(pairs), Bytes::copy_from_slice(body.as_bytes()), &wrap())
 }
 
 fn structured(body: &str) -> Result<Event, EnvelopeError> {
     read(&[("content-type", STRUCTURED_CONTENT_TYPE)], body).map(|mut events| events.remove(0))
 }
 
-const BINARY: [(&str, &str); 4] = [
-    ("ce-specversion", "1.0"),
-    ("ce-id", "1"),
-    ("ce-source", "/s"),
-    ("ce-type", "t"),
-];
+const BINARY: [(&str, &str); 4] =
+    [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
 
 fn binary(extra: &[(&str, &str)]) -> Result<Event, EnvelopeError> {
     let mut pairs: Vec<_> = BINARY.to_vec();
@@ -61,14 +53,8 @@ fn json(value: &Bytes) -> serde_json::Value {
 fn a_plain_body_is_wrapped_as_dapr_does() {
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let event = read(&[("traceparent", parent)], "hello").unwrap().remove(0);
-    assert_eq!(
-        uuid::Uuid::parse_str(event.id()).unwrap().get_version_num(),
-        4
-    );
-    assert_eq!(
-        (event.source(), event.event_type()),
-        ("checkout", "com.dapr.event.sent")
-    );
+    assert_eq!(uuid::Uuid::parse_str(event.id()).unwrap().get_version_num(), 4);
+    assert_eq!((event.source(), event.event_type()), ("checkout", "com.dapr.event.sent"));
     let expected = [
         ("datacontenttype", "text/plain"),
         ("pubsubname", "default"),
@@ -76,26 +62,16 @@ fn a_plain_body_is_wrapped_as_dapr_does() {
         ("topic", "orders"),
         ("traceparent", parent),
     ];
-    let attributes: Vec<_> = event
-        .attributes()
-        .iter()
-        .map(|(k, v)| (&**k, &**v))
-        .collect();
+    let attributes: Vec<_> = event.attributes().iter().map(|(k, v)| (&**k, &**v)).collect();
     assert_eq!(attributes, expected);
     assert_eq!(event.data().unwrap(), "hello");
     let sent = json(&encode_structured(&event, &[]));
-    assert_eq!(
-        (&sent["data"], &sent["specversion"]),
-        (&"hello".into(), &"1.0".into())
-    );
+    assert_eq!((&sent["data"], &sent["specversion"]), (&"hello".into(), &"1.0".into()));
 }
 
 #[test]
 fn a_plain_json_body_is_json_in_its_envelope() {
-    let event = read(
-        &[("content-type", "application/json; charset=utf-8")],
-        r#"{"a":1}"#,
-    );
+    let event = read(&[("content-type", "application/json; charset=utf-8")], r#"{"a":1}"#);
     let sent = json(&encode_structured(&event.unwrap()[0], &[]));
     assert_eq!(sent["data"]["a"], 1);
 }
@@ -108,22 +84,11 @@ fn the_content_type_decides_the_mode() {
         "Application/CloudEvents+JSON; charset=UTF-8",
         "application/cloudevents",
     ] {
-        assert_eq!(
-            read(&[("content-type", content_type)], body).unwrap()[0].id(),
-            "1"
-        );
+        assert_eq!(read(&[("content-type", content_type)], body).unwrap()[0].id(), "1");
     }
     let batch = format!("[{body},{body}]");
-    assert_eq!(
-        read(&[("content-type", BATCH_CONTENT_TYPE)], &batch)
-            .unwrap()
-            .len(),
-        2
-    );
-    assert_eq!(
-        read(&[("content-type", BATCH_CONTENT_TYPE)], "[]").unwrap(),
-        []
-    );
+    assert_eq!(read(&[("content-type", BATCH_CONTENT_TYPE)], &batch).unwrap().len(), 2);
+    assert_eq!(read(&[("content-type", BATCH_CONTENT_TYPE)], "[]").unwrap(), []);
     // A structured event wins over headers, which a proxy may have added.
     let both = [("content-type", STRUCTURED_CONTENT_TYPE), ("ce-id", "2")];
     assert_eq!(read(&both, body).unwrap()[0].id(), "1");
@@ -197,11 +162,7 @@ const BAD_HEADERS: [(&str, &str, &str); 37] = [
 fn bad_binary_envelopes_name_the_attribute() {
     for (attribute, name, value) in BAD_HEADERS {
         let error = binary(&[(name, value)]).expect_err(value);
-        assert_eq!(
-            error.attribute(),
-            Some(attribute),
-            "{name}: {value}: {error}"
-        );
+        assert_eq!(error.attribute(), Some(attribute), "{name}: {value}: {error}");
     }
     let long = "x".repeat(65);
     let error = binary(&[(&format!("ce-{long}"), "x")]).unwrap_err();
@@ -217,31 +178,18 @@ fn missing_and_repeated_headers_are_named() {
     }
     let twice = [&BINARY[..], &[("ce-id", "2")]].concat();
     assert_eq!(read(&twice, "").unwrap_err().attribute(), Some("id"));
-    let types = [
-        &BINARY[..],
-        &[("content-type", "a/b"), ("content-type", "a/b")],
-    ]
-    .concat();
-    assert_eq!(
-        read(&types, "").unwrap_err().attribute(),
-        Some("datacontenttype")
-    );
+    let types = [&BINARY[..], &[("content-type", "a/b"), ("content-type", "a/b")]].concat();
+    assert_eq!(read(&types, "").unwrap_err().attribute(), Some("datacontenttype"));
 }
 
 #[test]
 fn raw_bytes_in_headers_must_be_utf8() {
     let mut map = headers(&BINARY);
-    map.insert(
-        "ce-subject",
-        HeaderValue::from_bytes("ü".as_bytes()).unwrap(),
-    );
+    map.insert("ce-subject", HeaderValue::from_bytes("ü".as_bytes()).unwrap());
     let event = decode(&map, Bytes::new(), &wrap()).unwrap().remove(0);
     assert_eq!(event.attribute("subject"), Some("ü"));
     map.insert("ce-subject", HeaderValue::from_bytes(&[0xff]).unwrap());
-    assert_eq!(
-        decode(&map, Bytes::new(), &wrap()).unwrap_err().attribute(),
-        Some("subject")
-    );
+    assert_eq!(decode(&map, Bytes::new(), &wrap()).unwrap_err().attribute(), Some("subject"));
 }
 
 fn envelope(extra: &str) -> String {
@@ -254,10 +202,7 @@ fn structured_members_become_attributes_and_data() {
         r#","n":-7,"b":true,"none":null,"datacontenttype":"text/plain","data":"hi \u20ac""#,
     ))
     .unwrap();
-    assert_eq!(
-        (event.attribute("n"), event.attribute("b")),
-        (Some("-7"), Some("true"))
-    );
+    assert_eq!((event.attribute("n"), event.attribute("b")), (Some("-7"), Some("true")));
     assert_eq!(event.attribute("none"), None);
     assert_eq!(event.data().unwrap(), "hi €");
     let cases = [
@@ -266,14 +211,8 @@ fn structured_members_become_attributes_and_data() {
         (r#","data_base64":"AP8=""#, None),
         (r#","data":null"#, None),
         (r#","data":null,"data_base64":"eA==""#, Some("x")),
-        (
-            r#","datacontenttype":"text/xml","data":"<a/>""#,
-            Some("<a/>"),
-        ),
-        (
-            r#","datacontenttype":"a/b+json","data":"x""#,
-            Some(r#""x""#),
-        ),
+        (r#","datacontenttype":"text/xml","data":"<a/>""#, Some("<a/>")),
+        (r#","datacontenttype":"a/b+json","data":"x""#, Some(r#""x""#)),
     ];
     for (extra, expected) in cases {
         let data = structured(&envelope(extra)).unwrap().data().cloned();
@@ -319,30 +258,12 @@ fn bad_structured_envelopes_name_the_attribute() {
 
 #[test]
 fn bodies_that_are_no_envelope_are_refused() {
-    for body in [
-        "",
-        "{",
-        "[]",
-        "7",
-        "null",
-        "\"x\"",
-        r#"{"id":"1","id":"2"}"#,
-        "{}x",
-    ] {
+    for body in ["", "{", "[]", "7", "null", "\"x\"", r#"{"id":"1","id":"2"}"#, "{}x"] {
         let error = structured(body).unwrap_err();
-        assert_eq!(
-            (error.attribute(), error.is_unsupported_format()),
-            (None, false),
-            "{body}"
-        );
+        assert_eq!((error.attribute(), error.is_unsupported_format()), (None, false), "{body}");
     }
     let content_type = [("content-type", STRUCTURED_CONTENT_TYPE)];
-    let error = decode(
-        &headers(&content_type),
-        Bytes::from_static(b"\xff"),
-        &wrap(),
-    )
-    .unwrap_err();
+    let error = decode(&headers(&content_type), Bytes::from_static(b"\xff"), &wrap()).unwrap_err();
     assert!(matches!(error, EnvelopeError::Body { .. }));
     for format in [
         "application/cloudevents+avro",
@@ -350,11 +271,7 @@ fn bodies_that_are_no_envelope_are_refused() {
         "application/cloudevents+json; charset=utf-16",
         "application/cloudeventsx",
     ] {
-        assert!(
-            read(&[("content-type", format)], "{}")
-                .unwrap_err()
-                .is_unsupported_format()
-        );
+        assert!(read(&[("content-type", format)], "{}").unwrap_err().is_unsupported_format());
     }
 }
 
@@ -362,25 +279,16 @@ fn bodies_that_are_no_envelope_are_refused() {
 fn an_error_in_a_batch_says_where() {
     let body = format!(r#"[{},{{"specversion":"1.0"}}]"#, envelope(""));
     let error = read(&[("content-type", BATCH_CONTENT_TYPE)], &body).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "event 1 of the batch: attribute id is missing"
-    );
+    assert_eq!(error.to_string(), "event 1 of the batch: attribute id is missing");
     assert_eq!(error.attribute(), Some("id"));
 }
 
 #[test]
 fn extra_attributes_fill_gaps_only() {
-    let event = Event::new("1", "/s", "t")
-        .unwrap()
-        .with_attribute("topic", "mine")
-        .unwrap();
+    let event = Event::new("1", "/s", "t").unwrap().with_attribute("topic", "mine").unwrap();
     let extra = [("topic", "theirs"), ("pubsubname", "default")];
     let sent = json(&encode_structured(&event, &extra));
-    assert_eq!(
-        (&sent["topic"], &sent["pubsubname"]),
-        (&"mine".into(), &"default".into())
-    );
+    assert_eq!((&sent["topic"], &sent["pubsubname"]), (&"mine".into(), &"default".into()));
     assert_eq!(json(&encode_batch(&[event], &extra))[0]["topic"], "mine");
 }
 
@@ -395,54 +303,15 @@ fn the_wire_form_is_checked_like_any_other() {
     };
     assert!(Event::try_from(fine.clone()).is_ok());
     let cases = [
-        (
-            "specversion",
-            proto::Event {
-                spec_version: String::new(),
-                ..fine.clone()
-            },
-        ),
-        (
-            "id",
-            proto::Event {
-                id: String::new(),
-                ..fine.clone()
-            },
-        ),
-        (
-            "source",
-            proto::Event {
-                source: " ".into(),
-                ..fine.clone()
-            },
-        ),
-        (
-            "type",
-            proto::Event {
-                r#type: "\n".into(),
-                ..fine.clone()
-            },
-        ),
-        (
-            "Bad",
-            proto::Event {
-                attributes: [("Bad".into(), "x".into())].into(),
-                ..fine.clone()
-            },
-        ),
-        (
-            "id",
-            proto::Event {
-                attributes: [("id".into(), "x".into())].into(),
-                ..fine
-            },
-        ),
+        ("specversion", proto::Event { spec_version: String::new(), ..fine.clone() }),
+        ("id", proto::Event { id: String::new(), ..fine.clone() }),
+        ("source", proto::Event { source: " ".into(), ..fine.clone() }),
+        ("type", proto::Event { r#type: "\n".into(), ..fine.clone() }),
+        ("Bad", proto::Event { attributes: [("Bad".into(), "x".into())].into(), ..fine.clone() }),
+        ("id", proto::Event { attributes: [("id".into(), "x".into())].into(), ..fine }),
     ];
     for (attribute, raw) in cases {
-        assert_eq!(
-            Event::try_from(raw).unwrap_err().attribute(),
-            Some(attribute)
-        );
+        assert_eq!(Event::try_from(raw).unwrap_err().attribute(), Some(attribute));
     }
 }
 
@@ -460,8 +329,7 @@ fn data() -> impl Strategy<Value = (Option<&'static str>, Option<Vec<u8>>)> {
     let json = any::<(i64, String)>().prop_map(|value| serde_json::to_vec(&value).unwrap());
     prop_oneof![
         Just((None, None)),
-        json.clone()
-            .prop_map(|data| (Some("application/json"), Some(data))),
+        json.clone().prop_map(|data| (Some("application/json"), Some(data))),
         json.prop_map(|data| (None, Some(data))),
         any::<String>().prop_map(|text| (Some("text/plain"), Some(text.into_bytes()))),
         any::<Vec<u8>>().prop_map(|data| (Some("image/png"), Some(data))),
@@ -479,9 +347,7 @@ fn event() -> impl Strategy<Value = Event> {
             event = event.with_attribute(&name, &value).unwrap();
         }
         if let Some(content_type) = kind_of {
-            event = event
-                .with_attribute("datacontenttype", content_type)
-                .unwrap();
+            event = event.with_attribute("datacontenttype", content_type).unwrap();
         }
         match data {
             Some(data) => event.with_data(data),

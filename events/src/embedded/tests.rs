@@ -11,9 +11,7 @@ use crate::bus::{Settle, Start};
 
 async fn open(dir: &TempDir) -> EmbeddedBus {
     let registry = prometheus::Registry::new();
-    EmbeddedBus::open("default", dir.path(), LogOptions::default(), &registry)
-        .await
-        .unwrap()
+    EmbeddedBus::open("default", dir.path(), LogOptions::default(), &registry).await.unwrap()
 }
 
 fn spec(name: &str) -> SubscriptionSpec {
@@ -24,9 +22,7 @@ fn spec(name: &str) -> SubscriptionSpec {
 }
 
 fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
-    ids.into_iter()
-        .map(|id| Event::new(id.to_string(), "/test", "t").unwrap())
-        .collect()
+    ids.into_iter().map(|id| Event::new(id.to_string(), "/test", "t").unwrap()).collect()
 }
 
 async fn publish(bus: &EmbeddedBus, ids: impl IntoIterator<Item = u32>) -> Vec<Published> {
@@ -34,11 +30,7 @@ async fn publish(bus: &EmbeddedBus, ids: impl IntoIterator<Item = u32>) -> Vec<P
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
-    timeout(Duration::from_secs(20), consumer.next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap()
+    timeout(Duration::from_secs(20), consumer.next()).await.unwrap().unwrap().unwrap()
 }
 
 async fn next_ids(consumer: &mut Consumer, count: usize) -> Vec<String> {
@@ -58,21 +50,11 @@ async fn lag(bus: &EmbeddedBus, name: &str) -> u64 {
 async fn positions_count_from_one_and_survive_a_restart() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;
-    let positions: Vec<_> = publish(&bus, 1..=3)
-        .await
-        .iter()
-        .map(|p| p.position)
-        .collect();
+    let positions: Vec<_> = publish(&bus, 1..=3).await.iter().map(|p| p.position).collect();
     assert_eq!(positions, [1, 2, 3]);
     bus.close().await;
     let bus = open(&dir).await;
-    assert_eq!(
-        publish(&bus, [4]).await,
-        [Published {
-            position: 4,
-            duplicate: false
-        }]
-    );
+    assert_eq!(publish(&bus, [4]).await, [Published { position: 4, duplicate: false }]);
 }
 
 #[tokio::test]
@@ -81,47 +63,23 @@ async fn the_same_source_and_id_is_stored_once_also_after_a_restart() {
     let bus = open(&dir).await;
     publish(&bus, [1, 2]).await;
     let again = [
-        Published {
-            position: 2,
-            duplicate: true,
-        },
-        Published {
-            position: 3,
-            duplicate: false,
-        },
-        Published {
-            position: 3,
-            duplicate: true,
-        },
+        Published { position: 2, duplicate: true },
+        Published { position: 3, duplicate: false },
+        Published { position: 3, duplicate: true },
     ];
     assert_eq!(publish(&bus, [2, 3, 3]).await, again);
     bus.close().await;
     let bus = open(&dir).await;
-    assert_eq!(
-        publish(&bus, [1]).await,
-        [Published {
-            position: 1,
-            duplicate: true
-        }]
-    );
+    assert_eq!(publish(&bus, [1]).await, [Published { position: 1, duplicate: true }]);
     let other_topic = bus.publish("other", events([1])).await.unwrap();
-    assert_eq!(
-        other_topic,
-        [Published {
-            position: 1,
-            duplicate: false
-        }]
-    );
+    assert_eq!(other_topic, [Published { position: 1, duplicate: false }]);
 }
 
 #[tokio::test]
 async fn the_deduplication_window_ends() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;
-    let config = TopicConfig {
-        dedup_window: Duration::from_millis(1),
-        ..TopicConfig::default()
-    };
+    let config = TopicConfig { dedup_window: Duration::from_millis(1), ..TopicConfig::default() };
     bus.ensure_topic("orders", config).await.unwrap();
     publish(&bus, [1]).await;
     let stored_again = async {
@@ -137,10 +95,7 @@ async fn a_new_subscription_starts_at_latest_unless_it_says_earliest() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;
     publish(&bus, [1]).await;
-    let latest = SubscriptionSpec {
-        start: Start::Latest,
-        ..spec("a/latest")
-    };
+    let latest = SubscriptionSpec { start: Start::Latest, ..spec("a/latest") };
     bus.ensure_subscription(latest.clone()).await.unwrap();
     publish(&bus, [2]).await;
     bus.close().await;
@@ -178,10 +133,7 @@ async fn acknowledged_events_stay_handled_across_a_restart_and_others_come_back_
 async fn competing_consumers_share_and_credit_bounds_each() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;
-    let spec = SubscriptionSpec {
-        max_in_flight: 2,
-        ..spec("a/s")
-    };
+    let spec = SubscriptionSpec { max_in_flight: 2, ..spec("a/s") };
     let mut one = bus.consume(spec.clone()).await.unwrap();
     let mut two = bus.consume(spec).await.unwrap();
     publish(&bus, 1..=6).await;
@@ -189,20 +141,10 @@ async fn competing_consumers_share_and_credit_bounds_each() {
     all.extend(next_ids(&mut two, 2).await);
     all.sort();
     assert_eq!(all, ["1", "2", "3", "4"]);
-    assert!(
-        timeout(Duration::from_millis(50), one.next())
-            .await
-            .is_err(),
-        "no credit"
-    );
+    assert!(timeout(Duration::from_millis(50), one.next()).await.is_err(), "no credit");
     // The other one's events come here when it leaves, first and in order, as credit allows.
     drop(two);
-    assert!(
-        timeout(Duration::from_millis(50), one.next())
-            .await
-            .is_err(),
-        "no credit still"
-    );
+    assert!(timeout(Duration::from_millis(50), one.next()).await.is_err(), "no credit still");
 }
 
 #[tokio::test]
@@ -234,12 +176,7 @@ async fn a_retry_spends_an_attempt_that_a_restart_remembers_and_a_release_does_n
     let outcomes = [
         (Settle::Retry { delay }, 2),
         (Settle::Release { delay }, 2),
-        (
-            Settle::Release {
-                delay: Duration::ZERO,
-            },
-            2,
-        ),
+        (Settle::Release { delay: Duration::ZERO }, 2),
         (Settle::Retry { delay }, 3),
     ];
     let mut attempt = 1;
@@ -260,10 +197,7 @@ async fn a_retried_event_waits_while_others_pass() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;
     publish(&bus, 1..=2).await;
-    let spec = SubscriptionSpec {
-        max_in_flight: 1,
-        ..spec("a/s")
-    };
+    let spec = SubscriptionSpec { max_in_flight: 1, ..spec("a/s") };
     let mut consumer = bus.consume(spec).await.unwrap();
     let first = next(&mut consumer).await;
     let delay = Duration::from_millis(100);
@@ -283,10 +217,7 @@ async fn dead_letters_carry_the_reason_and_the_original_is_handled() {
     bus.publish("orders", vec![event]).await.unwrap();
     let mut consumer = bus.consume(spec("a/s")).await.unwrap();
     let delivery = next(&mut consumer).await;
-    let dead = Settle::DeadLetter {
-        reason: "no\nstock".into(),
-        status: 500,
-    };
+    let dead = Settle::DeadLetter { reason: "no\nstock".into(), status: 500 };
     consumer.settler().settle(delivery.id, dead);
     assert_eq!(lag(&bus, "a/s").await, 0);
     bus.close().await;
@@ -296,10 +227,7 @@ async fn dead_letters_carry_the_reason_and_the_original_is_handled() {
     letters.start = Start::Earliest;
     let mut consumer = bus.consume(letters).await.unwrap();
     let event = next(&mut consumer).await.event;
-    assert_eq!(
-        (event.id(), event.data().unwrap().as_ref()),
-        ("1", &b"x"[..])
-    );
+    assert_eq!((event.id(), event.data().unwrap().as_ref()), ("1", &b"x"[..]));
     assert_eq!(event.attribute("deadletterreason"), Some("no\u{fffd}stock"));
     assert_eq!(event.attribute("deadletterstatus"), Some("500"));
     assert_eq!(event.attribute("deadlettertopic"), Some("orders"));
@@ -315,9 +243,7 @@ async fn a_removed_subscription_ends_its_consumers_and_starts_anew() {
     let mut consumer = bus.consume(spec("a/s")).await.unwrap();
     next(&mut consumer).await;
     bus.remove_subscription("a/s").await.unwrap();
-    let end = timeout(Duration::from_secs(5), consumer.next())
-        .await
-        .unwrap();
+    let end = timeout(Duration::from_secs(5), consumer.next()).await.unwrap();
     assert!(matches!(end, Some(Err(ConsumeError::Unavailable { .. }))));
     assert_eq!(lag(&bus, "a/s").await, 0);
     let mut consumer = bus.consume(spec("a/s")).await.unwrap();

@@ -31,11 +31,7 @@ struct Span {
 impl Dedup {
     /// Remembers for a window; zero for not at all.
     pub(super) fn new(window_ms: u64) -> Self {
-        Self {
-            window_ms,
-            hasher: RandomState::new(),
-            spans: VecDeque::new(),
-        }
+        Self { window_ms, hasher: RandomState::new(), spans: VecDeque::new() }
     }
 
     /// False: this topic takes everything.
@@ -51,28 +47,16 @@ impl Dedup {
     /// Positions that may hold the same event, youngest first.
     pub(super) fn candidates(&self, source: &str, id: &str) -> Vec<u64> {
         let print = self.fingerprint(source, id);
-        self.spans
-            .iter()
-            .rev()
-            .filter_map(|span| span.positions.get(&print).copied())
-            .collect()
+        self.spans.iter().rev().filter_map(|span| span.positions.get(&print).copied()).collect()
     }
 
     /// Remembers an event. False: the window was cut short to make room.
     pub(super) fn insert(&mut self, source: &str, id: &str, position: u64, now_ms: u64) -> bool {
         let print = self.fingerprint(source, id);
         let width = self.window_ms / SPANS;
-        if self
-            .spans
-            .back()
-            .is_none_or(|span| now_ms.saturating_sub(span.started_ms) > width)
-        {
+        if self.spans.back().is_none_or(|span| now_ms.saturating_sub(span.started_ms) > width) {
             let positions = HashMap::new();
-            self.spans.push_back(Span {
-                until_ms: now_ms,
-                started_ms: now_ms,
-                positions,
-            });
+            self.spans.push_back(Span { until_ms: now_ms, started_ms: now_ms, positions });
         }
         if let Some(span) = self.spans.back_mut() {
             span.until_ms = span.until_ms.max(now_ms);
@@ -88,11 +72,7 @@ impl Dedup {
     /// Forgets what is older than the window.
     pub(super) fn expire(&mut self, now_ms: u64) {
         let horizon = self.horizon_ms(now_ms);
-        while self
-            .spans
-            .front()
-            .is_some_and(|span| span.until_ms < horizon)
-        {
+        while self.spans.front().is_some_and(|span| span.until_ms < horizon) {
             self.spans.pop_front();
         }
     }

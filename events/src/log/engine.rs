@@ -84,9 +84,7 @@ impl Engine {
         for entry in entries {
             published.push(state.append(entry, &mut self.batch, reader, now_ms)?);
         }
-        self.batch
-            .topics
-            .insert(topic.to_owned(), state.row().encode_to_vec());
+        self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
         Ok(published)
     }
 
@@ -103,9 +101,7 @@ impl Engine {
             return Err(LogError::Closed);
         };
         if topic.configure(config, reader, now_ms)? {
-            self.batch
-                .topics
-                .insert(name.to_owned(), topic.row().encode_to_vec());
+            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
         }
         self.urgent = true;
         Ok(())
@@ -117,9 +113,7 @@ impl Engine {
             .map_err(|reason| LogError::Refused(format!("the topic's name {reason}")))?;
         if !self.topics.contains_key(name) {
             let topic = Topic::new(self.new_id(), config);
-            self.batch
-                .topics
-                .insert(name.to_owned(), topic.row().encode_to_vec());
+            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
             self.topics.insert(name.to_owned(), topic);
         }
         Ok(())
@@ -139,14 +133,9 @@ impl Engine {
             && known.row.topic == spec.topic
         {
             if known.row.dead_letter_topic != spec.dead_letter_topic {
-                known
-                    .row
-                    .dead_letter_topic
-                    .clone_from(&spec.dead_letter_topic);
+                known.row.dead_letter_topic.clone_from(&spec.dead_letter_topic);
                 let row = known.row.encode_to_vec();
-                self.batch
-                    .subscriptions
-                    .insert(spec.name.clone(), Some(row));
+                self.batch.subscriptions.insert(spec.name.clone(), Some(row));
             }
             return Ok(());
         }
@@ -176,15 +165,9 @@ impl Engine {
             position = cursor,
             "subscription declared; it starts here"
         );
-        self.batch
-            .subscriptions
-            .insert(spec.name.clone(), Some(row.encode_to_vec()));
+        self.batch.subscriptions.insert(spec.name.clone(), Some(row.encode_to_vec()));
         let progress = Progress::starting_at(cursor);
-        let subscription = Subscription {
-            row,
-            progress,
-            dirty: true,
-        };
+        let subscription = Subscription { row, progress, dirty: true };
         self.subscriptions.insert(spec.name.clone(), subscription);
         Ok(())
     }
@@ -206,20 +189,11 @@ impl Engine {
 
     /// What each subscription has yet to handle.
     pub(super) fn backlogs(&self) -> BTreeMap<String, Backlog> {
-        let backlogs = self
-            .subscriptions
-            .iter()
-            .filter_map(|(name, subscription)| {
-                let topic = self.topics.get(&subscription.row.topic)?;
-                let events = subscription.progress.lag(topic.end());
-                Some((
-                    name.clone(),
-                    Backlog {
-                        events,
-                        bytes: topic.row().bytes,
-                    },
-                ))
-            });
+        let backlogs = self.subscriptions.iter().filter_map(|(name, subscription)| {
+            let topic = self.topics.get(&subscription.row.topic)?;
+            let events = subscription.progress.lag(topic.end());
+            Some((name.clone(), Backlog { events, bytes: topic.row().bytes }))
+        });
         backlogs.collect()
     }
 
@@ -259,9 +233,7 @@ impl Engine {
         for (name, topic) in &mut self.topics {
             let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
             if topic.trim(floor, &mut self.batch, reader, now_ms)? {
-                self.batch
-                    .topics
-                    .insert(name.clone(), topic.row().encode_to_vec());
+                self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
             }
         }
         for (name, subscription) in &self.subscriptions {
@@ -278,8 +250,7 @@ impl Engine {
                 }
             };
             let age_ms = now_ms.saturating_sub(oldest);
-            self.metrics
-                .subscription(name, lag, age_ms, self.consumers.in_flight(name));
+            self.metrics.subscription(name, lag, age_ms, self.consumers.in_flight(name));
         }
         Ok(())
     }
@@ -314,20 +285,11 @@ fn load_subscriptions(contents: &Contents) -> Result<BTreeMap<String, Subscripti
     for (name, bytes) in &contents.subscriptions {
         let row =
             SubscriptionRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
-        let stored = progress
-            .get(&row.id)
-            .map_or(&[][..], |bytes| bytes.as_slice());
+        let stored = progress.get(&row.id).map_or(&[][..], |bytes| bytes.as_slice());
         let stored = ProgressRow::decode(stored).map_err(|error| unreadable(name, &error))?;
         let attempts = attempts.remove(&row.id).unwrap_or_default();
         let progress = Progress::restore(&stored, &attempts);
-        subscriptions.insert(
-            name.clone(),
-            Subscription {
-                row,
-                progress,
-                dirty: false,
-            },
-        );
+        subscriptions.insert(name.clone(), Subscription { row, progress, dirty: false });
     }
     Ok(subscriptions)
 }

@@ -54,22 +54,16 @@ impl Consumers {
 
     /// Drops the senders, so that the streams end.
     pub(super) fn end_all_of(&mut self, subscription: &str) {
-        self.by_id
-            .retain(|_id, consumer| consumer.subscription != subscription);
+        self.by_id.retain(|_id, consumer| consumer.subscription != subscription);
     }
 
     pub(super) fn in_flight(&self, subscription: &str) -> usize {
-        let consumers = self
-            .by_id
-            .values()
-            .filter(|c| c.subscription == subscription);
+        let consumers = self.by_id.values().filter(|c| c.subscription == subscription);
         consumers.map(|consumer| consumer.open.len()).sum()
     }
 
     fn serves(&self, subscription: &str) -> bool {
-        self.by_id
-            .values()
-            .any(|consumer| consumer.subscription == subscription)
+        self.by_id.values().any(|consumer| consumer.subscription == subscription)
     }
 
     /// The consumer with room that has the least to do; among equals the one served longest ago.
@@ -90,15 +84,7 @@ impl Consumer {
     fn send(&mut self, position: u64, attempt: u32, record: Record) -> bool {
         self.last_delivery += 1;
         let id = self.last_delivery;
-        let sent = self
-            .sender
-            .try_send(LogDelivery {
-                id,
-                position,
-                attempt,
-                record,
-            })
-            .is_ok();
+        let sent = self.sender.try_send(LogDelivery { id, position, attempt, record }).is_ok();
         if sent {
             self.open.insert(id, position);
         }
@@ -282,12 +268,7 @@ impl Engine {
     }
 
     fn skip_damaged(&mut self, name: &str, topic: &str, position: u64) {
-        tracing::error!(
-            subscription = name,
-            topic,
-            position,
-            "damaged record skipped"
-        );
+        tracing::error!(subscription = name, topic, position, "damaged record skipped");
         self.metrics.damaged_records.inc();
         if let Some(subscription) = self.subscriptions.get_mut(name) {
             let change = subscription.progress.finish(position);
@@ -297,13 +278,8 @@ impl Engine {
 
     /// When the next postponed event is due that someone would take.
     pub(super) fn next_wake(&self) -> Option<u64> {
-        let served = self
-            .subscriptions
-            .iter()
-            .filter(|(name, _)| self.consumers.serves(name));
-        served
-            .filter_map(|(_, subscription)| subscription.progress.next_wake())
-            .min()
+        let served = self.subscriptions.iter().filter(|(name, _)| self.consumers.serves(name));
+        served.filter_map(|(_, subscription)| subscription.progress.next_wake()).min()
     }
 }
 

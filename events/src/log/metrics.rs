@@ -71,10 +71,7 @@ impl LogMetrics {
         let counter = |metric, help| IntCounter::with_opts(log(metric, help));
         let histogram = |metric, help, buckets: prometheus::Result<Vec<f64>>| {
             let common_opts = log(metric, help);
-            Histogram::with_opts(HistogramOpts {
-                common_opts,
-                buckets: buckets?,
-            })
+            Histogram::with_opts(HistogramOpts { common_opts, buckets: buckets? })
         };
         Ok(Self {
             published: counters(
@@ -92,10 +89,7 @@ impl LogMetrics {
                 "Events moved to a dead-letter topic.",
                 "subscription",
             )?,
-            lag: gauges(
-                "duet_bus_subscription_lag_events",
-                "Events not handled yet.",
-            )?,
+            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
             oldest_seconds: GaugeVec::new(bus(OLDEST.0, OLDEST.1), &["subscription"])?,
             in_flight: gauges(
                 "duet_bus_subscription_in_flight_events",
@@ -141,9 +135,7 @@ impl LogMetrics {
         let label = self.topics.bounded(topic);
         self.published.with_label_values(&[label]).inc_by(stored);
         if duplicates > 0 {
-            self.duplicates
-                .with_label_values(&[label])
-                .inc_by(duplicates);
+            self.duplicates.with_label_values(&[label]).inc_by(duplicates);
         }
     }
 
@@ -154,12 +146,8 @@ impl LogMetrics {
 
     pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: usize) {
         let labels = &[self.subscriptions.bounded(name)];
-        self.lag
-            .with_label_values(labels)
-            .set(i64::try_from(lag).unwrap_or(i64::MAX));
-        self.oldest_seconds
-            .with_label_values(labels)
-            .set(age_ms as f64 / 1e3);
+        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
+        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
         let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
         self.in_flight.with_label_values(labels).set(in_flight);
     }
@@ -169,9 +157,7 @@ impl LogMetrics {
             // It may never have had a value.
             gauges.remove_label_values(&[name]).unwrap_or_default();
         }
-        self.oldest_seconds
-            .remove_label_values(&[name])
-            .unwrap_or_default();
+        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
         self.subscriptions.forget(name);
     }
 }

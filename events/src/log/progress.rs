@@ -57,10 +57,7 @@ impl Progress {
         }
         for (position, attempt) in attempts {
             progress.cursor = progress.cursor.max(position + 1);
-            let state = Unsettled {
-                spent: attempt.spent,
-                has_row: true,
-            };
+            let state = Unsettled { spent: attempt.spent, has_row: true };
             progress.unsettled.insert(*position, state);
             progress.ready.remove(position);
             progress.delayed.insert((attempt.not_before_ms, *position));
@@ -71,10 +68,7 @@ impl Progress {
     /// The form for the store, without the rows.
     pub(super) fn to_row(&self) -> ProgressRow {
         let fresh = self.unsettled.iter().filter(|(_, state)| !state.has_row);
-        ProgressRow {
-            cursor: self.cursor,
-            fresh: fresh.map(|(position, _)| *position).collect(),
-        }
+        ProgressRow { cursor: self.cursor, fresh: fresh.map(|(position, _)| *position).collect() }
     }
 
     /// The next position to hand out and its attempt (from 1); `end` is one past the topic's last.
@@ -130,10 +124,7 @@ impl Progress {
         state.spent = state.spent.saturating_add(u32::from(spend));
         state.has_row = true;
         self.delayed.insert((not_before_ms, position));
-        RowChange::Put(AttemptRow {
-            spent: state.spent,
-            not_before_ms,
-        })
+        RowChange::Put(AttemptRow { spent: state.spent, not_before_ms })
     }
 
     /// Attempts that an unsettled event has spent.
@@ -143,9 +134,7 @@ impl Progress {
 
     /// Lowest position that is still needed.
     pub(super) fn floor(&self) -> u64 {
-        self.unsettled
-            .first_key_value()
-            .map_or(self.cursor, |(position, _)| *position)
+        self.unsettled.first_key_value().map_or(self.cursor, |(position, _)| *position)
     }
 
     /// Events not settled yet; `end` is one past the topic's last.

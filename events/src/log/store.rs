@@ -119,10 +119,7 @@ impl Store {
         match found {
             Some(FORMAT) => return Ok(()),
             Some(other) => {
-                return Err(LogError::Format {
-                    found: other,
-                    known: FORMAT,
-                });
+                return Err(LogError::Format { found: other, known: FORMAT });
             }
             None => {}
         }
@@ -167,15 +164,11 @@ impl Store {
         let mut contents = Contents::default();
         for row in read.open_table(TOPICS)?.iter()? {
             let (name, value) = row?;
-            contents
-                .topics
-                .push((name.value().to_owned(), value.value().to_vec()));
+            contents.topics.push((name.value().to_owned(), value.value().to_vec()));
         }
         for row in read.open_table(SUBSCRIPTIONS)?.iter()? {
             let (name, value) = row?;
-            contents
-                .subscriptions
-                .push((name.value().to_owned(), value.value().to_vec()));
+            contents.subscriptions.push((name.value().to_owned(), value.value().to_vec()));
         }
         for row in read.open_table(PROGRESS)?.iter()? {
             let (id, value) = row?;
@@ -183,9 +176,7 @@ impl Store {
         }
         for row in read.open_table(ATTEMPTS)?.iter()? {
             let (place, value) = row?;
-            contents
-                .attempts
-                .push((place.value(), value.value().to_vec()));
+            contents.attempts.push((place.value(), value.value().to_vec()));
         }
         Ok(contents)
     }
@@ -194,32 +185,12 @@ impl Store {
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), LogError> {
         let write = self.begin()?;
         {
-            put_all(
-                &write,
-                TOPICS,
-                batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))),
-            )?;
+            put_all(&write, TOPICS, batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))))?;
             let subscriptions = batch.subscriptions.iter();
-            put_all(
-                &write,
-                SUBSCRIPTIONS,
-                subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())),
-            )?;
-            put_all(
-                &write,
-                PROGRESS,
-                batch.progress.iter().map(|(k, v)| (*k, v.as_ref())),
-            )?;
-            put_all(
-                &write,
-                ATTEMPTS,
-                batch.attempts.iter().map(|(k, v)| (*k, v.as_ref())),
-            )?;
-            put_all(
-                &write,
-                EVENTS,
-                batch.events.iter().map(|(k, v)| (*k, Some(v))),
-            )?;
+            put_all(&write, SUBSCRIPTIONS, subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())))?;
+            put_all(&write, PROGRESS, batch.progress.iter().map(|(k, v)| (*k, v.as_ref())))?;
+            put_all(&write, ATTEMPTS, batch.attempts.iter().map(|(k, v)| (*k, v.as_ref())))?;
+            put_all(&write, EVENTS, batch.events.iter().map(|(k, v)| (*k, Some(v))))?;
             if !batch.trims.is_empty() {
                 let mut events = write.open_table(EVENTS)?;
                 for (topic, positions) in &batch.trims {
@@ -229,9 +200,7 @@ impl Store {
             }
             for subscription in &batch.forget {
                 let places = (*subscription, 0)..=(*subscription, u64::MAX);
-                write
-                    .open_table(ATTEMPTS)?
-                    .retain_in(places, |_place, _row| false)?;
+                write.open_table(ATTEMPTS)?.retain_in(places, |_place, _row| false)?;
             }
         }
         Ok(write.commit()?)
@@ -239,9 +208,7 @@ impl Store {
 
     /// A view of the events as they are now.
     pub(super) fn reader(&self) -> Result<Reader, LogError> {
-        Ok(Reader {
-            events: self.database.begin_read()?.open_table(EVENTS)?,
-        })
+        Ok(Reader { events: self.database.begin_read()?.open_table(EVENTS)? })
     }
 }
 

@@ -66,12 +66,7 @@ impl StorageBackend for TestDisk {
 }
 
 fn test_store(path: &PathBuf, controls: &Arc<Controls>) -> Result<Store, LogError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let file = FileBackend::new(file.unwrap()).unwrap();
     Store::with_backend(TestDisk(file, Arc::clone(controls)), 1 << 20)
 }
@@ -80,9 +75,7 @@ async fn open_on(dir: &TempDir, controls: Arc<Controls>) -> Log {
     let path = dir.path().join(store::FILE_NAME);
     let options = LogOptions::default();
     let open = move || test_store(&path, &controls);
-    let queue = worker::start_with(open, options, LogMetrics::unregistered())
-        .await
-        .unwrap();
+    let queue = worker::start_with(open, options, LogMetrics::unregistered()).await.unwrap();
     Log {
         queue,
         room: Arc::new(Semaphore::new(1 << 20)),
@@ -93,27 +86,17 @@ async fn open_on(dir: &TempDir, controls: Arc<Controls>) -> Log {
 
 async fn open(dir: &TempDir) -> (Log, LogMetrics) {
     let metrics = LogMetrics::unregistered();
-    let log = Log::open(dir.path(), LogOptions::default(), metrics.clone())
-        .await
-        .unwrap();
+    let log = Log::open(dir.path(), LogOptions::default(), metrics.clone()).await.unwrap();
     (log, metrics)
 }
 
 fn entries(ids: impl IntoIterator<Item = u32>) -> Vec<Entry> {
     let event = |id: u32| Event::new(id.to_string(), "/test", "t").unwrap();
-    ids.into_iter()
-        .map(|id| Entry {
-            event: event(id),
-            route: String::new(),
-        })
-        .collect()
+    ids.into_iter().map(|id| Entry { event: event(id), route: String::new() }).collect()
 }
 
 fn spec(start: Start) -> SubscriptionSpec {
-    SubscriptionSpec {
-        start,
-        ..SubscriptionSpec::new("a/s", "default", "t").unwrap()
-    }
+    SubscriptionSpec { start, ..SubscriptionSpec::new("a/s", "default", "t").unwrap() }
 }
 
 async fn positions(log: &Log, count: usize) -> BTreeSet<u64> {
@@ -133,11 +116,7 @@ async fn nobody_is_answered_before_the_flush() {
     let log = open_on(&dir, Arc::clone(&controls)).await;
     controls.hold();
     let mut append = Box::pin(log.append("t", entries([1])));
-    assert!(
-        timeout(Duration::from_millis(100), &mut append)
-            .await
-            .is_err()
-    );
+    assert!(timeout(Duration::from_millis(100), &mut append).await.is_err());
     controls.release();
     assert_eq!(append.await.unwrap()[0].position, 1);
 }
@@ -209,11 +188,7 @@ async fn a_damaged_record_is_counted_and_skipped_and_the_rest_stays_readable() {
     assert_eq!(positions(&log, 2).await, BTreeSet::from([1, 3]));
     assert_eq!(metrics.damaged_records.get(), 1);
     assert_eq!(log.append("t", entries([4])).await.unwrap()[0].position, 4);
-    assert_eq!(
-        log.backlog("a/s").await.unwrap().events,
-        3,
-        "the damaged one is done with"
-    );
+    assert_eq!(log.backlog("a/s").await.unwrap().events, 3, "the damaged one is done with");
 }
 
 /// An engine without its thread, so that time and turns are the test's.
@@ -223,10 +198,7 @@ fn engine(dir: &TempDir) -> Engine {
 }
 
 fn prepared(ids: impl IntoIterator<Item = u32>, now_ms: u64) -> Vec<Prepared> {
-    entries(ids)
-        .into_iter()
-        .map(|entry| Prepared::new(entry, now_ms))
-        .collect()
+    entries(ids).into_iter().map(|entry| Prepared::new(entry, now_ms)).collect()
 }
 
 fn short_lived() -> TopicConfig {
@@ -253,44 +225,25 @@ fn retention_takes_old_events_but_none_that_a_subscription_needs() {
     engine.declare(&spec(Start::Earliest)).unwrap();
     engine.commit().unwrap();
     engine.tick(1000).unwrap();
-    assert_eq!(
-        engine.topics["t"].row().first,
-        3,
-        "the subscription has not had them"
-    );
+    assert_eq!(engine.topics["t"].row().first, 3, "the subscription has not had them");
     engine.remove("a/s");
     engine.tick(1000).unwrap();
     engine.commit().unwrap();
-    assert_eq!(
-        (
-            engine.topics["t"].row().first,
-            engine.topics["t"].row().bytes
-        ),
-        (5, 0)
-    );
-    assert_eq!(
-        engine.append("t", prepared([5], 0), 0).unwrap()[0].position,
-        5
-    );
+    assert_eq!((engine.topics["t"].row().first, engine.topics["t"].row().bytes), (5, 0));
+    assert_eq!(engine.append("t", prepared([5], 0), 0).unwrap()[0].position, 5);
 }
 
 #[test]
 fn retention_by_bytes_takes_the_oldest() {
     let dir = TempDir::new().unwrap();
     let mut engine = engine(&dir);
-    let config = TopicConfig {
-        retention_bytes: Some(200),
-        ..TopicConfig::keep_all()
-    };
+    let config = TopicConfig { retention_bytes: Some(200), ..TopicConfig::keep_all() };
     engine.ensure_topic("t", &config, 0).unwrap();
     engine.append("t", prepared(1..=100, 0), 0).unwrap();
     engine.commit().unwrap();
     engine.tick(0).unwrap();
     let row = engine.topics["t"].row();
-    assert!(
-        row.bytes <= 200 && row.first > 80 && row.first < 100,
-        "{row:?}"
-    );
+    assert!(row.bytes <= 200 && row.first > 80 && row.first < 100, "{row:?}");
 }
 
 #[test]
@@ -307,10 +260,7 @@ fn events_of_the_current_batch_are_not_taken_for_missing() {
 fn retention_leaves_the_deduplication_window_alone() {
     let dir = TempDir::new().unwrap();
     let mut engine = engine(&dir);
-    let config = TopicConfig {
-        dedup_window: Duration::from_secs(1),
-        ..short_lived()
-    };
+    let config = TopicConfig { dedup_window: Duration::from_secs(1), ..short_lived() };
     engine.ensure_topic("t", &config, 0).unwrap();
     engine.append("t", prepared([1], 0), 0).unwrap();
     engine.commit().unwrap();
@@ -326,14 +276,10 @@ fn retention_leaves_the_deduplication_window_alone() {
 fn a_longer_window_remembers_what_the_topic_holds() {
     let dir = TempDir::new().unwrap();
     let mut engine = engine(&dir);
-    engine
-        .ensure_topic("t", &TopicConfig::keep_all(), 0)
-        .unwrap();
+    engine.ensure_topic("t", &TopicConfig::keep_all(), 0).unwrap();
     engine.append("t", prepared([1], 0), 0).unwrap();
     engine.commit().unwrap();
-    engine
-        .ensure_topic("t", &TopicConfig::default(), 10)
-        .unwrap();
+    engine.ensure_topic("t", &TopicConfig::default(), 10).unwrap();
     assert!(engine.append("t", prepared([1], 10), 10).unwrap()[0].duplicate);
 }
 
@@ -356,10 +302,7 @@ fn a_file_that_is_no_store_is_an_error_and_stays_as_it_is() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(store::FILE_NAME);
     std::fs::write(&path, b"something else").unwrap();
-    assert!(matches!(
-        Store::open(dir.path(), 1 << 20),
-        Err(LogError::Store(_))
-    ));
+    assert!(matches!(Store::open(dir.path(), 1 << 20), Err(LogError::Store(_))));
     assert_eq!(std::fs::read(&path).unwrap(), b"something else");
 }
 
@@ -370,11 +313,7 @@ fn records_keep_every_part_of_an_event() {
         data: Some(vec![0, 255].into()),
         ..entries([1]).remove(0).event.into()
     };
-    let record = Record {
-        published_ms: 1,
-        event: Some(event),
-        route: "r".into(),
-    };
+    let record = Record { published_ms: 1, event: Some(event), route: "r".into() };
     let frame = record::seal((1, 1), &record.encode_to_vec());
     assert_eq!(record::unseal((1, 1), &frame), Some(record));
 }

@@ -46,12 +46,7 @@ impl Topic {
     pub(super) fn restore(row: TopicRow, reader: &Reader, now_ms: u64) -> Result<Self, LogError> {
         let dedup = Dedup::new(row.dedup_window_ms);
         let stored_end = row.next;
-        let mut topic = Self {
-            row,
-            dedup,
-            stored_end,
-            unwritten: HashMap::new(),
-        };
+        let mut topic = Self { row, dedup, stored_end, unwritten: HashMap::new() };
         topic.remember_window(reader, now_ms)?;
         Ok(topic)
     }
@@ -78,8 +73,7 @@ impl Topic {
             };
             let published_ms = record.published_ms;
             if let Some(event) = record.event {
-                self.dedup
-                    .insert(&event.source, &event.id, position, published_ms);
+                self.dedup.insert(&event.source, &event.id, position, published_ms);
             }
         }
         Ok(())
@@ -134,17 +128,11 @@ impl Topic {
         now_ms: u64,
     ) -> Result<Published, LogError> {
         if let Some(position) = self.duplicate_of(&entry, reader, now_ms)? {
-            return Ok(Published {
-                position,
-                duplicate: true,
-            });
+            return Ok(Published { position, duplicate: true });
         }
         let position = self.push(&entry.payload, batch);
         if self.dedup.is_on() {
-            if !self
-                .dedup
-                .insert(&entry.source, &entry.id, position, now_ms)
-            {
+            if !self.dedup.insert(&entry.source, &entry.id, position, now_ms) {
                 tracing::warn!(
                     topic = self.row.id,
                     "deduplication window cut short: too many events"
@@ -152,10 +140,7 @@ impl Topic {
             }
             self.unwritten.insert(position, (entry.source, entry.id));
         }
-        Ok(Published {
-            position,
-            duplicate: false,
-        })
+        Ok(Published { position, duplicate: false })
     }
 
     /// Adds a record to the batch whatever it is.
@@ -233,23 +218,14 @@ impl Topic {
         if self.row.first == start {
             return Ok(false);
         }
-        batch.trims.push((
-            self.row.id,
-            Range {
-                start,
-                end: self.row.first,
-            },
-        ));
+        batch.trims.push((self.row.id, Range { start, end: self.row.first }));
         Ok(true)
     }
 
     fn may_go(&self, published_ms: u64, now_ms: u64) -> bool {
         let age = now_ms.saturating_sub(published_ms);
         let too_old = self.row.retention_age_ms.is_some_and(|limit| age >= limit);
-        let too_large = self
-            .row
-            .retention_bytes
-            .is_some_and(|limit| self.row.bytes > limit);
+        let too_large = self.row.retention_bytes.is_some_and(|limit| self.row.bytes > limit);
         (too_old || too_large) && age >= self.row.dedup_window_ms
     }
 }

@@ -22,9 +22,7 @@ const GROUP_BYTES: usize = 8 << 20;
 
 /// Milliseconds since the epoch.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -184,13 +182,7 @@ impl Worker {
                     continue;
                 }
             };
-            outcome = apply(
-                engine,
-                command,
-                waiting,
-                &mut self.settle_due,
-                self.settle_delay,
-            );
+            outcome = apply(engine, command, waiting, &mut self.settle_due, self.settle_delay);
         }
         outcome
     }
@@ -232,11 +224,7 @@ impl Worker {
             let store = (self.open)()?;
             Engine::load(store, self.metrics.clone(), now_ms())
         }));
-        let panicked = || {
-            Err(LogError::Store(
-                "the store panicked while opening".to_owned(),
-            ))
-        };
+        let panicked = || Err(LogError::Store("the store panicked while opening".to_owned()));
         self.engine = Ok(opened.unwrap_or_else(|_panic| panicked())?);
         Ok(())
     }
@@ -263,20 +251,11 @@ fn apply(
 ) -> Result<(), LogError> {
     let now = now_ms();
     match command {
-        Command::Append {
-            topic,
-            entries,
-            answer,
-            room,
-        } => {
+        Command::Append { topic, entries, answer, room } => {
             let published = engine.append(&topic, entries, now);
             answer_later(waiting, answer, published, room)
         }
-        Command::EnsureTopic {
-            name,
-            config,
-            answer,
-        } => {
+        Command::EnsureTopic { name, config, answer } => {
             let ensured = engine.ensure_topic(&name, &config, now);
             answer_later(waiting, answer, ensured, ())
         }
@@ -288,20 +267,11 @@ fn apply(
             engine.remove(&name);
             answer_later(waiting, answer, Ok(()), ())
         }
-        Command::Consume {
-            id,
-            spec,
-            sender,
-            answer,
-        } => {
+        Command::Consume { id, spec, sender, answer } => {
             let consumer = engine.consume(id, &spec, sender);
             answer_later(waiting, answer, consumer, ())
         }
-        Command::Settle {
-            consumer,
-            delivery,
-            outcome,
-        } => {
+        Command::Settle { consumer, delivery, outcome } => {
             if engine.settle(consumer, delivery, &outcome, now)? {
                 settle_due.get_or_insert_with(|| Instant::now() + settle_delay);
             }

@@ -89,11 +89,7 @@ impl Forwarder {
             return Ok(());
         }
         drop(waiting);
-        tracing::error!(
-            bus = self.spool.bus,
-            lost,
-            "events in the outbox were damaged on disk"
-        );
+        tracing::error!(bus = self.spool.bus, lost, "events in the outbox were damaged on disk");
         self.outbox.remove(&self.spool, lost, 0);
         Ok(())
     }
@@ -143,12 +139,7 @@ impl Forwarder {
             return;
         };
         if let [poison] = group.as_slice() {
-            self.reject(
-                poison.delivery,
-                size(&poison.event),
-                &error.to_string(),
-                consumer,
-            );
+            self.reject(poison.delivery, size(&poison.event), &error.to_string(), consumer);
             return;
         }
         // One of them is poison; the others must not suffer, nor change places.
@@ -158,12 +149,7 @@ impl Forwarder {
                 Ok(()) => self.done(&alone, consumer),
                 Err(error) => {
                     let [held] = alone;
-                    self.reject(
-                        held.delivery,
-                        size(&held.event),
-                        &error.to_string(),
-                        consumer,
-                    );
+                    self.reject(held.delivery, size(&held.event), &error.to_string(), consumer);
                 }
             }
         }
@@ -177,11 +163,7 @@ impl Forwarder {
         let mut pause = FIRST_PAUSE;
         loop {
             let age_ms = now_ms().saturating_sub(first.published_ms);
-            let oldest = self
-                .outbox
-                .metrics
-                .oldest_seconds
-                .with_label_values(&[&self.spool.bus]);
+            let oldest = self.outbox.metrics.oldest_seconds.with_label_values(&[&self.spool.bus]);
             oldest.set(age_ms as f64 / 1e3);
             let events = group.iter().map(|held| held.event.clone()).collect();
             match self.bus.publish(&first.route, events).await {
@@ -201,11 +183,7 @@ impl Forwarder {
             consumer.backend.settle(held.delivery, Settle::Ack);
         }
         let count = group.len() as u64;
-        self.outbox
-            .metrics
-            .forwarded
-            .with_label_values(&[&self.spool.bus])
-            .inc_by(count);
+        self.outbox.metrics.forwarded.with_label_values(&[&self.spool.bus]).inc_by(count);
         let bytes = group.iter().map(|held| size(&held.event)).sum();
         self.outbox.remove(&self.spool, count, bytes);
     }
@@ -217,16 +195,9 @@ impl Forwarder {
             reason,
             "the bus will never take this event; moved aside"
         );
-        let dead = Settle::DeadLetter {
-            reason: reason.to_owned(),
-            status: 0,
-        };
+        let dead = Settle::DeadLetter { reason: reason.to_owned(), status: 0 };
         consumer.backend.settle(delivery, dead);
-        self.outbox
-            .metrics
-            .rejected
-            .with_label_values(&[&self.spool.bus])
-            .inc();
+        self.outbox.metrics.rejected.with_label_values(&[&self.spool.bus]).inc();
         self.outbox.remove(&self.spool, 1, bytes);
     }
 }

@@ -17,10 +17,7 @@ pub(super) struct OutboxMetrics {
 impl OutboxMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str| {
-            registered(
-                registry,
-                IntCounterVec::new(Opts::new(name, help), &["bus"])?,
-            )
+            registered(registry, IntCounterVec::new(Opts::new(name, help), &["bus"])?)
         };
         let gauge = |name: &str, help: &str| {
             registered(registry, IntGaugeVec::new(Opts::new(name, help), &["bus"])?)
@@ -31,10 +28,7 @@ impl OutboxMetrics {
         );
         Ok(Self {
             events: gauge("duet_outbox_events", "Events that wait for their bus.")?,
-            bytes: gauge(
-                "duet_outbox_size_bytes",
-                "Bytes of events that wait for their bus.",
-            )?,
+            bytes: gauge("duet_outbox_size_bytes", "Bytes of events that wait for their bus.")?,
             oldest_seconds: registered(registry, GaugeVec::new(oldest, &["bus"])?)?,
             spooled: counter("duet_outbox_spooled_events_total", "Events put on disk.")?,
             forwarded: counter(

@@ -32,12 +32,7 @@ impl RelayPublisher {
     pub(super) fn start(outbox: Arc<Outbox>, spool: Arc<Spool>, bus: Arc<dyn EventBus>) -> Self {
         let forwarder = Forwarder::new(Arc::clone(&outbox), Arc::clone(&spool), Arc::clone(&bus));
         let forwarder = tokio::spawn(forwarder.run()).abort_handle();
-        Self {
-            outbox,
-            spool,
-            bus,
-            forwarder,
-        }
+        Self { outbox, spool, bus, forwarder }
     }
 
     /// Makes the events safe. While older ones wait in the outbox, new ones queue behind them, so that one publisher's

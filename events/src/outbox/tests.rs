@@ -20,10 +20,7 @@ struct FakeBus {
 
 impl FakeBus {
     fn away() -> Arc<Self> {
-        Arc::new(Self {
-            away: Mutex::new(true),
-            ..Self::default()
-        })
+        Arc::new(Self { away: Mutex::new(true), ..Self::default() })
     }
 
     fn set_away(&self, away: bool) {
@@ -56,10 +53,7 @@ impl EventBus for FakeBus {
                 return Err(PublishError::new(PublishErrorKind::Unavailable, "away"));
             }
             if topic == "nowhere" {
-                return Err(PublishError::new(
-                    PublishErrorKind::UnknownTopic,
-                    "no such topic",
-                ));
+                return Err(PublishError::new(PublishErrorKind::UnknownTopic, "no such topic"));
             }
             if events.iter().any(|event| event.event_type() == "poison") {
                 return Err(PublishError::new(PublishErrorKind::Invalid, "poison"));
@@ -68,13 +62,7 @@ impl EventBus for FakeBus {
             seen.extend(events.iter().map(|e| (topic.to_owned(), e.id().to_owned())));
             drop(seen);
             self.changed.notify_waiters();
-            Ok(vec![
-                Published {
-                    position: 1,
-                    duplicate: false
-                };
-                events.len()
-            ])
+            Ok(vec![Published { position: 1, duplicate: false }; events.len()])
         })
     }
 
@@ -84,16 +72,11 @@ impl EventBus for FakeBus {
 }
 
 fn options(dir: &TempDir) -> OutboxOptions {
-    OutboxOptions {
-        dir: dir.path().join("outbox"),
-        capacity_bytes: 1 << 20,
-    }
+    OutboxOptions { dir: dir.path().join("outbox"), capacity_bytes: 1 << 20 }
 }
 
 async fn open(dir: &TempDir) -> Arc<Outbox> {
-    Outbox::open(options(dir), &prometheus::Registry::new())
-        .await
-        .unwrap()
+    Outbox::open(options(dir), &prometheus::Registry::new()).await.unwrap()
 }
 
 fn event(id: u32) -> Event {
@@ -196,14 +179,7 @@ async fn poison_is_moved_aside_and_the_rest_keeps_its_order() {
     bus.set_away(false);
     assert_eq!(bus.wait_for(2).await, ["1", "4"]);
     emptied(&relay).await;
-    assert_eq!(
-        outbox
-            .metrics
-            .rejected
-            .with_label_values(&["default"])
-            .get(),
-        2
-    );
+    assert_eq!(outbox.metrics.rejected.with_label_values(&["default"]).get(), 2);
     let log = outbox.log().await.unwrap();
     let mut spec = SubscriptionSpec::new("look", "", "default.rejected").unwrap();
     spec.start = Start::Earliest;
@@ -218,13 +194,8 @@ async fn poison_is_moved_aside_and_the_rest_keeps_its_order() {
 #[tokio::test]
 async fn a_full_outbox_refuses_and_takes_again_when_there_is_room() {
     let dir = TempDir::new().unwrap();
-    let small = OutboxOptions {
-        capacity_bytes: 3000,
-        ..options(&dir)
-    };
-    let outbox = Outbox::open(small, &prometheus::Registry::new())
-        .await
-        .unwrap();
+    let small = OutboxOptions { capacity_bytes: 3000, ..options(&dir) };
+    let outbox = Outbox::open(small, &prometheus::Registry::new()).await.unwrap();
     let bus = FakeBus::away();
     let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
     let large = |id: u32| vec![event(id).with_data(vec![b'x'; 1000])];

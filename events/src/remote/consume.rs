@@ -51,25 +51,13 @@ pub(super) async fn open(
 ) -> Result<Consumer, ConsumeError> {
     let (subscription, credit) = (spec.name.clone(), spec.max_in_flight);
     let (outgoing, requests) = mpsc::channel(OUTGOING);
-    let unavailable = |reason: String| ConsumeError::Unavailable {
-        bus: bus.to_owned(),
-        reason,
-    };
-    for kind in [
-        consume_request::Kind::Open(spec.into()),
-        consume_request::Kind::Credit(credit),
-    ] {
+    let unavailable = |reason: String| ConsumeError::Unavailable { bus: bus.to_owned(), reason };
+    for kind in [consume_request::Kind::Open(spec.into()), consume_request::Kind::Credit(credit)] {
         let request = ConsumeRequest { kind: Some(kind) };
-        outgoing
-            .send(request)
-            .await
-            .map_err(|_closed| unavailable("stream closed".to_owned()))?;
+        outgoing.send(request).await.map_err(|_closed| unavailable("stream closed".to_owned()))?;
     }
     let opening = async {
-        let mut responses = client
-            .consume(ReceiverStream::new(requests))
-            .await?
-            .into_inner();
+        let mut responses = client.consume(ReceiverStream::new(requests)).await?.into_inner();
         let first = responses.message().await?;
         Ok::<_, Status>((first, responses))
     };
@@ -78,49 +66,23 @@ pub(super) async fn open(
         Ok(Err(status)) => return Err(refusal(bus, &subscription, &status)),
         Err(_elapsed) => return Err(unavailable("no answer within 5 s".to_owned())),
     };
-    if !matches!(
-        first,
-        Some(ConsumeResponse {
-            kind: Some(consume_response::Kind::Opened(_))
-        })
-    ) {
-        return Err(unavailable(
-            "the stream did not start with its confirmation".to_owned(),
-        ));
+    if !matches!(first, Some(ConsumeResponse { kind: Some(consume_response::Kind::Opened(_)) })) {
+        return Err(unavailable("the stream did not start with its confirmation".to_owned()));
     }
     let (decisions, decided) = mpsc::unbounded_channel();
     let (sender, deliveries) = mpsc::channel(credit as usize + 1);
-    let stream = Stream {
-        bus: bus.to_owned(),
-        subscription,
-        outgoing,
-        responses,
-        sender,
-    };
+    let stream = Stream { bus: bus.to_owned(), subscription, outgoing, responses, sender };
     tokio::spawn(stream.run(decided));
-    Ok(Consumer::new(
-        ReceiverStream::new(deliveries),
-        Arc::new(Backend(decisions)),
-    ))
+    Ok(Consumer::new(ReceiverStream::new(deliveries), Arc::new(Backend(decisions))))
 }
 
 fn refusal(bus: &str, subscription: &str, status: &Status) -> ConsumeError {
     let reason = describe(status);
-    let refused = [
-        Code::InvalidArgument,
-        Code::NotFound,
-        Code::PermissionDenied,
-    ];
+    let refused = [Code::InvalidArgument, Code::NotFound, Code::PermissionDenied];
     if refused.contains(&status.code()) {
-        return ConsumeError::Refused {
-            subscription: subscription.to_owned(),
-            reason,
-        };
+        return ConsumeError::Refused { subscription: subscription.to_owned(), reason };
     }
-    ConsumeError::Unavailable {
-        bus: bus.to_owned(),
-        reason,
-    }
+    ConsumeError::Unavailable { bus: bus.to_owned(), reason }
 }
 
 /// Owned by its task, which ends when the consumer is dropped or the connection breaks.
@@ -146,10 +108,7 @@ impl Stream {
             };
             let goes_on = match step {
                 Step::Decided(Some(Decision::Settle(delivery, outcome))) => {
-                    let settle = proto::Settle {
-                        delivery,
-                        outcome: Some(outcome.into()),
-                    };
+                    let settle = proto::Settle { delivery, outcome: Some(outcome.into()) };
                     self.send(consume_request::Kind::Settle(settle))
                         && self.send(consume_request::Kind::Credit(1))
                 }
@@ -168,44 +127,30 @@ impl Stream {
     }
 
     fn send(&self, kind: consume_request::Kind) -> bool {
-        self.outgoing
-            .try_send(ConsumeRequest { kind: Some(kind) })
-            .is_ok()
+        self.outgoing.try_send(ConsumeRequest { kind: Some(kind) }).is_ok()
     }
 
     fn delivery(
         &self,
         response: Result<Option<ConsumeResponse>, Status>,
     ) -> Result<Delivery, ConsumeError> {
-        let unavailable = |reason: String| ConsumeError::Unavailable {
-            bus: self.bus.clone(),
-            reason,
-        };
+        let unavailable =
+            |reason: String| ConsumeError::Unavailable { bus: self.bus.clone(), reason };
         let response = match response {
             Ok(Some(response)) => response,
             Ok(None) => return Err(unavailable("the bus ended the stream".to_owned())),
             Err(status) => return Err(refusal(&self.bus, &self.subscription, &status)),
         };
         let Some(consume_response::Kind::Delivery(raw)) = response.kind else {
-            return Err(unavailable(
-                "the bus sent something that is no delivery".to_owned(),
-            ));
+            return Err(unavailable("the bus sent something that is no delivery".to_owned()));
         };
         let event = raw.event.unwrap_or_default().try_into();
         let event = event.map_err(|error| ConsumeError::Internal {
             subscription: self.subscription.clone(),
-            reason: format!(
-                "the event at position {} is not valid: {error}",
-                raw.position
-            ),
+            reason: format!("the event at position {} is not valid: {error}", raw.position),
         })?;
         let (id, position, attempt) = (raw.delivery, raw.position, raw.attempt);
-        Ok(Delivery {
-            id,
-            position,
-            attempt,
-            event,
-        })
+        Ok(Delivery { id, position, attempt, event })
     }
 
     /// Ends the sending half and waits for the bus to end its own, so that the last settles arrive.

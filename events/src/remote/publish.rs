@@ -43,11 +43,7 @@ pub(super) async fn run(
             fail(first, &bus, "not connected to the control plane");
             continue;
         };
-        let mut stream = Stream {
-            bus: &bus,
-            pending: HashMap::new(),
-            last_correlation: 0,
-        };
+        let mut stream = Stream { bus: &bus, pending: HashMap::new(), last_correlation: 0 };
         let served = stream.serve(current, &mut channel, first, &mut jobs).await;
         let reason = match served {
             // A new channel: go on with that one at once.
@@ -115,10 +111,7 @@ impl Stream<'_> {
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // Queued before the call, for servers that answer only after the first request.
         let first = self.request(first);
-        outgoing
-            .send(first)
-            .await
-            .map_err(|_closed| "the stream closed".to_owned())?;
+        outgoing.send(first).await.map_err(|_closed| "the stream closed".to_owned())?;
         let mut client = client(current);
         let opening = client.publish(ReceiverStream::new(requests));
         let mut answers = match timeout(OPEN_TIMEOUT, opening).await {
@@ -129,8 +122,7 @@ impl Stream<'_> {
         let mut silent_until = Instant::now() + SILENCE;
         loop {
             if self.pending.len() >= MAX_PENDING {
-                self.pending
-                    .retain(|_correlation, pending| !pending.answer.is_closed());
+                self.pending.retain(|_correlation, pending| !pending.answer.is_closed());
             }
             let room = self.pending.len() < MAX_PENDING;
             let next_job = async {
@@ -154,20 +146,14 @@ impl Stream<'_> {
                         silent_until = Instant::now() + SILENCE;
                     }
                     let request = self.request(job);
-                    outgoing
-                        .try_send(request)
-                        .map_err(|_closed| "the stream closed".to_owned())?;
+                    outgoing.try_send(request).map_err(|_closed| "the stream closed".to_owned())?;
                 }
                 Step::Job(None) => return Err("the stream closed".to_owned()),
                 Step::Channel(replaced) => {
                     drop(outgoing);
                     self.drain(&mut answers).await;
                     // A closed watch means that the process ends.
-                    return if replaced {
-                        Ok(())
-                    } else {
-                        Err("the process ends".to_owned())
-                    };
+                    return if replaced { Ok(()) } else { Err("the process ends".to_owned()) };
                 }
                 Step::Silence => return Err("the bus does not answer".to_owned()),
             }
@@ -193,18 +179,10 @@ impl Stream<'_> {
     fn request(&mut self, job: Job) -> PublishRequest {
         self.last_correlation += 1;
         let correlation = self.last_correlation;
-        let pending = Pending {
-            events: job.events.len(),
-            answer: job.answer,
-        };
+        let pending = Pending { events: job.events.len(), answer: job.answer };
         self.pending.insert(correlation, pending);
         let bus = self.bus.to_owned();
-        PublishRequest {
-            correlation,
-            bus,
-            topic: job.topic,
-            events: job.events,
-        }
+        PublishRequest { correlation, bus, topic: job.topic, events: job.events }
     }
 
     fn answer(&mut self, answer: Option<PublishResponse>) -> Result<(), String> {

@@ -50,9 +50,8 @@ impl Service for TestService {
         requests: Request<Streaming<ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let mut requests = requests.into_inner();
-        let Some(ConsumeRequest {
-            kind: Some(consume_request::Kind::Open(raw)),
-        }) = requests.message().await?
+        let Some(ConsumeRequest { kind: Some(consume_request::Kind::Open(raw)) }) =
+            requests.message().await?
         else {
             return Err(Status::invalid_argument("not opened"));
         };
@@ -65,10 +64,7 @@ impl Service for TestService {
             let mut next = Some(opened);
             loop {
                 if let Some(kind) = next.take()
-                    && sender
-                        .send(Ok(ConsumeResponse { kind: Some(kind) }))
-                        .await
-                        .is_err()
+                    && sender.send(Ok(ConsumeResponse { kind: Some(kind) })).await.is_err()
                 {
                     return;
                 }
@@ -100,25 +96,17 @@ impl Service for TestService {
 async fn answer(bus: &EmbeddedBus, request: PublishRequest) -> PublishResponse {
     let events: Result<Vec<Event>, _> = request.events.into_iter().map(Event::try_from).collect();
     let result = match events {
-        _ if request.bus != "default" => Err(PublishError::new(
-            PublishErrorKind::UnknownBus,
-            "no such bus",
-        )),
-        Err(error) => Err(PublishError::new(
-            PublishErrorKind::Invalid,
-            error.to_string(),
-        )),
+        _ if request.bus != "default" => {
+            Err(PublishError::new(PublishErrorKind::UnknownBus, "no such bus"))
+        }
+        Err(error) => Err(PublishError::new(PublishErrorKind::Invalid, error.to_string())),
         Ok(events) => bus.publish(&request.topic, events).await,
     };
     let (events, error) = match result {
         Ok(published) => (published.into_iter().map(Into::into).collect(), None),
         Err(error) => (Vec::new(), Some(error.into())),
     };
-    PublishResponse {
-        correlation: request.correlation,
-        events,
-        error,
-    }
+    PublishResponse { correlation: request.correlation, events, error }
 }
 
 struct Fixture {
@@ -139,13 +127,7 @@ impl Fixture {
         let address = listener.local_addr().unwrap();
         let server = serve(listener, Arc::clone(&bus));
         let (channel, _) = watch::channel(Some(connect(address)));
-        Self {
-            _dir: dir,
-            bus,
-            address,
-            server,
-            channel,
-        }
+        Self { _dir: dir, bus, address, server, channel }
     }
 
     fn remote(&self) -> RemoteBus {
@@ -160,9 +142,7 @@ impl Drop for Fixture {
 }
 
 fn connect(address: SocketAddr) -> Channel {
-    Endpoint::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect_lazy()
+    Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
 }
 
 fn serve(listener: TcpListener, bus: Arc<EmbeddedBus>) -> AbortHandle {
@@ -174,9 +154,7 @@ fn serve(listener: TcpListener, bus: Arc<EmbeddedBus>) -> AbortHandle {
 }
 
 fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
-    ids.into_iter()
-        .map(|id| Event::new(id.to_string(), "/test", "t").unwrap())
-        .collect()
+    ids.into_iter().map(|id| Event::new(id.to_string(), "/test", "t").unwrap()).collect()
 }
 
 fn spec() -> SubscriptionSpec {
@@ -188,11 +166,7 @@ fn spec() -> SubscriptionSpec {
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
-    timeout(Duration::from_secs(20), consumer.next())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap()
+    timeout(Duration::from_secs(20), consumer.next()).await.unwrap().unwrap().unwrap()
 }
 
 use crate::bus::Delivery;
@@ -235,10 +209,7 @@ async fn a_missing_bus_is_unavailable_and_a_returning_one_is_found() {
     fixture.channel.send_replace(None);
     let error = remote.publish("orders", events([2])).await.unwrap_err();
     assert!(error.is_unavailable());
-    assert!(matches!(
-        remote.consume(spec()).await,
-        Err(ConsumeError::Unavailable { .. })
-    ));
+    assert!(matches!(remote.consume(spec()).await, Err(ConsumeError::Unavailable { .. })));
     fixture.channel.send_replace(Some(connect(fixture.address)));
     remote.publish("orders", events([2])).await.unwrap();
 }
@@ -251,11 +222,7 @@ async fn a_refused_connection_is_unavailable_at_once_and_later_tries_work() {
     drop(spare);
     fixture.channel.send_replace(Some(connect(address)));
     let remote = fixture.remote();
-    let error = timeout(
-        Duration::from_secs(4),
-        remote.publish("orders", events([1])),
-    )
-    .await;
+    let error = timeout(Duration::from_secs(4), remote.publish("orders", events([1]))).await;
     assert!(error.unwrap().unwrap_err().is_unavailable());
     let listener = TcpListener::bind(address).await.unwrap();
     let server = serve(listener, Arc::clone(&fixture.bus));
@@ -288,21 +255,11 @@ async fn deliveries_come_as_credit_allows_and_settles_arrive() {
     let first = next(&mut consumer).await;
     let second = next(&mut consumer).await;
     assert_eq!((first.position, second.position), (1, 2));
-    assert!(
-        timeout(Duration::from_millis(50), consumer.next())
-            .await
-            .is_err(),
-        "no credit"
-    );
+    assert!(timeout(Duration::from_millis(50), consumer.next()).await.is_err(), "no credit");
     let settler = consumer.settler();
     settler.settle(first.id, Settle::Ack);
     assert_eq!(next(&mut consumer).await.position, 3);
-    settler.settle(
-        second.id,
-        Settle::Retry {
-            delay: Duration::from_millis(1),
-        },
-    );
+    settler.settle(second.id, Settle::Retry { delay: Duration::from_millis(1) });
     let mut last = next(&mut consumer).await;
     while last.position != 2 {
         settler.settle(last.id, Settle::Ack);
@@ -333,23 +290,15 @@ async fn a_consumer_ends_with_an_error_when_the_bus_goes() {
     let remote = fixture.remote();
     let mut consumer = remote.consume(spec()).await.unwrap();
     fixture.bus.close().await;
-    let end = timeout(Duration::from_secs(10), consumer.next())
-        .await
-        .unwrap();
-    assert!(
-        matches!(end, Some(Err(ConsumeError::Unavailable { .. }))),
-        "{end:?}"
-    );
+    let end = timeout(Duration::from_secs(10), consumer.next()).await.unwrap();
+    assert!(matches!(end, Some(Err(ConsumeError::Unavailable { .. }))), "{end:?}");
 }
 
 #[tokio::test]
 async fn a_bad_subscription_is_refused() {
     let fixture = Fixture::start().await;
     let remote = fixture.remote();
-    let bad = SubscriptionSpec {
-        topic: "a b".into(),
-        ..spec()
-    };
+    let bad = SubscriptionSpec { topic: "a b".into(), ..spec() };
     let error = remote.consume(bad).await.unwrap_err();
     assert!(!error.is_retryable(), "{error}");
 }

@@ -23,13 +23,7 @@ type App = State<Journal<Shelves>>;
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
     let app = router(&settings)?;
-    web::serve(
-        "inventory",
-        ("127.0.0.1", settings.port),
-        app,
-        std::future::pending(),
-    )
-    .await
+    web::serve("inventory", ("127.0.0.1", settings.port), app, std::future::pending()).await
 }
 
 pub(crate) fn router(settings: &Settings) -> anyhow::Result<Router> {
@@ -45,10 +39,7 @@ async fn read<R: Send + 'static>(
     shelves: &Journal<Shelves>,
     look: impl FnOnce(&Shelves) -> R + Send + 'static,
 ) -> Result<R, Problem> {
-    shelves
-        .read(look)
-        .await
-        .map_err(|error| Problem::storage(&error))
+    shelves.read(look).await.map_err(|error| Problem::storage(&error))
 }
 
 async fn stock(State(shelves): App) -> Result<Json<Vec<Stock>>, Problem> {
@@ -86,10 +77,7 @@ async fn deliver(State(shelves): App, body: Bytes) -> Result<Json<Value>, Proble
             return Ok(Json(json!({"status": "DROP"})));
         }
     };
-    shelves
-        .append(order)
-        .await
-        .map_err(|error| Problem::storage(&error))?;
+    shelves.append(order).await.map_err(|error| Problem::storage(&error))?;
     Ok(Json(json!({"status": "SUCCESS"})))
 }
 
@@ -97,21 +85,13 @@ fn order(body: &[u8]) -> Result<Delivered, String> {
     let event: Delivery = serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let order = event.data;
     if model::product(&order.product).is_none() {
-        return Err(format!(
-            "{}: there is no product {:?}",
-            event.id, order.product
-        ));
+        return Err(format!("{}: there is no product {:?}", event.id, order.product));
     }
     if !(1..=MAX_QUANTITY).contains(&order.quantity) {
         return Err(format!("{}: nobody can order {}", event.id, order.quantity));
     }
     let (product, quantity) = (order.product, order.quantity);
-    Ok(Delivered {
-        event: event.id,
-        product,
-        quantity,
-        at_ms: now_ms(),
-    })
+    Ok(Delivered { event: event.id, product, quantity, at_ms: now_ms() })
 }
 
 #[cfg(test)]

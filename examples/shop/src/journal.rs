@@ -35,9 +35,7 @@ pub(crate) struct Journal<F> {
 
 impl<F> Clone for Journal<F> {
     fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
@@ -64,29 +62,15 @@ impl<F: Fold> Journal<F> {
         let path = data.join(name);
         let open = || -> std::io::Result<_> {
             std::fs::create_dir_all(data)?;
-            let file = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .open(&path)?;
+            let file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
             // The file's name must survive a power failure too.
             File::open(data)?.sync_all()?;
-            let mut tail = Tail {
-                file: file.try_clone()?,
-                offset: 0,
-                state: F::default(),
-            };
+            let mut tail = Tail { file: file.try_clone()?, offset: 0, state: F::default() };
             tail.catch_up()?;
             Ok((file, tail))
         };
         let (file, tail) = open().with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                path,
-                file,
-                tail: Mutex::new(tail),
-            }),
-        })
+        Ok(Self { shared: Arc::new(Shared { path, file, tail: Mutex::new(tail) }) })
     }
 
     /// Looks at the state, with all lines in it that any replica has written.
@@ -129,9 +113,7 @@ impl<F: Fold> Journal<F> {
     {
         let shared = Arc::clone(&self.shared);
         let done = tokio::task::spawn_blocking(move || work(&shared));
-        let done = done
-            .await
-            .context("the journal's thread did not end well")?;
+        let done = done.await.context("the journal's thread did not end well")?;
         done.with_context(|| format!("cannot {verb} {}", self.shared.path.display()))
     }
 }
@@ -147,10 +129,9 @@ impl<F: Fold> Tail<F> {
         while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
             match serde_json::from_slice(&line) {
                 Ok(line) => self.state.apply(line),
-                Err(error) => say(
-                    "journal",
-                    &format!("skipped a line at {}: {error}", self.offset),
-                ),
+                Err(error) => {
+                    say("journal", &format!("skipped a line at {}: {error}", self.offset))
+                }
             }
             self.offset += line.len() as u64;
             line.clear();
@@ -212,9 +193,8 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn replicas_see_the_same_lines_in_the_same_order() {
         let folder = Folder::new();
-        let replicas: Vec<Journal<Words>> = (0..3)
-            .map(|_| Journal::open(&folder.0, "words").unwrap())
-            .collect();
+        let replicas: Vec<Journal<Words>> =
+            (0..3).map(|_| Journal::open(&folder.0, "words").unwrap()).collect();
         let mut writers = tokio::task::JoinSet::new();
         for (number, replica) in replicas.iter().enumerate() {
             let replica = replica.clone();
@@ -228,10 +208,7 @@ pub(crate) mod tests {
         let first = words(&replicas[0]).await;
         assert_eq!(first.len(), 150);
         assert_eq!(words(&replicas[1]).await, first);
-        assert_eq!(
-            words(&Journal::open(&folder.0, "words").unwrap()).await,
-            first
-        );
+        assert_eq!(words(&Journal::open(&folder.0, "words").unwrap()).await, first);
     }
 
     #[tokio::test]
@@ -239,10 +216,7 @@ pub(crate) mod tests {
         let folder = Folder::new();
         let journal: Journal<Words> = Journal::open(&folder.0, "words").unwrap();
         journal.append("one".into()).await.unwrap();
-        let mut torn = OpenOptions::new()
-            .append(true)
-            .open(folder.0.join("words"))
-            .unwrap();
+        let mut torn = OpenOptions::new().append(true).open(folder.0.join("words")).unwrap();
         torn.write_all(b"\"tw").unwrap();
         assert_eq!(words(&journal).await, ["one"]);
         journal.append("three".into()).await.unwrap();

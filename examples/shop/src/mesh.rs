@@ -48,18 +48,13 @@ impl Mesh {
 
     fn with(calls: reqwest::ClientBuilder, settings: &Settings) -> anyhow::Result<Self> {
         let bounded = |client: reqwest::ClientBuilder| {
-            let client = client
-                .timeout(CALL_TIMEOUT)
-                .connect_timeout(CONNECT_TIMEOUT);
+            let client = client.timeout(CALL_TIMEOUT).connect_timeout(CONNECT_TIMEOUT);
             client.build().context("cannot make an HTTP client")
         };
         Ok(Self {
             calls: bounded(calls)?,
             publisher: bounded(Client::builder().no_proxy())?,
-            publish_url: format!(
-                "http://127.0.0.1:{}/v1.0/publish/default",
-                settings.sidecar_port
-            ),
+            publish_url: format!("http://127.0.0.1:{}/v1.0/publish/default", settings.sidecar_port),
             urls: settings.urls.clone(),
         })
     }
@@ -123,28 +118,19 @@ impl Mesh {
 
 async fn answer<T: DeserializeOwned>(service: &str, request: RequestBuilder) -> Result<T, Problem> {
     let response = success(service, request).await?;
-    response
-        .json()
-        .await
-        .map_err(|error| unusable(service, error))
+    response.json().await.map_err(|error| unusable(service, error))
 }
 
 async fn success(service: &str, request: RequestBuilder) -> Result<Response, Problem> {
     let request = request.header(ACCEPT, "application/json, application/problem+json");
-    let response = request
-        .send()
-        .await
-        .map_err(|error| unusable(service, error))?;
+    let response = request.send().await.map_err(|error| unusable(service, error))?;
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     let headers = response.headers().clone();
     let body = response.text().await.unwrap_or_default();
-    Err(Problem::new(
-        status,
-        reason(service, status, &headers, &body),
-    ))
+    Err(Problem::new(status, reason(service, status, &headers, &body)))
 }
 
 fn unusable(service: &str, error: reqwest::Error) -> Problem {
@@ -166,10 +152,7 @@ fn reason(service: &str, status: StatusCode, headers: &HeaderMap, body: &str) ->
     let proxy = || Some(headers.get("proxy-status")?.to_str().ok()?.to_owned());
     let plain =
         || Some(body.trim().chars().take(200).collect()).filter(|text: &String| !text.is_empty());
-    let reason = said("detail")
-        .or_else(proxy)
-        .or_else(|| said("title"))
-        .or_else(plain);
+    let reason = said("detail").or_else(proxy).or_else(|| said("title")).or_else(plain);
     // A message that an app passed on already names the service that failed.
     match reason {
         Some(reason) if reason.contains(": ") => reason,
@@ -192,15 +175,9 @@ mod tests {
         check("", "payments answered 503 Service Unavailable");
         check("no\n", "payments: no");
         check(r#"{"title":"Busy"}"#, "payments: Busy");
-        check(
-            r#"{"title":"Busy","detail":"try later"}"#,
-            "payments: try later",
-        );
+        check(r#"{"title":"Busy","detail":"try later"}"#, "payments: try later");
         check(r#"{"detail":"bank: try later"}"#, "bank: try later");
-        headers.insert(
-            "proxy-status",
-            "duet; error=connection_refused".parse().unwrap(),
-        );
+        headers.insert("proxy-status", "duet; error=connection_refused".parse().unwrap());
         assert_eq!(
             reason("payments", status, &headers, "x"),
             "payments: duet; error=connection_refused"

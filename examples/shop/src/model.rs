@@ -19,36 +19,12 @@ pub(crate) struct Product {
 
 /// All that the shop sells.
 pub(crate) const CATALOGUE: [Product; 6] = [
-    Product {
-        id: "teapot",
-        name: "Stoneware teapot",
-        price_cents: 4_900,
-    },
-    Product {
-        id: "mug",
-        name: "Enamel mug",
-        price_cents: 1_450,
-    },
-    Product {
-        id: "lamp",
-        name: "Reading lamp",
-        price_cents: 7_900,
-    },
-    Product {
-        id: "notebook",
-        name: "Linen notebook",
-        price_cents: 1_200,
-    },
-    Product {
-        id: "plant",
-        name: "Potted fern",
-        price_cents: 2_300,
-    },
-    Product {
-        id: "clock",
-        name: "Wall clock",
-        price_cents: 5_600,
-    },
+    Product { id: "teapot", name: "Stoneware teapot", price_cents: 4_900 },
+    Product { id: "mug", name: "Enamel mug", price_cents: 1_450 },
+    Product { id: "lamp", name: "Reading lamp", price_cents: 7_900 },
+    Product { id: "notebook", name: "Linen notebook", price_cents: 1_200 },
+    Product { id: "plant", name: "Potted fern", price_cents: 2_300 },
+    Product { id: "clock", name: "Wall clock", price_cents: 5_600 },
 ];
 
 /// The product of that id.
@@ -116,9 +92,7 @@ pub(crate) struct Delivery {
 /// Milliseconds since 1970, for people to look at. Nothing is decided by comparing clocks of two machines
 /// except how long an unfinished order may rest.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -61,11 +61,7 @@ impl Board {
             order.quantity,
             euros(order.total_cents)
         );
-        self.messages.push_front(Message {
-            event: event.id,
-            text,
-            at_ms: now_ms(),
-        });
+        self.messages.push_front(Message { event: event.id, text, at_ms: now_ms() });
         self.messages.truncate(SHOWN);
     }
 }
@@ -75,13 +71,8 @@ type App = State<Arc<Mutex<Board>>>;
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
-    web::serve(
-        "notifications",
-        ("127.0.0.1", settings.port),
-        router(),
-        std::future::pending(),
-    )
-    .await
+    web::serve("notifications", ("127.0.0.1", settings.port), router(), std::future::pending())
+        .await
 }
 
 fn router() -> Router {
@@ -101,10 +92,7 @@ async fn subscribe() -> Json<Value> {
 async fn deliver(State(board): App, body: Bytes) -> Json<Value> {
     match serde_json::from_slice(&body) {
         Ok(event) => {
-            board
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(event);
+            board.lock().unwrap_or_else(PoisonError::into_inner).take(event);
             Json(json!({"status": "SUCCESS"}))
         }
         Err(error) => {
@@ -130,16 +118,8 @@ mod tests {
 
     fn event(id: usize) -> Delivery {
         let order = id.to_string();
-        let data = OrderPlaced {
-            order,
-            product: "mug".into(),
-            quantity: 2,
-            total_cents: 2900,
-        };
-        Delivery {
-            id: id.to_string(),
-            data,
-        }
+        let data = OrderPlaced { order, product: "mug".into(), quantity: 2, total_cents: 2900 };
+        Delivery { id: id.to_string(), data }
     }
 
     #[test]
@@ -148,14 +128,8 @@ mod tests {
         for id in [1, 2, 1] {
             board.take(event(id));
         }
-        assert_eq!(
-            (board.distinct, board.received, board.messages.len()),
-            (2, 3, 2)
-        );
-        assert_eq!(
-            board.messages[0].text,
-            "Thank you! 2 × Enamel mug for 29.00 € is on its way."
-        );
+        assert_eq!((board.distinct, board.received, board.messages.len()), (2, 3, 2));
+        assert_eq!(board.messages[0].text, "Thank you! 2 × Enamel mug for 29.00 € is on its way.");
     }
 
     #[test]
@@ -164,9 +138,6 @@ mod tests {
         for id in 0..REMEMBERED + 5 {
             board.take(event(id));
         }
-        assert_eq!(
-            (board.messages.len(), board.seen.len()),
-            (SHOWN, REMEMBERED)
-        );
+        assert_eq!((board.messages.len(), board.seen.len()), (SHOWN, REMEMBERED));
     }
 }

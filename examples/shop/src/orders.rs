@@ -62,10 +62,7 @@ pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 fn app(settings: &Settings, mesh: Mesh) -> anyhow::Result<Arc<App>> {
-    Ok(Arc::new(App {
-        book: Journal::open(&settings.data, "orders.jsonl")?,
-        mesh,
-    }))
+    Ok(Arc::new(App { book: Journal::open(&settings.data, "orders.jsonl")?, mesh }))
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -97,17 +94,11 @@ async fn place(
 
 async fn find(app: &App, id: &str) -> Result<Option<Record>, Problem> {
     let id = id.to_owned();
-    app.book
-        .read(move |book| book.find(&id))
-        .await
-        .map_err(|error| Problem::storage(&error))
+    app.book.read(move |book| book.find(&id)).await.map_err(|error| Problem::storage(&error))
 }
 
 async fn write(app: &App, line: Line) -> Result<(), Problem> {
-    app.book
-        .append(line)
-        .await
-        .map_err(|error| Problem::storage(&error))
+    app.book.append(line).await.map_err(|error| Problem::storage(&error))
 }
 
 /// Step 1. Two replicas may do this at once for the same id: the order that came first is the one returned.
@@ -117,11 +108,7 @@ async fn receive(app: &App, id: String, asked: NewOrder, trace: &Trace) -> Resul
         return Err(Problem::new(StatusCode::BAD_REQUEST, text));
     }
     let url = format!("{}/stock", app.mesh.urls.inventory);
-    let stock: Vec<Stock> = app
-        .mesh
-        .get("inventory", &url, trace)
-        .await
-        .map_err(dependency)?;
+    let stock: Vec<Stock> = app.mesh.get("inventory", &url, trace).await.map_err(dependency)?;
     let Some(line) = stock.into_iter().find(|line| line.id == asked.product) else {
         let text = format!("orders: there is no product {:?}", asked.product);
         return Err(Problem::new(StatusCode::NOT_FOUND, text));
@@ -131,12 +118,7 @@ async fn receive(app: &App, id: String, asked: NewOrder, trace: &Trace) -> Resul
         return Err(Problem::new(StatusCode::CONFLICT, text));
     }
     let total_cents = line.price_cents.saturating_mul(u64::from(asked.quantity));
-    let order = Order {
-        id: id.clone(),
-        asked,
-        total_cents,
-        at_ms: now_ms(),
-    };
+    let order = Order { id: id.clone(), asked, total_cents, at_ms: now_ms() };
     write(app, Line::Received(order)).await?;
     let lost = || Problem::storage(&anyhow::anyhow!("order {id} was lost"));
     find(app, &id).await?.ok_or_else(lost)
@@ -152,23 +134,11 @@ async fn bring_to_end(app: &App, mut record: Record, trace: &Trace) -> Result<Re
         };
         let id = record.order.id.clone();
         if let Err(problem) = done {
-            let line = Line::Failed {
-                id,
-                problem: problem.detail.clone(),
-                at_ms: now_ms(),
-            };
+            let line = Line::Failed { id, problem: problem.detail.clone(), at_ms: now_ms() };
             write(app, line).await?;
             return Err(dependency(problem));
         }
-        write(
-            app,
-            Line::Reached {
-                id,
-                step: next,
-                at_ms: now_ms(),
-            },
-        )
-        .await?;
+        write(app, Line::Reached { id, step: next, at_ms: now_ms() }).await?;
         record.step = next;
         record.problem = None;
     }
@@ -177,14 +147,9 @@ async fn bring_to_end(app: &App, mut record: Record, trace: &Trace) -> Result<Re
 
 async fn charge(app: &App, order: &Order, trace: &Trace) -> Result<(), Problem> {
     let url = format!("{}/charge", app.mesh.urls.payments);
-    let charge = Charge {
-        order: order.id.clone(),
-        amount_cents: order.total_cents,
-    };
-    let receipt: Result<Value, Problem> = app
-        .mesh
-        .post("payments", &url, &charge, (&order.id, trace))
-        .await;
+    let charge = Charge { order: order.id.clone(), amount_cents: order.total_cents };
+    let receipt: Result<Value, Problem> =
+        app.mesh.post("payments", &url, &charge, (&order.id, trace)).await;
     receipt.map(drop)
 }
 
@@ -208,10 +173,7 @@ async fn announce(app: &App, order: &Order, trace: &Trace) -> Result<(), Problem
 /// What went wrong behind this service is a bad gateway to the one before it: it is not asked to try again with a
 /// status that invites retries, since the mesh has tried already, at the hop that failed.
 fn dependency(problem: Problem) -> Problem {
-    Problem {
-        status: StatusCode::BAD_GATEWAY,
-        ..problem
-    }
+    Problem { status: StatusCode::BAD_GATEWAY, ..problem }
 }
 
 /// Brings orders to their end that were left in the middle by a replica that died.
@@ -226,23 +188,14 @@ async fn finish_those_before(app: &App, before_ms: u64) {
     let abandoned = match app.book.read(move |book| book.abandoned(before_ms)).await {
         Ok(abandoned) => abandoned,
         Err(error) => {
-            return say(
-                "orders",
-                &format!("cannot look for abandoned orders: {error:#}"),
-            );
+            return say("orders", &format!("cannot look for abandoned orders: {error:#}"));
         }
     };
     for record in abandoned {
         let id = record.order.id.clone();
         match bring_to_end(app, record, &Trace::default()).await {
-            Ok(_) => say(
-                "orders",
-                &format!("finished {id}, which was left in the middle"),
-            ),
-            Err(problem) => say(
-                "orders",
-                &format!("cannot finish {id} yet: {}", problem.detail),
-            ),
+            Ok(_) => say("orders", &format!("finished {id}, which was left in the middle")),
+            Err(problem) => say("orders", &format!("cannot finish {id} yet: {}", problem.detail)),
         }
     }
 }
@@ -279,22 +232,11 @@ async fn fulfilled(app: &App, records: &[Record], trace: &Trace) -> HashSet<Stri
     let mut fulfilled = HashSet::new();
     for some in records.chunks(ASK_AT_ONCE) {
         let ids: Vec<&str> = some.iter().map(|record| record.order.id.as_str()).collect();
-        let url = format!(
-            "{}/fulfilments?order={}",
-            app.mesh.urls.inventory,
-            ids.join(",")
-        );
-        match app
-            .mesh
-            .get::<Vec<Fulfilment>>("inventory", &url, trace)
-            .await
-        {
+        let url = format!("{}/fulfilments?order={}", app.mesh.urls.inventory, ids.join(","));
+        match app.mesh.get::<Vec<Fulfilment>>("inventory", &url, trace).await {
             Ok(known) => fulfilled.extend(known.into_iter().map(|known| known.order)),
             Err(problem) => {
-                say(
-                    "orders",
-                    &format!("cannot ask what is fulfilled: {}", problem.detail),
-                );
+                say("orders", &format!("cannot ask what is fulfilled: {}", problem.detail));
                 break;
             }
         }

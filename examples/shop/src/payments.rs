@@ -39,13 +39,7 @@ struct App {
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
     let app = router(&settings)?;
-    web::serve(
-        "payments",
-        ("127.0.0.1", settings.port),
-        app,
-        std::future::pending(),
-    )
-    .await
+    web::serve("payments", ("127.0.0.1", settings.port), app, std::future::pending()).await
 }
 
 pub(crate) fn router(settings: &Settings) -> anyhow::Result<Router> {
@@ -83,16 +77,10 @@ async fn charge(
         amount_cents: asked.amount_cents,
         at_ms: now_ms(),
     };
-    app.ledger
-        .append(receipt)
-        .await
-        .map_err(|error| Problem::storage(&error))?;
+    app.ledger.append(receipt).await.map_err(|error| Problem::storage(&error))?;
     // Another attempt with the same key may have come first: then its charge is the one that counts.
     let first = known(&app, &key).await?;
-    same(
-        &asked,
-        first.ok_or_else(|| Problem::storage(&anyhow::anyhow!("a charge was lost")))?,
-    )
+    same(&asked, first.ok_or_else(|| Problem::storage(&anyhow::anyhow!("a charge was lost")))?)
 }
 
 async fn known(app: &App, key: &str) -> Result<Option<Receipt>, Problem> {
@@ -124,10 +112,7 @@ async fn misbehave(app: &App) -> Result<(), Problem> {
 }
 
 async fn summary(State(app): State<Arc<App>>) -> Result<Json<Value>, Problem> {
-    let sums = app
-        .ledger
-        .read(|ledger| (ledger.charges(), ledger.amount_cents))
-        .await;
+    let sums = app.ledger.read(|ledger| (ledger.charges(), ledger.amount_cents)).await;
     let (charges, amount_cents) = sums.map_err(|error| Problem::storage(&error))?;
     Ok(Json(json!({
         "charges": charges,

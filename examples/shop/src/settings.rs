@@ -54,9 +54,7 @@ impl Settings {
         Ok(Self {
             port: number("PORT", get("PORT"), 0)?,
             host: get("HOST").unwrap_or_else(|| "127.0.0.1".to_owned()),
-            data: get("SHOP_DATA")
-                .unwrap_or_else(|| "./data".to_owned())
-                .into(),
+            data: get("SHOP_DATA").unwrap_or_else(|| "./data".to_owned()).into(),
             sidecar_port: number("DAPR_HTTP_PORT", get("DAPR_HTTP_PORT"), 3500)?,
             rate: within("RATE", get("RATE"), 2.0, 1000.0)?,
             fail_percent: within("FAIL_PERCENT", get("FAIL_PERCENT"), 20.0, 100.0)?,
@@ -95,9 +93,7 @@ mod tests {
 
     fn read(vars: &[(&str, &str)]) -> anyhow::Result<Settings> {
         Settings::read(|name| {
-            vars.iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| (*value).to_owned())
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         })
     }
 

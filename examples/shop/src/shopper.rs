@@ -72,20 +72,13 @@ fn change(counts: &Shared, change: impl FnOnce(&mut Counts)) {
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
     let counts = Shared::default();
-    let router = Router::new()
-        .route("/summary", get(summary))
-        .with_state(Arc::clone(&counts));
+    let router = Router::new().route("/summary", get(summary)).with_state(Arc::clone(&counts));
     let work = shop(Mesh::new(&settings)?, settings.rate, counts);
     web::serve("shopper", ("127.0.0.1", settings.port), router, work).await
 }
 
 async fn summary(State(counts): State<Shared>) -> Json<Counts> {
-    Json(
-        counts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone(),
-    )
+    Json(counts.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 async fn shop(mesh: Mesh, rate: f64, counts: Shared) -> Infallible {
@@ -94,11 +87,7 @@ async fn shop(mesh: Mesh, rate: f64, counts: Shared) -> Infallible {
     let mut report = interval(REPORT);
     report.tick().await;
     // No rate is a day off: a tick that is a year away.
-    let pause = if rate > 0.0 {
-        rate.recip().min(31_536_000.0)
-    } else {
-        31_536_000.0
-    };
+    let pause = if rate > 0.0 { rate.recip().min(31_536_000.0) } else { 31_536_000.0 };
     let mut orders = interval(Duration::from_secs_f64(pause));
     orders.set_missed_tick_behavior(MissedTickBehavior::Delay);
     if rate <= 0.0 {
@@ -131,9 +120,8 @@ async fn order(mesh: Mesh, counts: Shared) {
     change(&counts, |counts| counts.attempted += 1);
     let url = format!("{}/api/orders", mesh.urls.storefront);
     let key = Uuid::new_v4().to_string();
-    let placed: Result<Value, Problem> = mesh
-        .post("storefront", &url, &wanted, (&key, &Trace::default()))
-        .await;
+    let placed: Result<Value, Problem> =
+        mesh.post("storefront", &url, &wanted, (&key, &Trace::default())).await;
     change(&counts, |counts| match placed {
         Ok(_) => counts.placed += 1,
         Err(problem) => {
@@ -149,26 +137,15 @@ mod tests {
 
     #[test]
     fn a_report_says_what_happened_and_why() {
-        let before = Counts {
-            attempted: 10,
-            placed: 10,
-            ..Counts::default()
-        };
+        let before = Counts { attempted: 10, placed: 10, ..Counts::default() };
         let last_error = Some("payments: no".to_owned());
-        let now = Counts {
-            attempted: 20,
-            placed: 18,
-            failed: 2,
-            last_error,
-        };
+        let now = Counts { attempted: 20, placed: 18, failed: 2, last_error };
         assert_eq!(
             now.line(&before),
             "placed 18, failed 2 (90.00 % succeeded); now 8 and 2 in 10 s; last error: payments: no"
         );
         assert!(
-            Counts::default()
-                .line(&Counts::default())
-                .starts_with("placed 0, failed 0 (100.00 %")
+            Counts::default().line(&Counts::default()).starts_with("placed 0, failed 0 (100.00 %")
         );
     }
 }

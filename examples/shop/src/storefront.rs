@@ -29,10 +29,7 @@ struct App {
 
 /// Runs the service until it is told to stop.
 pub(crate) async fn run(settings: Settings) -> anyhow::Result<()> {
-    let app = App {
-        mesh: Mesh::new(&settings)?,
-        failed: AtomicU64::new(0),
-    };
+    let app = App { mesh: Mesh::new(&settings)?, failed: AtomicU64::new(0) };
     let router = router(Arc::new(app));
     let address = (settings.host.as_str(), settings.port);
     web::serve("storefront", address, router, std::future::pending()).await
@@ -43,18 +40,9 @@ fn router(app: Arc<App>) -> Router {
     let css = "text/css; charset=utf-8";
     let script = "text/javascript; charset=utf-8";
     Router::new()
-        .route(
-            "/",
-            get(|| async { file(html, include_str!("storefront/page.html")) }),
-        )
-        .route(
-            "/page.css",
-            get(|| async { file(css, include_str!("storefront/page.css")) }),
-        )
-        .route(
-            "/page.js",
-            get(|| async { file(script, include_str!("storefront/page.js")) }),
-        )
+        .route("/", get(|| async { file(html, include_str!("storefront/page.html")) }))
+        .route("/page.css", get(|| async { file(css, include_str!("storefront/page.css")) }))
+        .route("/page.js", get(|| async { file(script, include_str!("storefront/page.js")) }))
         .route("/api/stock", get(stock))
         .route("/api/orders", get(orders).post(order))
         .route("/api/summary", get(summary))
@@ -63,11 +51,8 @@ fn router(app: Arc<App>) -> Router {
 
 fn file(kind: &'static str, text: &'static str) -> impl IntoResponse {
     let own = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:";
-    let headers = [
-        (CONTENT_TYPE, kind),
-        (CACHE_CONTROL, "no-cache"),
-        (CONTENT_SECURITY_POLICY, own),
-    ];
+    let headers =
+        [(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache"), (CONTENT_SECURITY_POLICY, own)];
     (headers, text)
 }
 
@@ -92,10 +77,7 @@ async fn order(
     match app.mesh.post("orders", &url, &wanted, (&key, &trace)).await {
         Ok(placed) => Ok((StatusCode::CREATED, Json(placed))),
         Err(problem) => {
-            app.failed.fetch_add(
-                u64::from(problem.status.is_server_error()),
-                Ordering::Relaxed,
-            );
+            app.failed.fetch_add(u64::from(problem.status.is_server_error()), Ordering::Relaxed);
             Err(problem)
         }
     }
@@ -108,15 +90,10 @@ async fn summary(State(app): State<Arc<App>>, trace: Trace) -> Json<Value> {
     let fulfilments = format!("{}/fulfilments/summary", urls.inventory);
     let (orders, fulfilments) = tokio::join!(
         app.mesh.get::<Value>("orders", &orders, &trace),
-        app.mesh
-            .get::<FulfilmentSummary>("inventory", &fulfilments, &trace)
+        app.mesh.get::<FulfilmentSummary>("inventory", &fulfilments, &trace)
     );
     let problems = [orders.as_ref().err(), fulfilments.as_ref().err()];
-    let problems: Vec<&str> = problems
-        .iter()
-        .flatten()
-        .map(|p| p.detail.as_str())
-        .collect();
+    let problems: Vec<&str> = problems.iter().flatten().map(|p| p.detail.as_str()).collect();
     Json(json!({
         "placed": orders.as_ref().ok().and_then(|summary| summary.get("placed")),
         "fulfilled": fulfilments.as_ref().ok().map(|summary| summary.fulfilled),

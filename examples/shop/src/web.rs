@@ -35,10 +35,7 @@ where
     let listener = TcpListener::bind((host, port))
         .await
         .with_context(|| format!("{name} cannot listen on {host}:{port}"))?;
-    say(
-        name,
-        &format!("listens on http://{}", listener.local_addr()?),
-    );
+    say(name, &format!("listens on http://{}", listener.local_addr()?));
     let router = router.route("/healthz", get(|| async { "ok\n" }));
     let (stop, stopped) = watch::channel(false);
     let server = axum::serve(listener, router).with_graceful_shutdown(flag(stopped));
@@ -59,11 +56,7 @@ where
 
 async fn flag(mut stopped: watch::Receiver<bool>) {
     // A dropped sender means that the process ends anyway.
-    stopped
-        .wait_for(|stopped| *stopped)
-        .await
-        .map(drop)
-        .unwrap_or_default();
+    stopped.wait_for(|stopped| *stopped).await.map(drop).unwrap_or_default();
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {
@@ -79,9 +72,7 @@ async fn wait_for_signal() -> anyhow::Result<()> {
 /// One line on standard output. A closed pipe is no reason for a shop to close.
 pub(crate) fn say(name: &str, line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{name}: {line}")
-        .and_then(|()| out.flush())
-        .unwrap_or_default();
+    writeln!(out, "{name}: {line}").and_then(|()| out.flush()).unwrap_or_default();
 }
 
 /// A failure as its caller sees it: problem+json (RFC 9457) with a sentence for people.
@@ -93,10 +84,7 @@ pub(crate) struct Problem {
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            detail: detail.into(),
-        }
+        Self { status, detail: detail.into() }
     }
 
     /// This service's own data cannot be read or written.
@@ -142,17 +130,12 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
         return Ok(None);
     };
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let key = value
-        .to_str()
-        .ok()
-        .filter(|key| (1..=64).contains(&key.len()));
-    let key = key
-        .filter(|key| key.as_bytes().iter().all(allowed))
-        .ok_or_else(|| {
-            let rule =
-                "Idempotency-Key must be 1 to 64 characters out of A-Z a-z 0-9 - _ (a UUID, say)";
-            Problem::new(StatusCode::BAD_REQUEST, rule)
-        })?;
+    let key = value.to_str().ok().filter(|key| (1..=64).contains(&key.len()));
+    let key = key.filter(|key| key.as_bytes().iter().all(allowed)).ok_or_else(|| {
+        let rule =
+            "Idempotency-Key must be 1 to 64 characters out of A-Z a-z 0-9 - _ (a UUID, say)";
+        Problem::new(StatusCode::BAD_REQUEST, rule)
+    })?;
     Ok(Some(key.to_owned()))
 }
 
@@ -170,11 +153,7 @@ mod tests {
     fn a_key_is_taken_as_it_is_or_refused() {
         assert_eq!(key(b"7f-A_9").unwrap().as_deref(), Some("7f-A_9"));
         for wrong in [&b""[..], b"a b", b"../x", b"\xff", &[b'a'; 65]] {
-            assert_eq!(
-                key(wrong).unwrap_err().status,
-                StatusCode::BAD_REQUEST,
-                "{wrong:?}"
-            );
+            assert_eq!(key(wrong).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong:?}");
         }
     }
 }

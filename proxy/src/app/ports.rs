@@ -62,13 +62,7 @@ impl Sockets {
                 inbound: net::listen(ports.inbound)?,
             });
         }
-        Ok(Self {
-            workers,
-            ports,
-            api,
-            admin,
-            metrics,
-        })
+        Ok(Self { workers, ports, api, admin, metrics })
     }
 
     pub(super) fn api(&self) -> anyhow::Result<TcpListener> {

@@ -30,12 +30,7 @@ pub(super) fn start(config: &Config, drain: &Drain) -> watch::Receiver<bool> {
                 let accepts = matches!(connect, Ok(Ok(_)));
                 drop(connect);
                 sender.send_if_modified(|was| std::mem::replace(was, accepts) != accepts);
-                tokio::time::sleep(if accepts {
-                    HERE_INTERVAL
-                } else {
-                    AWAY_INTERVAL
-                })
-                .await;
+                tokio::time::sleep(if accepts { HERE_INTERVAL } else { AWAY_INTERVAL }).await;
             }
         };
         tokio::select! {

@@ -50,12 +50,7 @@ impl Shared {
     /// An outgoing side for one runtime.
     pub(super) fn outbound(&self, connector: Arc<Connector>) -> Arc<Outbound> {
         let (metrics, access_log) = (self.metrics.clone(), self.access_log.clone());
-        Arc::new(Outbound::new(
-            self.discovery.clone(),
-            connector,
-            metrics,
-            access_log,
-        ))
+        Arc::new(Outbound::new(self.discovery.clone(), connector, metrics, access_log))
     }
 }
 
@@ -66,9 +61,7 @@ pub(super) fn start(
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let start = |(number, sockets)| {
         let shared = shared.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         Ok(thread.spawn(move || {
             if let Err(error) = runtime.block_on(run(&shared, sockets)) {
@@ -90,11 +83,7 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
     let args = &shared.config.args;
     let drain = &shared.drain;
     let connector = shared.connector();
-    let service = format!(
-        "{}/{}",
-        args.namespace,
-        args.service.first().map_or("", String::as_str)
-    );
+    let service = format!("{}/{}", args.namespace, args.service.first().map_or("", String::as_str));
     let inbound = Arc::new(Inbound::new(
         shared.svid.clone(),
         (&shared.config.app_ports, args.app_host, &service),
@@ -112,11 +101,10 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
         force: drain.force.clone(),
         tasks: drain.inbound_tasks.clone(),
     };
-    let accept_inbound = inbound_acceptor.run(
-        drain.inbound.clone(),
-        drain.inbound_tasks.clone(),
-        move |stream| Arc::clone(&inbound).connection(stream, inbound_ending.clone()),
-    );
+    let accept_inbound =
+        inbound_acceptor.run(drain.inbound.clone(), drain.inbound_tasks.clone(), move |stream| {
+            Arc::clone(&inbound).connection(stream, inbound_ending.clone())
+        });
     let outbound_ending = Ending {
         graceful: drain.outbound.clone(),
         force: drain.force.clone(),
@@ -127,12 +115,7 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
         drain.outbound.clone(),
         drain.outbound_tasks.clone(),
         move |stream| {
-            serve_outbound(
-                Arc::clone(&calls),
-                stream,
-                outbound_ending.clone(),
-                metrics.clone(),
-            )
+            serve_outbound(Arc::clone(&calls), stream, outbound_ending.clone(), metrics.clone())
         },
     );
     let sweep = async {
@@ -158,10 +141,7 @@ async fn serve_outbound(
         Ok(Protocol::Http2) => true,
         Ok(Protocol::Http1) | Err(NotDetected::Silent) => false,
         Ok(Protocol::Tls | Protocol::Opaque) => {
-            metrics
-                .refused
-                .with_label_values(&["outbound", "not_http"])
-                .inc();
+            metrics.refused.with_label_values(&["outbound", "not_http"]).inc();
             tracing::info!(
                 "a client of the outbound port does not speak HTTP in plaintext; point it at the \
                  service itself, or use http:// and let the sidecar encrypt"

@@ -21,10 +21,7 @@ impl PeakEwma {
     /// Starts with [`INITIAL`].
     #[must_use]
     pub fn new(now: f64) -> Self {
-        Self {
-            estimate: INITIAL.as_secs_f64(),
-            at: now,
-        }
+        Self { estimate: INITIAL.as_secs_f64(), at: now }
     }
 
     /// Takes a sample in.

@@ -33,10 +33,7 @@ struct Cache {
 
 impl Mtls {
     pub(super) fn new(svid: SvidWatch) -> Self {
-        Self {
-            svid,
-            cache: Mutex::default(),
-        }
+        Self { svid, cache: Mutex::default() }
     }
 
     /// Handshakes with the peer's sidecar; the application's port travels as the server name.
@@ -57,17 +54,10 @@ impl Mtls {
     fn config(&self, peer: &SpiffeId, transport: Transport) -> Result<Arc<ClientConfig>, Failure> {
         let Some(svid) = self.svid.borrow().clone() else {
             let text = "this sidecar has no certificate yet";
-            return Err(unprocessed(
-                ErrorType::DestinationUnavailable,
-                text.to_owned(),
-            ));
+            return Err(unprocessed(ErrorType::DestinationUnavailable, text.to_owned()));
         };
         let mut cache = self.cache.lock();
-        if !cache
-            .svid
-            .as_ref()
-            .is_some_and(|cached| Arc::ptr_eq(cached, &svid))
-        {
+        if !cache.svid.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, &svid)) {
             cache.configs.clear();
             cache.svid = Some(Arc::clone(&svid));
         }
@@ -93,9 +83,7 @@ fn unprocessed(kind: ErrorType, text: String) -> Failure {
 
 /// A peer of another name or CA is `tls_certificate_error`; the rest is `tls_protocol_error`.
 fn failed(peer: &SpiffeId, error: &std::io::Error) -> Failure {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let certificate = matches!(tls, Some(rustls::Error::InvalidCertificate(_)));
     let kind = match certificate {
         true => ErrorType::TlsCertificateError,
@@ -116,11 +104,7 @@ fn failed(peer: &SpiffeId, error: &std::io::Error) -> Failure {
 /// The application's port in a server name, as [`Mtls::secure`] writes it.
 #[must_use]
 pub fn sni_port(name: Option<&str>) -> Option<u16> {
-    name?
-        .strip_prefix("port-")?
-        .strip_suffix(".duet.internal")?
-        .parse()
-        .ok()
+    name?.strip_prefix("port-")?.strip_suffix(".duet.internal")?.parse().ok()
 }
 
 #[cfg(test)]

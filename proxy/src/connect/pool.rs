@@ -85,12 +85,7 @@ impl Pool {
     /// An empty pool.
     #[must_use]
     pub fn new(target: Target, connector: SharedConnector) -> Arc<Self> {
-        Arc::new(Self {
-            target,
-            connector,
-            http1: Mutex::default(),
-            http2: Mutex::default(),
-        })
+        Arc::new(Self { target, connector, http1: Mutex::default(), http2: Mutex::default() })
     }
 
     /// Where the connections lead.
@@ -116,10 +111,7 @@ impl Pool {
             },
             Transport::Http2 => Sender::Http2(self.multiplexed(timeout).await?),
         };
-        Ok(Lease {
-            sender,
-            pool: Arc::downgrade(self),
-        })
+        Ok(Lease { sender, pool: Arc::downgrade(self) })
     }
 
     /// The most recently used idle connection: the others can then grow old and go.
@@ -165,10 +157,7 @@ impl Pool {
     fn connect(self: &Arc<Self>, timeout: Duration) -> Connecting {
         let pool = Arc::clone(self);
         let task = self.connector.tasks.spawn(async move {
-            let opened = pool
-                .connector
-                .open(&pool.target, Transport::Http2, timeout)
-                .await;
+            let opened = pool.connector.open(&pool.target, Transport::Http2, timeout).await;
             let mut state = pool.http2.lock();
             match opened {
                 Ok(Sender::Http2(sender)) => {

@@ -56,24 +56,14 @@ impl TryFrom<&proto::Endpoint> for Endpoint {
     type Error = String;
 
     fn try_from(raw: &proto::Endpoint) -> Result<Self, String> {
-        let address = raw
-            .address
-            .parse()
-            .map_err(|_err| format!("endpoint address {:?}", raw.address))?;
+        let address =
+            raw.address.parse().map_err(|_err| format!("endpoint address {:?}", raw.address))?;
         let port = u16::try_from(raw.port).map_err(|_err| format!("endpoint port {}", raw.port))?;
         let identity = match raw.identity.as_str() {
             "" => None,
-            id => Some(
-                id.parse()
-                    .map_err(|err| format!("endpoint identity: {err}"))?,
-            ),
+            id => Some(id.parse().map_err(|err| format!("endpoint identity: {err}"))?),
         };
-        Ok(Self {
-            address,
-            port,
-            identity,
-            instance: raw.instance.as_str().into(),
-        })
+        Ok(Self { address, port, identity, instance: raw.instance.as_str().into() })
     }
 }
 
@@ -87,11 +77,7 @@ pub(super) fn apply<T>(
     compile: Compile<T>,
 ) -> Result<View<T>, String> {
     use proto::destination_update::State;
-    let former = if let View::Known(snapshot) = view {
-        Some(snapshot)
-    } else {
-        None
-    };
+    let former = if let View::Known(snapshot) = view { Some(snapshot) } else { None };
     let config = match &update.state {
         Some(State::NotFound(reason)) => return Ok(View::NotFound(reason.as_str().into())),
         Some(State::Config(config)) => {
@@ -102,9 +88,7 @@ pub(super) fn apply<T>(
             None => return Err("endpoints without a configuration".to_owned()),
         },
     };
-    let mut endpoints = former
-        .map(|snapshot| snapshot.endpoints.clone())
-        .unwrap_or_default();
+    let mut endpoints = former.map(|snapshot| snapshot.endpoints.clone()).unwrap_or_default();
     if let Some(State::Config(raw)) = &update.state {
         endpoints.retain(|name, _| raw.backends.iter().any(|backend| *backend.name == **name));
     }
@@ -149,15 +133,9 @@ mod tests {
     }
 
     fn config(service: &str, endpoints: Vec<proto::EndpointsUpdate>) -> proto::DestinationUpdate {
-        let backends = vec![proto::Backend {
-            name: "b".to_owned(),
-            ..Default::default()
-        }];
-        let config = proto::Destination {
-            service: service.to_owned(),
-            backends,
-            ..Default::default()
-        };
+        let backends = vec![proto::Backend { name: "b".to_owned(), ..Default::default() }];
+        let config =
+            proto::Destination { service: service.to_owned(), backends, ..Default::default() };
         proto::DestinationUpdate {
             state: Some(State::Config(config)),
             endpoints,
@@ -171,32 +149,18 @@ mod tests {
             ..Default::default()
         };
         let upsert = addresses.iter().map(endpoint).collect();
-        proto::EndpointsUpdate {
-            backend: "b".to_owned(),
-            reset,
-            upsert,
-            ..Default::default()
-        }
+        proto::EndpointsUpdate { backend: "b".to_owned(), reset, upsert, ..Default::default() }
     }
 
     fn addresses(view: &View<String>) -> Vec<String> {
-        let View::Known(snapshot) = view else {
-            panic!("{view:?}")
-        };
-        snapshot.endpoints["b"]
-            .iter()
-            .map(|endpoint| endpoint.address.to_string())
-            .collect()
+        let View::Known(snapshot) = view else { panic!("{view:?}") };
+        snapshot.endpoints["b"].iter().map(|endpoint| endpoint.address.to_string()).collect()
     }
 
     #[test]
     fn endpoint_deltas_leave_the_configuration_alone() {
-        let view = apply(
-            &View::Pending,
-            &config("s", vec![upsert(true, &["1.1.1.1:1"])]),
-            compile,
-        )
-        .unwrap();
+        let view = apply(&View::Pending, &config("s", vec![upsert(true, &["1.1.1.1:1"])]), compile)
+            .unwrap();
         let delta = proto::DestinationUpdate {
             endpoints: vec![proto::EndpointsUpdate {
                 remove: vec!["1.1.1.1:1".to_owned()],
@@ -206,23 +170,14 @@ mod tests {
         };
         let changed = apply(&view, &delta, compile).unwrap();
         assert_eq!(addresses(&changed), ["2.2.2.2:2", "3.3.3.3:3"]);
-        let (View::Known(a), View::Known(b)) = (&view, &changed) else {
-            panic!()
-        };
+        let (View::Known(a), View::Known(b)) = (&view, &changed) else { panic!() };
         assert!(Arc::ptr_eq(&a.config, &b.config));
     }
 
     #[test]
     fn what_does_not_compile_is_refused_with_the_reason() {
-        assert_eq!(
-            apply(&View::Pending, &config("", vec![]), compile).unwrap_err(),
-            "no service"
-        );
+        assert_eq!(apply(&View::Pending, &config("", vec![]), compile).unwrap_err(), "no service");
         let bad = config("s", vec![upsert(true, &["nonsense"])]);
-        assert!(
-            apply(&View::Pending, &bad, compile)
-                .unwrap_err()
-                .contains("nonsense")
-        );
+        assert!(apply(&View::Pending, &bad, compile).unwrap_err().contains("nonsense"));
     }
 }

@@ -70,12 +70,7 @@ async fn open<T>(
     let (asks, outgoing) = mpsc::unbounded_channel();
     send(&asks, Ask::Node(inputs.node.clone()));
     for authority in inputs.entries.lock().keys() {
-        send(
-            &asks,
-            Ask::Subscribe(Subscribe {
-                authority: authority.to_string(),
-            }),
-        );
+        send(&asks, Ask::Subscribe(Subscribe { authority: authority.to_string() }));
     }
     let mut client = DiscoveryClient::new(channel);
     let call = client.watch(UnboundedReceiverStream::new(outgoing));
@@ -124,12 +119,7 @@ fn unsubscribe_unused<T>(inputs: &Inputs<T>, asks: &Asks) {
     entries.retain(|authority, entry| {
         let used = entry.receiver_count() > 0;
         if !used {
-            send(
-                asks,
-                Ask::Unsubscribe(Unsubscribe {
-                    authority: authority.to_string(),
-                }),
-            );
+            send(asks, Ask::Unsubscribe(Unsubscribe { authority: authority.to_string() }));
         }
         used
     });
@@ -163,25 +153,9 @@ fn handle<T>(inputs: &Inputs<T>, asks: &Asks, answer: WatchResponse) {
             send(asks, Ask::Ack(Ack { authority, version }));
         }
         Err(reason) => {
-            inputs
-                .metrics
-                .updates
-                .with_label_values(&["rejected"])
-                .inc();
-            tracing::warn!(
-                authority,
-                version,
-                reason,
-                "update rejected; the last good one stays"
-            );
-            send(
-                asks,
-                Ask::Reject(Reject {
-                    authority,
-                    version,
-                    reason,
-                }),
-            );
+            inputs.metrics.updates.with_label_values(&["rejected"]).inc();
+            tracing::warn!(authority, version, reason, "update rejected; the last good one stays");
+            send(asks, Ask::Reject(Reject { authority, version, reason }));
         }
     }
 }

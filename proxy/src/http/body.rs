@@ -106,9 +106,7 @@ impl Watched {
         while idle.timer.as_mut().poll(cx).is_ready() {
             let due = idle.last + idle.limit;
             if due <= Instant::now() {
-                return Some(BodyError::Timeout(
-                    "the stream was silent for the idle timeout",
-                ));
+                return Some(BodyError::Timeout("the stream was silent for the idle timeout"));
             }
             idle.timer.as_mut().reset(due);
         }
@@ -191,11 +189,7 @@ impl Replay {
             ended: false,
             generation: 0,
         };
-        Self {
-            shared: Arc::new(Mutex::new(source)),
-            generation: 0,
-            position: 0,
-        }
+        Self { shared: Arc::new(Mutex::new(source)), generation: 0, position: 0 }
     }
 
     /// The same body from its start, for another try; ends the former one. `None` when it is too large.
@@ -208,21 +202,13 @@ impl Replay {
         source.generation += 1;
         let generation = source.generation;
         drop(source);
-        Some(Self {
-            shared: Arc::clone(&self.shared),
-            generation,
-            position: 0,
-        })
+        Some(Self { shared: Arc::clone(&self.shared), generation, position: 0 })
     }
 
     /// A handle that outlives the try that consumes the body.
     #[must_use]
     pub fn handle(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-            generation: self.generation,
-            position: usize::MAX,
-        }
+        Self { shared: Arc::clone(&self.shared), generation: self.generation, position: usize::MAX }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -259,14 +245,10 @@ impl Replay {
         let Some(rest) = rest.exact() else {
             return SizeHint::default();
         };
-        let kept = source
-            .kept
-            .iter()
-            .skip(self.position)
-            .map(|kept| match kept {
-                Kept::Data(data) => data.len() as u64,
-                Kept::Trailers(_) => 0,
-            });
+        let kept = source.kept.iter().skip(self.position).map(|kept| match kept {
+            Kept::Data(data) => data.len() as u64,
+            Kept::Trailers(_) => 0,
+        });
         SizeHint::with_exact(rest + kept.sum::<u64>())
     }
 }
@@ -313,9 +295,9 @@ impl HttpBody for Body {
                 *self = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
-            Self::Incoming(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|f| f.map_err(BodyError::from))),
+            Self::Incoming(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(BodyError::from)))
+            }
             Self::Replay(body) => body.poll(cx),
             Self::Watched(body) => body.poll(cx),
         }

@@ -46,23 +46,17 @@ impl Sender {
             Self::Http1(sender) => {
                 // A connection that was idle may just have been closed by its other end.
                 sender.ready().await.map_err(|err| unsent(&err))?;
-                sender
-                    .try_send_request(request)
-                    .await
-                    .map_err(|mut err| match err.take_message() {
-                        Some(_) => unsent(err.error()),
-                        None => sent(err.error()),
-                    })
+                sender.try_send_request(request).await.map_err(|mut err| match err.take_message() {
+                    Some(_) => unsent(err.error()),
+                    None => sent(err.error()),
+                })
             }
             Self::Http2(sender) => {
                 sender.ready().await.map_err(|err| unsent(&err))?;
-                sender
-                    .try_send_request(request)
-                    .await
-                    .map_err(|mut err| match err.take_message() {
-                        Some(_) => unsent(err.error()),
-                        None => sent(err.error()),
-                    })
+                sender.try_send_request(request).await.map_err(|mut err| match err.take_message() {
+                    Some(_) => unsent(err.error()),
+                    None => sent(err.error()),
+                })
             }
         }
     }
@@ -116,10 +110,7 @@ where
 }
 
 fn unsent(error: &hyper::Error) -> Failure {
-    let details = format!(
-        "the connection closed before the request was sent: {}",
-        chain(error)
-    );
+    let details = format!("the connection closed before the request was sent: {}", chain(error));
     Failure::new(ErrorType::ConnectionTerminated, details).with_progress(Progress::Unprocessed)
 }
 
@@ -128,11 +119,7 @@ fn sent(error: &hyper::Error) -> Failure {
         // REFUSED_STREAM and streams above a GOAWAY's last one were never looked at (RFC 9113 section 8.7).
         let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM)
             || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR));
-        let progress = if refused {
-            Progress::Unprocessed
-        } else {
-            Progress::Unknown
-        };
+        let progress = if refused { Progress::Unprocessed } else { Progress::Unknown };
         let details = format!("the stream was reset: {h2}");
         return Failure::new(ErrorType::ConnectionTerminated, details).with_progress(progress);
     }

@@ -51,10 +51,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-    if headers
-        .get(header::TE)
-        .is_some_and(|value| value != "trailers")
-    {
+    if headers.get(header::TE).is_some_and(|value| value != "trailers") {
         headers.remove(header::TE);
     }
 }
@@ -102,9 +99,7 @@ pub fn authority(head: &request::Parts) -> Result<Authority, Failure> {
 /// The path and query, `/` where there is none.
 #[must_use]
 pub fn path_and_query(uri: &Uri) -> PathAndQuery {
-    uri.path_and_query()
-        .cloned()
-        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+    uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 /// Rewrites the target for an HTTP/1 hop: origin-form with a `Host` header.
@@ -182,21 +177,13 @@ mod tests {
     #[test]
     fn the_authority_is_unambiguous() {
         let of = |request| authority(&head(request)).map(|a| a.to_string());
-        assert_eq!(
-            of(Request::get("/").header("host", "a:80")).unwrap(),
-            "a:80"
-        );
-        assert_eq!(
-            of(Request::get("http://b/x").header("host", "a")).unwrap(),
-            "b"
-        );
+        assert_eq!(of(Request::get("/").header("host", "a:80")).unwrap(), "a:80");
+        assert_eq!(of(Request::get("http://b/x").header("host", "a")).unwrap(), "b");
         assert!(of(Request::get("/")).is_err());
         assert!(of(Request::get("/").header("host", "a").header("host", "b")).is_err());
         assert!(of(Request::get("/").header("host", "u@a")).is_err());
         assert!(of(Request::get("/").header("host", "a b")).is_err());
-        let h2 = Request::get("http://a/")
-            .version(Version::HTTP_2)
-            .header("host", "b");
+        let h2 = Request::get("http://a/").version(Version::HTTP_2).header("host", "b");
         assert!(of(h2).is_err());
     }
 

@@ -21,14 +21,9 @@ impl Asked {
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
         let accepts = |text: &str| text.contains("json");
-        let problem = headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .any(|value| value.to_str().is_ok_and(accepts));
-        Self {
-            grpc: is_grpc(headers),
-            problem,
-        }
+        let problem =
+            headers.get_all(header::ACCEPT).iter().any(|value| value.to_str().is_ok_and(accepts));
+        Self { grpc: is_grpc(headers), problem }
     }
 
     /// Whether the call is gRPC.
@@ -41,14 +36,8 @@ impl Asked {
 /// The response for a failure.
 #[must_use]
 pub fn failure(failure: &Failure, asked: Asked) -> Response<Body> {
-    let mut response = if asked.grpc {
-        grpc(failure)
-    } else {
-        http(failure, asked)
-    };
-    response
-        .headers_mut()
-        .insert(PROXY_STATUS, proxy_status(failure));
+    let mut response = if asked.grpc { grpc(failure) } else { http(failure, asked) };
+    response.headers_mut().insert(PROXY_STATUS, proxy_status(failure));
     response
 }
 
@@ -81,9 +70,7 @@ fn http(failure: &Failure, asked: Asked) -> Response<Body> {
     };
     let mut response = Response::new(Body::Full(Bytes::from(text)));
     *response.status_mut() = failure.status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -97,16 +84,10 @@ fn grpc(failure: &Failure) -> Response<Body> {
         StatusCode::INTERNAL_SERVER_ERROR => 13,
         _ => 14,
     };
-    let message: String = format!("duet: {failure}")
-        .chars()
-        .map(grpc_message_char)
-        .collect();
+    let message: String = format!("duet: {failure}").chars().map(grpc_message_char).collect();
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/grpc"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from(code));
     if let Ok(message) = HeaderValue::from_str(&message) {
         headers.insert("grpc-message", message);
@@ -116,11 +97,7 @@ fn grpc(failure: &Failure) -> Response<Body> {
 
 /// `grpc-message` is percent-encoded; our own texts need only this much of it.
 fn grpc_message_char(c: char) -> char {
-    if matches!(c, ' '..='~') && c != '%' {
-        c
-    } else {
-        '?'
-    }
+    if matches!(c, ' '..='~') && c != '%' { c } else { '?' }
 }
 
 #[cfg(test)]
@@ -129,10 +106,7 @@ mod tests {
     use crate::error::ErrorType;
 
     fn unavailable() -> Failure {
-        Failure::new(
-            ErrorType::DestinationUnavailable,
-            "no endpoint of \"a\" is ready\n",
-        )
+        Failure::new(ErrorType::DestinationUnavailable, "no endpoint of \"a\" is ready\n")
     }
 
     #[test]
@@ -149,10 +123,7 @@ mod tests {
     #[test]
     fn grpc_callers_get_a_grpc_status() {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/grpc"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         let response = failure(&unavailable(), Asked::of(&headers));
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "14");

@@ -35,9 +35,7 @@ impl Store {
             .mode(0o700)
             .create(folder)
             .with_context(|| format!("state folder {}", folder.display()))?;
-        Ok(Self {
-            folder: folder.to_owned(),
-        })
+        Ok(Self { folder: folder.to_owned() })
     }
 
     /// Where.
@@ -73,18 +71,9 @@ impl Store {
         let leaf = chain.first().context("no certificate in it")?;
         let id = spiffe_id(leaf)?;
         let (not_before, not_after) = validity(leaf)?;
-        let material = TlsMaterial {
-            chain,
-            key,
-            roots,
-            id,
-        };
+        let material = TlsMaterial { chain, key, roots, id };
         duet_api::tls::server_config(&material, false)?;
-        Ok(Svid {
-            material,
-            not_before,
-            not_after,
-        })
+        Ok(Svid { material, not_before, not_after })
     }
 
     /// Replaces what is stored.
@@ -96,19 +85,13 @@ impl Store {
         for certificate in &svid.material.chain {
             text.push_str(&pem("CERTIFICATE", certificate));
         }
-        let roots = svid
-            .material
-            .roots
-            .iter()
-            .map(|root| pem("CERTIFICATE", root));
+        let roots = svid.material.roots.iter().map(|root| pem("CERTIFICATE", root));
         self.write(BUNDLE, &roots.collect::<String>())?;
         self.write(SVID, &text)
     }
 
     fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let temporary = self
-            .folder
-            .join(format!("{name}.{}.tmp", std::process::id()));
+        let temporary = self.folder.join(format!("{name}.{}.tmp", std::process::id()));
         let mut file = fs::OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -172,11 +155,7 @@ mod tests {
             id: uri.parse().unwrap(),
         };
         let (not_before, not_after) = validity(certificate.der()).unwrap();
-        Svid {
-            material,
-            not_before,
-            not_after,
-        }
+        Svid { material, not_before, not_after }
     }
 
     #[test]
@@ -189,10 +168,7 @@ mod tests {
         let loaded = store.load().unwrap();
         assert_eq!(loaded.material.id, saved.material.id);
         assert_eq!(loaded.not_after, saved.not_after);
-        let mode = fs::metadata(store.folder().join(SVID))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(store.folder().join(SVID)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -202,11 +178,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         assert!(store.load().is_none());
         store.save(&svid()).unwrap();
-        fs::write(
-            folder.path().join(SVID),
-            "-----BEGIN CERTIFICATE-----\nAAAA\n",
-        )
-        .unwrap();
+        fs::write(folder.path().join(SVID), "-----BEGIN CERTIFICATE-----\nAAAA\n").unwrap();
         assert!(store.load().is_none());
     }
 }

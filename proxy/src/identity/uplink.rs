@@ -47,17 +47,13 @@ pub async fn connect_once(control_plane: &str, config: ClientConfig) -> anyhow::
     let address: Arc<str> = control_plane.into();
     // Dialled here and not in the connector, whose errors tonic hides behind "transport error".
     let mut stream = Some(TokioIo::new(
-        dial(&address, config)
-            .await
-            .with_context(|| format!("connecting to {address}"))?,
+        dial(&address, config).await.with_context(|| format!("connecting to {address}"))?,
     ));
     let connector = tower::service_fn(move |_uri: Uri| {
         let stream = stream.take();
         async move { stream.ok_or_else(|| io::Error::other("the first connection ended")) }
     });
-    Ok(endpoint(control_plane)?
-        .connect_with_connector(connector)
-        .await?)
+    Ok(endpoint(control_plane)?.connect_with_connector(connector).await?)
 }
 
 fn endpoint(control_plane: &str) -> anyhow::Result<Endpoint> {
@@ -87,9 +83,7 @@ async fn dial(address: &str, mut config: ClientConfig) -> io::Result<TlsStream<T
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("control-plane.duet.internal").map_err(io::Error::other)?;
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connect)
         .await

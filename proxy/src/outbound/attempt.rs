@@ -53,10 +53,7 @@ pub(super) async fn run<'r>(
 ) -> Result<Answer<'r>, Failure> {
     let (index, filters) = rule.choose()?;
     let Some((backend, replicas)) = destination.backend(index) else {
-        return Err(Failure::new(
-            ErrorType::ProxyInternalError,
-            "the backend is gone",
-        ));
+        return Err(Failure::new(ErrorType::ProxyInternalError, "the backend is gone"));
     };
     let replica = choose(destination, replicas, tried).ok_or_else(|| {
         let text = format!("{} has no endpoint that is ready", backend.name());
@@ -68,16 +65,12 @@ pub(super) async fn run<'r>(
     let started = Instant::now();
     let exchange = exchange(call, backend, &replica, filters, tried.count());
     let outcome = match rule.try_timeout {
-        Some(limit) => tokio::time::timeout(limit, exchange)
-            .await
-            .unwrap_or_else(|_elapsed| {
-                let text = format!(
-                    "{} did not answer a try within {limit:?}",
-                    replica.pool.target().address
-                );
-                let failure = Failure::new(ErrorType::HttpResponseTimeout, text);
-                Err(failure.with_progress(Progress::Unknown))
-            }),
+        Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_elapsed| {
+            let text =
+                format!("{} did not answer a try within {limit:?}", replica.pool.target().address);
+            let failure = Failure::new(ErrorType::HttpResponseTimeout, text);
+            Err(failure.with_progress(Progress::Unknown))
+        }),
         None => exchange.await,
     };
     let failed = match &outcome {
@@ -85,18 +78,9 @@ pub(super) async fn run<'r>(
         Err(failure) => failure.progress != Progress::Final,
     };
     let took = started.elapsed();
-    let sample = if failed {
-        took.max(peak_ewma::PENALTY)
-    } else {
-        took
-    };
+    let sample = if failed { took.max(peak_ewma::PENALTY) } else { took };
     replica.observe(sample, destination.clock());
-    outcome.map(|(response, lease)| Answer {
-        response,
-        lease,
-        in_flight,
-        filters,
-    })
+    outcome.map(|(response, lease)| Answer { response, lease, in_flight, filters })
 }
 
 /// An endpoint that this call has not tried; one that it has, where there is no other.
@@ -106,16 +90,8 @@ fn choose(
     tried: &Tried,
 ) -> Option<Arc<Replica>> {
     let now = destination.clock();
-    let cost = |index: usize| {
-        replicas
-            .get(index)
-            .map_or(f64::MAX, |replica| replica.cost(now))
-    };
-    let fresh = |index: usize| {
-        replicas
-            .get(index)
-            .is_some_and(|replica| !tried.has(replica))
-    };
+    let cost = |index: usize| replicas.get(index).map_or(f64::MAX, |replica| replica.cost(now));
+    let fresh = |index: usize| replicas.get(index).is_some_and(|replica| !tried.has(replica));
     let index = pick(replicas.len(), &mut rand::rng(), cost, fresh)
         .or_else(|| pick(replicas.len(), &mut rand::rng(), cost, |_| true))?;
     replicas.get(index).map(Arc::clone)
@@ -129,17 +105,8 @@ async fn exchange(
     attempt: u32,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let transport = transport(replica, backend.protocol, call.head.version);
-    let mut lease = replica
-        .pool
-        .lease(transport, backend.connect_timeout)
-        .await?;
-    let head = head(
-        call,
-        filters,
-        transport,
-        replica.pool.target().identity.is_some(),
-        attempt,
-    );
+    let mut lease = replica.pool.lease(transport, backend.connect_timeout).await?;
+    let head = head(call, filters, transport, replica.pool.target().identity.is_some(), attempt);
     let body = match call.body.take() {
         Some(CallBody::Once(body)) => Body::Incoming(body),
         Some(CallBody::Replay(body)) => Body::Replay(body),
@@ -175,12 +142,10 @@ fn head(
     let (mut head, mut authority) = (call.head.clone(), call.authority.clone());
     filters.apply_request(&mut head, &mut authority);
     if mesh && head.version != Version::HTTP_2 {
-        head.headers
-            .insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
+        head.headers.insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
     }
     if attempt > 1 {
-        head.headers
-            .insert(headers::ATTEMPT, HeaderValue::from(attempt));
+        head.headers.insert(headers::ATTEMPT, HeaderValue::from(attempt));
     }
     match transport {
         Transport::Http1 => headers::for_http1(&mut head, &authority),
@@ -204,9 +169,7 @@ pub(super) fn progress(answer: &Answer<'_>, rule: &Rule) -> Option<Progress> {
     if rule.retry.codes.contains(&status) {
         return Some(Progress::Unknown);
     }
-    rule.retry
-        .wants(status, headers)
-        .then_some(Progress::Allowed)
+    rule.retry.wants(status, headers).then_some(Progress::Allowed)
 }
 
 /// The response to the caller, watched until its last byte.
@@ -216,12 +179,7 @@ pub(super) fn respond(
     rule: &Rule,
     (deadline, idle): (Option<Instant>, Option<Duration>),
 ) -> Response<Body> {
-    let Answer {
-        response,
-        lease,
-        in_flight,
-        filters,
-    } = answer;
+    let Answer { response, lease, in_flight, filters } = answer;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     if head.headers.contains_key(headers::PROGRESS)
@@ -235,11 +193,7 @@ pub(super) fn respond(
     filters.apply_response(&mut head.headers);
     rule.filters.apply_response(&mut head.headers);
     record.answered(head.status, &head.headers);
-    let mut end = End {
-        record,
-        lease: Some(lease),
-        _in_flight: in_flight,
-    };
+    let mut end = End { record, lease: Some(lease), _in_flight: in_flight };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, Body::Incoming(body));

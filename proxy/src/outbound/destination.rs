@@ -84,15 +84,11 @@ pub fn compile(raw: &proto::Destination, former: Option<&Config>) -> Result<Conf
     if raw.rules.is_empty() {
         return Err("a destination without rules".to_owned());
     }
-    let limits = raw
-        .retry_budget
-        .map_or_else(BudgetLimits::default, |raw| BudgetLimits {
-            percent: raw.percent,
-            min_per_second: raw.min_per_second,
-        });
-    let budget = former
-        .map(|former| &former.budget)
-        .filter(|budget| budget.limits() == limits);
+    let limits = raw.retry_budget.map_or_else(BudgetLimits::default, |raw| BudgetLimits {
+        percent: raw.percent,
+        min_per_second: raw.min_per_second,
+    });
+    let budget = former.map(|former| &former.budget).filter(|budget| budget.limits() == limits);
     let budget = budget.map_or_else(|| Arc::new(RetryBudget::new(limits)), Arc::clone);
     let backends: Vec<Backend> = raw.backends.iter().map(Backend::new).collect();
     let rule =
@@ -131,29 +127,18 @@ impl Rule {
     fn compile(raw: &proto::Rule, backends: &[Backend]) -> Result<Self, String> {
         let prefix = prefix(raw);
         let weighted = |raw: &proto::WeightedBackend| {
-            let index = backends
-                .iter()
-                .position(|backend| *backend.name == *raw.backend);
+            let index = backends.iter().position(|backend| *backend.name == *raw.backend);
             let backend = if raw.invalid.is_empty() {
                 index.ok_or_else(|| format!("no backend {:?}", raw.backend))
             } else {
                 Err(raw.invalid.clone())
             };
             let filters = Filters::compile(&raw.filters, prefix)?;
-            Ok::<_, String>(Weighted {
-                backend,
-                weight: raw.weight,
-                filters,
-            })
+            Ok::<_, String>(Weighted { backend, weight: raw.weight, filters })
         };
-        let weighted = raw
-            .backends
-            .iter()
-            .map(weighted)
-            .collect::<Result<Vec<_>, _>>()?;
-        let total_weight = weighted
-            .iter()
-            .try_fold(0_u32, |sum, next| sum.checked_add(next.weight));
+        let weighted = raw.backends.iter().map(weighted).collect::<Result<Vec<_>, _>>()?;
+        let total_weight =
+            weighted.iter().try_fold(0_u32, |sum, next| sum.checked_add(next.weight));
         let timeouts = raw.timeouts.unwrap_or_default();
         let idle = duration(timeouts.idle).unwrap_or(DEFAULT_IDLE_TIMEOUT);
         Ok(Self {
@@ -253,16 +238,9 @@ impl Destination {
             .map(Option::unwrap_or_default)
             .collect();
         let known = endpoints.iter().map(Vec::len).sum::<usize>();
-        metrics
-            .endpoints
-            .set(i64::try_from(known).unwrap_or(i64::MAX));
+        metrics.endpoints.set(i64::try_from(known).unwrap_or(i64::MAX));
         replicas.retain(|_, replica| replica.strong_count() > 0);
-        Self {
-            config,
-            endpoints,
-            metrics,
-            started,
-        }
+        Self { config, endpoints, metrics, started }
     }
 
     /// `namespace/name:port`.
@@ -294,11 +272,7 @@ impl Destination {
     /// # Errors
     /// With status 404 when none matches (Gateway API).
     pub fn find(&self, head: &request::Parts) -> Result<&Rule, Failure> {
-        let found = self
-            .config
-            .routes
-            .find(head)
-            .and_then(|index| self.config.rules.get(index));
+        let found = self.config.routes.find(head).and_then(|index| self.config.rules.get(index));
         found.ok_or_else(|| {
             let text = format!(
                 "no route of {} matches {} {}",
@@ -315,13 +289,7 @@ impl Destination {
     #[must_use]
     pub fn backend(&self, index: usize) -> Option<(&Backend, &[Arc<Replica>])> {
         let backend = self.config.backends.get(index)?;
-        Some((
-            backend,
-            self.endpoints
-                .get(index)
-                .map(Vec::as_slice)
-                .unwrap_or_default(),
-        ))
+        Some((backend, self.endpoints.get(index).map(Vec::as_slice).unwrap_or_default()))
     }
 
     /// Seconds of the worker's clock, for latency estimates.

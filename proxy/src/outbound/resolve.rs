@@ -54,13 +54,7 @@ impl Destinations {
         metrics: CallMetrics,
     ) -> Self {
         let (started, known) = (Instant::now(), Mutex::default());
-        Self {
-            discovery,
-            connector,
-            metrics,
-            started,
-            known,
-        }
+        Self { discovery, connector, metrics, started, known }
     }
 
     /// The destination. One that has backends but no endpoint at all gets a moment to find one.
@@ -78,9 +72,7 @@ impl Destinations {
                 }
             }
         };
-        tokio::time::timeout(NO_ENDPOINT_TIMEOUT, found)
-            .await
-            .unwrap_or(Ok(destination))
+        tokio::time::timeout(NO_ENDPOINT_TIMEOUT, found).await.unwrap_or(Ok(destination))
     }
 
     /// The destination; waits for the control plane on first use only.
@@ -101,10 +93,7 @@ impl Destinations {
         }
         drop(waited);
         self.look_up(&name)?.ok_or_else(|| {
-            Failure::new(
-                ErrorType::DestinationUnavailable,
-                "the destination is going away",
-            )
+            Failure::new(ErrorType::DestinationUnavailable, "the destination is going away")
         })
     }
 
@@ -123,11 +112,7 @@ impl Destinations {
             return Ok(entry.view.clone());
         }
         let view = self.discovery.resolve(name)?;
-        let entry = Entry {
-            view: view.clone(),
-            built: None,
-            unused: 0,
-        };
+        let entry = Entry { view: view.clone(), built: None, unused: 0 };
         known.entries.insert(name.into(), entry);
         Ok(view)
     }

@@ -21,10 +21,7 @@ pub struct BudgetLimits {
 
 impl Default for BudgetLimits {
     fn default() -> Self {
-        Self {
-            percent: 20,
-            min_per_second: 10,
-        }
+        Self { percent: 20, min_per_second: 10 }
     }
 }
 
@@ -44,26 +41,16 @@ impl Slot {
     fn add(&self, second: u64) {
         let second = second & u64::from(u32::MAX);
         // Never fails: the closure always answers.
-        let _former = self
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
-                let count = if value >> 32 == second {
-                    value & u64::from(u32::MAX)
-                } else {
-                    0
-                };
-                Some(second << 32 | (count + 1).min(u64::from(u32::MAX)))
-            });
+        let _former = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
+            let count = if value >> 32 == second { value & u64::from(u32::MAX) } else { 0 };
+            Some(second << 32 | (count + 1).min(u64::from(u32::MAX)))
+        });
     }
 
     fn count(&self, now: u64) -> u64 {
         let value = self.0.load(Ordering::Relaxed);
         let age = (now & u64::from(u32::MAX)).wrapping_sub(value >> 32);
-        if age < WINDOW {
-            value & u64::from(u32::MAX)
-        } else {
-            0
-        }
+        if age < WINDOW { value & u64::from(u32::MAX) } else { 0 }
     }
 }
 
@@ -71,11 +58,7 @@ impl RetryBudget {
     /// An unspent budget.
     #[must_use]
     pub fn new(limits: BudgetLimits) -> Self {
-        Self {
-            limits,
-            requests: Default::default(),
-            retries: Default::default(),
-        }
+        Self { limits, requests: Default::default(), retries: Default::default() }
     }
 
     /// What it was made with.
@@ -116,10 +99,7 @@ mod tests {
 
     #[test]
     fn retries_never_exceed_the_budget_over_a_million_requests() {
-        let limits = BudgetLimits {
-            percent: 20,
-            min_per_second: 10,
-        };
+        let limits = BudgetLimits { percent: 20, min_per_second: 10 };
         let budget = RetryBudget::new(limits);
         let (mut granted, mut window) = (0_u64, std::collections::VecDeque::new());
         for n in 0..1_000_000_u64 {
@@ -138,20 +118,14 @@ mod tests {
 
     #[test]
     fn a_budget_of_nothing_grants_nothing() {
-        let budget = RetryBudget::new(BudgetLimits {
-            percent: 0,
-            min_per_second: 0,
-        });
+        let budget = RetryBudget::new(BudgetLimits { percent: 0, min_per_second: 0 });
         budget.request(5);
         assert!(!budget.retry(5));
     }
 
     #[test]
     fn what_was_spent_comes_back_after_the_window() {
-        let budget = RetryBudget::new(BudgetLimits {
-            percent: 0,
-            min_per_second: 1,
-        });
+        let budget = RetryBudget::new(BudgetLimits { percent: 0, min_per_second: 1 });
         let granted = (0..100).filter(|_| budget.retry(7)).count();
         assert_eq!(granted, 10);
         assert!(!budget.retry(16));

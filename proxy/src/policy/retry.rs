@@ -46,15 +46,9 @@ impl RetryPolicy {
         let Some(raw) = raw else {
             return Self::default();
         };
-        let codes = |codes: &[u32]| {
-            codes
-                .iter()
-                .filter_map(|code| u16::try_from(*code).ok())
-                .collect()
-        };
-        let backoff = raw
-            .backoff
-            .and_then(|backoff| Duration::try_from(backoff).ok());
+        let codes =
+            |codes: &[u32]| codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect();
+        let backoff = raw.backoff.and_then(|backoff| Duration::try_from(backoff).ok());
         Self {
             attempts: raw.attempts,
             codes: codes(&raw.codes),
@@ -75,11 +69,8 @@ impl RetryPolicy {
     /// The wait before try number `retry` (1 for the first retry), with `random` of 0 to 1 as jitter.
     #[must_use]
     pub fn wait(&self, retry: u32, random: f64) -> Duration {
-        let full = self
-            .backoff
-            .saturating_mul(1 << retry.saturating_sub(1).min(10));
-        full.min(self.backoff.saturating_mul(10))
-            .mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
+        let full = self.backoff.saturating_mul(1 << retry.saturating_sub(1).min(10));
+        full.min(self.backoff.saturating_mul(10)).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
     }
 }
 
@@ -120,11 +111,8 @@ mod tests {
 
     #[test]
     fn only_named_statuses_are_retried() {
-        let policy = RetryPolicy {
-            codes: vec![503],
-            grpc_codes: vec![14],
-            ..RetryPolicy::default()
-        };
+        let policy =
+            RetryPolicy { codes: vec![503], grpc_codes: vec![14], ..RetryPolicy::default() };
         assert!(policy.wants(503, &HeaderMap::new()));
         assert!(!policy.wants(500, &HeaderMap::new()));
         let mut grpc = HeaderMap::new();

@@ -83,11 +83,8 @@ impl Api {
     fn health(&self, with_app: bool) -> Response<Body> {
         let ready = self.workload.borrow().is_some() && (!with_app || *self.app_ready.borrow());
         let mut response = Response::new(Body::Empty);
-        *response.status_mut() = if ready {
-            StatusCode::NO_CONTENT
-        } else {
-            StatusCode::INTERNAL_SERVER_ERROR
-        };
+        *response.status_mut() =
+            if ready { StatusCode::NO_CONTENT } else { StatusCode::INTERNAL_SERVER_ERROR };
         response
     }
 

@@ -41,12 +41,7 @@ impl Buses {
     ) -> Arc<Self> {
         // The channel reconnects by itself: there is one from the start, for ever.
         let channel = watch::Sender::new(Some(channel));
-        Arc::new(Self {
-            outbox,
-            channel,
-            workload,
-            open: Mutex::default(),
-        })
+        Arc::new(Self { outbox, channel, workload, open: Mutex::default() })
     }
 
     /// Opens every bus as soon as it is known, so that what waits in the outbox from before a restart follows even
@@ -55,9 +50,12 @@ impl Buses {
         let mut workload = self.workload.clone();
         let follow = async {
             loop {
-                for bus in self.names() {
-                    self.open(&bus);
+                let names = self.names();
+                for bus in &names {
+                    self.open(bus);
                 }
+                // What waits for a bus that is gone stays in the outbox, in case that it comes back.
+                self.open.lock().retain(|name, _| names.contains(name));
                 if workload.changed().await.is_err() {
                     return;
                 }
@@ -93,30 +91,19 @@ impl Buses {
             // Not told yet: anything but the default bus may or may not exist.
             None if bus != DEFAULT_BUS => {
                 let text = format!("it is not known yet whether there is a bus {bus:?}");
-                let mut problem = Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "ERR_PUBSUB_NOT_READY",
-                    text,
-                );
+                let mut problem =
+                    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "ERR_PUBSUB_NOT_READY", text);
                 problem.retry_after = Some(1);
                 Err(problem)
             }
             Some(None) => {
                 let names = self.names().join(", ");
                 let text = format!("there is no bus {bus:?}; known are: {names}");
-                Err(Problem::new(
-                    StatusCode::NOT_FOUND,
-                    "ERR_PUBSUB_NOT_FOUND",
-                    text,
-                ))
+                Err(Problem::new(StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", text))
             }
             Some(Some(declared)) if refuses(declared, topic) => {
                 let text = format!("bus {bus:?} takes declared topics only, and {topic:?} is none");
-                Err(Problem::new(
-                    StatusCode::NOT_FOUND,
-                    "ERR_TOPIC_NOT_FOUND",
-                    text,
-                ))
+                Err(Problem::new(StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", text))
             }
             None | Some(Some(_)) => Ok(self.open(bus).publisher),
         }
@@ -127,10 +114,7 @@ impl Buses {
         let make = || {
             let bus = Arc::new(RemoteBus::new(name, self.channel.subscribe()));
             let shared: Arc<dyn EventBus> = Arc::<RemoteBus>::clone(&bus);
-            OpenBus {
-                bus,
-                publisher: Arc::new(self.outbox.relay(name, shared)),
-            }
+            OpenBus { bus, publisher: Arc::new(self.outbox.relay(name, shared)) }
         };
         open.entry(name.to_owned()).or_insert_with(make).clone()
     }

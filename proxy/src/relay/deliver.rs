@@ -27,6 +27,8 @@ use crate::http::headers::TRACEPARENT;
 const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
 /// Most that is read of an answer; the status word comes at its start.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Wait before pulling again after the application was not there.
+const AWAY_PAUSE: Duration = Duration::from_millis(200);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -53,16 +55,8 @@ impl Consumption {
         app_ready: watch::Receiver<bool>,
         metrics: &EventMetrics,
     ) -> Self {
-        let (errors, post) = (
-            metrics.refused.clone(),
-            Arc::new(Post::new(spec, app, metrics)),
-        );
-        Self {
-            bus,
-            app_ready,
-            errors,
-            post,
-        }
+        let (errors, post) = (metrics.refused.clone(), Arc::new(Post::new(spec, app, metrics)));
+        Self { bus, app_ready, errors, post }
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
@@ -74,33 +68,43 @@ impl Consumption {
                 here = self.app_ready.wait_for(|ready| *ready) => if here.is_err() { return },
             }
             let spec = self.post.spec.clone();
-            let end = match self.bus.consume(spec).await {
+            let bus = Arc::clone(&self.bus);
+            let opened = tokio::select! {
+                opened = bus.consume(spec) => opened,
+                () = stop.cancelled() => return,
+            };
+            let end = match opened {
                 Ok(consumer) => {
                     backoff = FIRST_BACKOFF;
                     self.consume(consumer, &stop).await
                 }
                 Err(error) => End::Broken(error),
             };
-            match end {
+            let pause = match end {
                 End::Stopped => return,
-                End::AppAway => {}
-                End::Broken(error) => {
-                    self.errors.with_label_values(&["bus"]).inc();
-                    let subscription = &self.post.spec.name;
-                    if error.is_retryable() {
-                        tracing::info!(%error, subscription, "no events for now; trying again");
-                    } else {
-                        tracing::error!(%error, subscription, "the bus refuses the subscription");
-                        backoff = LONGEST_BACKOFF;
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.mul_f64(0.5 + rand::random::<f64>())) => {}
-                        () = stop.cancelled() => return,
-                    }
-                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
-                }
+                End::AppAway => AWAY_PAUSE,
+                End::Broken(error) => self.broken(&error, &mut backoff),
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// Reports a consumer that broke; how long to wait before the next one.
+    fn broken(&self, error: &ConsumeError, backoff: &mut Duration) -> Duration {
+        self.errors.with_label_values(&["bus"]).inc();
+        let subscription = &self.post.spec.name;
+        if error.is_retryable() {
+            tracing::info!(%error, subscription, "no events for now; trying again");
+        } else {
+            tracing::error!(%error, subscription, "the bus refuses the subscription");
+            *backoff = LONGEST_BACKOFF;
+        }
+        let pause = backoff.mul_f64(0.5 + rand::random::<f64>());
+        *backoff = (*backoff * 2).min(LONGEST_BACKOFF);
+        pause
     }
 
     async fn consume(&mut self, mut consumer: Consumer, stop: &CancellationToken) -> End {
@@ -114,14 +118,21 @@ impl Consumption {
                     Ok(_) => break End::AppAway,
                     Err(_closed) => break End::Stopped,
                 },
-                _ = open.join_next(), if !open.is_empty() => {}
+                settled = open.join_next(), if !open.is_empty() => {
+                    // Not there, although the probe has not noticed: do not pull what cannot be delivered.
+                    if matches!(settled, Some(Ok(false))) {
+                        break End::AppAway;
+                    }
+                }
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => {
                         let (post, settler) = (Arc::clone(&self.post), settler.clone());
                         open.spawn(async move {
                             let id = delivery.id;
                             let outcome = post.deliver(delivery).await;
+                            let reached = !matches!(outcome, Settle::Release { .. });
                             settler.settle(id, outcome);
+                            reached
                         });
                     }
                     Some(Err(error)) => break End::Broken(error),
@@ -185,13 +196,7 @@ impl Post {
             Settle::DeadLetter { reason, .. } => {
                 self.dead.inc();
                 let (subscription, id) = (&self.spec.name, delivery.event.id());
-                tracing::warn!(
-                    subscription,
-                    id,
-                    reason,
-                    attempt,
-                    "event goes to the dead letters"
-                );
+                tracing::warn!(subscription, id, reason, attempt, "event goes to the dead letters");
             }
         }
         settle
@@ -208,16 +213,11 @@ impl Post {
                 return AppAnswer::NotReached;
             }
             Err(failure) => {
-                return AppAnswer::NoAnswer {
-                    reason: failure.to_string(),
-                };
+                return AppAnswer::NoAnswer { reason: failure.to_string() };
             }
         };
         let status = response.status().as_u16();
-        match Limited::new(response.into_body(), MAX_ANSWER_BYTES)
-            .collect()
-            .await
-        {
+        match Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await {
             Ok(body) => {
                 lease.release();
                 AppAnswer::from_http(status, &body.to_bytes())
@@ -230,40 +230,30 @@ impl Post {
     fn request(&self, delivery: &Delivery) -> Result<Request<Body>, String> {
         let event = &delivery.event;
         let (content_type, body) = if self.spec.raw_payload {
-            let kind = event
-                .data_content_type()
-                .unwrap_or("application/octet-stream");
+            let kind = event.data_content_type().unwrap_or("application/octet-stream");
             (kind, event.data().cloned().unwrap_or_default())
         } else {
-            let extra = [
-                ("pubsubname", self.spec.bus.as_str()),
-                ("topic", self.spec.topic.as_str()),
-            ];
+            let extra =
+                [("pubsubname", self.spec.bus.as_str()), ("topic", self.spec.topic.as_str())];
             (STRUCTURED_CONTENT_TYPE, encode_structured(event, &extra))
         };
         let mut request = Request::new(full(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self
-            .spec
-            .path
-            .parse::<Uri>()
-            .map_err(|error| format!("path: {error}"))?;
+        *request.uri_mut() =
+            self.spec.path.parse::<Uri>().map_err(|error| format!("path: {error}"))?;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, value(content_type)?);
         headers.insert(ATTEMPT, HeaderValue::from(delivery.attempt));
-        if let Some(trace) = event.attribute("traceparent") {
-            headers.insert(TRACEPARENT, value(trace)?);
+        // One that cannot be a header stays in the envelope only; it must not cost the event.
+        if let Some(Ok(trace)) = event.attribute("traceparent").map(HeaderValue::from_str) {
+            headers.insert(TRACEPARENT, trace);
         }
         Ok(request)
     }
 }
 
 fn full(body: Bytes) -> Body {
-    if body.is_empty() {
-        Body::Empty
-    } else {
-        Body::Full(body)
-    }
+    if body.is_empty() { Body::Empty } else { Body::Full(body) }
 }
 
 fn value(text: &str) -> Result<HeaderValue, String> {

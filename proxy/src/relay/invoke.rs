@@ -16,20 +16,12 @@ pub(super) async fn by_path(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Problem> {
     let Some((app, path)) = rest.split_once("/method") else {
-        return Err(bad(
-            "the path is /v1.0/invoke/{app}/method/{path}".to_owned()
-        ));
+        return Err(bad("the path is /v1.0/invoke/{app}/method/{path}".to_owned()));
     };
     if !(path.is_empty() || path.starts_with('/')) {
-        return Err(bad(
-            "the path is /v1.0/invoke/{app}/method/{path}".to_owned()
-        ));
+        return Err(bad("the path is /v1.0/invoke/{app}/method/{path}".to_owned()));
     }
-    let query = request
-        .uri()
-        .query()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
+    let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     let path = if path.is_empty() { "/" } else { path };
     let target = PathAndQuery::try_from(format!("{path}{query}"))
         .map_err(|error| bad(format!("{path:?}: {error}")))?;
@@ -44,28 +36,18 @@ pub(super) async fn by_header(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Problem> {
     let app = request.headers_mut().remove(name);
-    let app = app
-        .as_ref()
-        .and_then(|app| app.to_str().ok())
-        .unwrap_or_default()
-        .to_owned();
+    let app = app.as_ref().and_then(|app| app.to_str().ok()).unwrap_or_default().to_owned();
     let target = crate::http::headers::path_and_query(request.uri());
     aim(&mut request, &app, target)?;
     Ok(invoke(request).await)
 }
 
 fn aim(request: &mut Request<Incoming>, app: &str, target: PathAndQuery) -> Result<(), Problem> {
-    let authority = app
-        .parse::<Authority>()
-        .ok()
-        .filter(|name| !name.as_str().contains('@'));
+    let authority = app.parse::<Authority>().ok().filter(|name| !name.as_str().contains('@'));
     let authority = authority.ok_or_else(|| bad(format!("{app:?} is not the name of an app")))?;
     let host = HeaderValue::from_str(authority.as_str())
         .map_err(|error| bad(format!("{app:?}: {error}")))?;
-    let uri = Uri::builder()
-        .scheme(Scheme::HTTP)
-        .authority(authority)
-        .path_and_query(target);
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(target);
     *request.uri_mut() = uri.build().map_err(|error| bad(error.to_string()))?;
     request.headers_mut().insert(header::HOST, host);
     Ok(())

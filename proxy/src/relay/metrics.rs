@@ -13,7 +13,7 @@ const MAX_TOPICS: usize = 200;
 #[derive(Clone, Debug)]
 pub(super) struct EventMetrics {
     published: IntCounterVec,
-    /// Deliveries, by subscription and outcome: ack, retry, release, dead_letter.
+    /// Deliveries, by subscription and outcome: `ack`, `retry`, `release`, `dead_letter`.
     pub(super) delivered: IntCounterVec,
     /// From the POST to the application's answer, by subscription.
     pub(super) duration: HistogramVec,
@@ -38,10 +38,7 @@ impl EventMetrics {
         let duration = HistogramVec::new(options, &["subscription"])?;
         registry.register(Box::new(duration.clone()))?;
         let in_flight = IntGaugeVec::new(
-            Opts::new(
-                "duet_event_in_flight_deliveries",
-                "Deliveries waiting for the application.",
-            ),
+            Opts::new("duet_event_in_flight_deliveries", "Deliveries waiting for the application."),
             &["subscription"],
         )?;
         registry.register(Box::new(in_flight.clone()))?;
@@ -77,8 +74,6 @@ impl EventMetrics {
             topics.insert(topic.to_owned());
         }
         drop(topics);
-        self.published
-            .with_label_values(&[bus, topic, outcome])
-            .inc();
+        self.published.with_label_values(&[bus, topic, outcome]).inc();
     }
 }

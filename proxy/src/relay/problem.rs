@@ -23,13 +23,7 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            code,
-            message: message.into(),
-            attribute: None,
-            retry_after: None,
-        }
+        Self { status, code, message: message.into(), attribute: None, retry_after: None }
     }
 
     pub(super) fn response(self) -> Response<Body> {
@@ -38,17 +32,15 @@ impl Problem {
             status if status.is_client_error() => ErrorType::HttpRequestError,
             _ => ErrorType::DestinationUnavailable,
         };
-        let mut problem = serde_json::json!({
+        let problem = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("error"),
             "status": self.status.as_u16(),
             "detail": self.message,
             "errorCode": self.code,
             "message": self.message,
+            "attribute": self.attribute,
         });
-        if let Some(attribute) = &self.attribute {
-            problem["attribute"] = serde_json::json!(attribute);
-        }
         let mut response = Response::new(Body::Full(Bytes::from(problem.to_string())));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();

@@ -1,5 +1,7 @@
 //! `POST /v1.0/publish/{bus}/{topic}`: from the request to a durable event.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use duet_events::bus::{PublishError, PublishErrorKind};
 use duet_events::cloudevent::{EnvelopeError, WrapContext, decode};
@@ -15,6 +17,11 @@ use crate::http::body::Body;
 
 /// Where an accepted event lies: `bus` or `outbox`.
 const ACCEPTED: HeaderName = HeaderName::from_static("duet-accepted");
+
+/// Longest name of a bus or topic.
+const MAX_NAME_BYTES: usize = 255;
+/// A publisher must send its whole body within this time.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An accepted publish.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +39,7 @@ impl Done {
     pub(super) fn response(self) -> Response<Body> {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = StatusCode::NO_CONTENT;
-        response
-            .headers_mut()
-            .insert(ACCEPTED, HeaderValue::from_static(self.label()));
+        response.headers_mut().insert(ACCEPTED, HeaderValue::from_static(self.label()));
         response
     }
 }
@@ -59,6 +64,14 @@ pub(super) fn name(segment: &str) -> Result<String, Problem> {
     if decoded.is_empty() || decoded.contains('/') {
         return Err(bad("the path is /v1.0/publish/{bus}/{topic}".to_owned()));
     }
+    // As the bus itself has it: what is accepted into the outbox must not be refused later.
+    if decoded.len() > MAX_NAME_BYTES
+        || decoded.contains(|c: char| c.is_control() || c.is_whitespace())
+    {
+        return Err(bad(format!(
+            "a bus or topic has a name of at most {MAX_NAME_BYTES} bytes, without white space and control characters"
+        )));
+    }
     Ok(decoded.into_owned())
 }
 
@@ -74,12 +87,7 @@ pub(super) async fn publish(
     let (head, body) = request.into_parts();
     let body = read(body, api.config.max_body_bytes).await?;
     let source = api.config.services.first().map_or("duet", String::as_str);
-    let context = WrapContext {
-        source,
-        bus,
-        topic,
-        now: jiff::Timestamp::now(),
-    };
+    let context = WrapContext { source, bus, topic, now: jiff::Timestamp::now() };
     let events = decode(&head.headers, body, &context).map_err(|error| malformed(&error))?;
     match publisher.publish(topic, events).await {
         Ok(Accepted::Stored(_)) => Ok(Done { spooled: false }),
@@ -90,9 +98,7 @@ pub(super) async fn publish(
 
 /// What a publisher asks for and does not get must not pass in silence.
 fn refuse_metadata(query: &str) -> Result<(), Problem> {
-    let mut names = query
-        .split('&')
-        .map(|pair| pair.split('=').next().unwrap_or_default());
+    let mut names = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());
     let Some(name) = names.find(|name| name.starts_with("metadata.")) else {
         return Ok(());
     };
@@ -103,23 +109,20 @@ fn refuse_metadata(query: &str) -> Result<(), Problem> {
 }
 
 async fn read(body: Incoming, limit: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, limit).collect().await {
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    let Ok(read) = read else {
+        let text = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "ERR_MALFORMED_REQUEST", text));
+    };
+    match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             let text = format!("the body is larger than {limit} bytes");
-            Err(Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "ERR_BODY_TOO_LARGE",
-                text,
-            ))
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "ERR_BODY_TOO_LARGE", text))
         }
         Err(error) => {
             let text = format!("the body ended early: {error}");
-            Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "ERR_MALFORMED_REQUEST",
-                text,
-            ))
+            Err(Problem::new(StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", text))
         }
     }
 }
@@ -140,16 +143,12 @@ fn refused(error: PublishError) -> Problem {
         PublishErrorKind::UnknownTopic => (StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", None),
         PublishErrorKind::Invalid => (StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", None),
         PublishErrorKind::Full => (StatusCode::TOO_MANY_REQUESTS, "ERR_PUBSUB_FULL", Some(1)),
-        PublishErrorKind::Unavailable => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ERR_PUBSUB_PUBLISH_MESSAGE",
-            Some(1),
-        ),
-        PublishErrorKind::Internal => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "ERR_PUBSUB_PUBLISH_MESSAGE",
-            None,
-        ),
+        PublishErrorKind::Unavailable => {
+            (StatusCode::SERVICE_UNAVAILABLE, "ERR_PUBSUB_PUBLISH_MESSAGE", Some(1))
+        }
+        PublishErrorKind::Internal => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "ERR_PUBSUB_PUBLISH_MESSAGE", None)
+        }
     };
     let mut problem = Problem::new(status, code, error.message);
     problem.retry_after = retry_after;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use duet_api::DEFAULT_BUS;
 use duet_api::proto::{self, Workload};
 use duet_events::bus::SubscriptionSpec;
 use http::{Request, StatusCode, Uri};
@@ -57,8 +58,14 @@ struct Programmatic {
     route: Option<String>,
     routes: Option<Routes>,
     dead_letter_topic: Option<String>,
+    metadata: Option<BTreeMap<String, String>>,
+    bulk_subscribe: Option<Bulk>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bulk {
     #[serde(default)]
-    metadata: BTreeMap<String, String>,
+    enabled: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -73,27 +80,17 @@ impl Subscriptions {
     pub(super) async fn run(mut self) {
         let consumers = TaskTracker::new();
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
-        let mut programmatic = Wanted::new();
-        let mut asked = false;
-        let drain = self.drain.inbound.clone();
-        while !drain.is_cancelled() {
-            let ready = *self.app_ready.borrow_and_update();
-            if !ready {
-                // The next version of it may subscribe to something else.
-                asked = false;
-            } else if !asked && let Some(found) = self.ask().await {
-                programmatic = found;
-                asked = true;
-            }
-            let mut wanted = programmatic.clone();
-            wanted.extend(self.declared());
-            self.apply(wanted, &mut running, &consumers);
-            let again = ready && !asked;
-            tokio::select! {
-                () = drain.cancelled() => {}
-                changed = self.workload.changed() => if changed.is_err() { break },
-                changed = self.app_ready.changed() => if changed.is_err() { break },
-                () = tokio::time::sleep(ASK_AGAIN), if again => {}
+        let mut asked = None;
+        while !self.drain.inbound.is_cancelled() {
+            self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
+            let drain = self.drain.inbound.clone();
+            asked = tokio::select! {
+                answered = self.answered(asked) => answered,
+                () = drain.cancelled() => break,
+            };
+            self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
+            if !self.changed(asked.is_none()).await {
+                break;
             }
         }
         for running in running.values() {
@@ -103,6 +100,37 @@ impl Subscriptions {
         tokio::select! {
             () = consumers.wait() => {}
             () = self.drain.force.cancelled() => {}
+        }
+    }
+
+    /// Everything to consume.
+    fn wanted(&self, asked: Option<&Wanted>) -> Wanted {
+        let mut wanted = asked.cloned().unwrap_or_default();
+        wanted.extend(self.declared());
+        wanted
+    }
+
+    /// What the application subscribes to. Asked each time that it comes up: the next version of it may subscribe
+    /// to something else. While it is away, what it last said holds.
+    async fn answered(&mut self, known: Option<Wanted>) -> Option<Wanted> {
+        let came_up = self.app_ready.has_changed().unwrap_or(false);
+        let ready = *self.app_ready.borrow_and_update();
+        if !ready || (known.is_some() && !came_up) {
+            return known;
+        }
+        self.ask().await.or(known)
+    }
+
+    /// Waits for a reason to look again. `false` at shutdown.
+    async fn changed(&mut self, unanswered: bool) -> bool {
+        let again = unanswered && *self.app_ready.borrow();
+        // A clone: the change stays unseen here, for `answered` to see.
+        let mut app_ready = self.app_ready.clone();
+        tokio::select! {
+            () = self.drain.inbound.cancelled() => false,
+            changed = self.workload.changed() => changed.is_ok(),
+            changed = app_ready.changed() => changed.is_ok(),
+            () = tokio::time::sleep(ASK_AGAIN), if again => true,
         }
     }
 
@@ -123,12 +151,7 @@ impl Subscriptions {
             if running.contains_key(&name) {
                 continue;
             }
-            tracing::info!(
-                subscription = name,
-                topic = spec.topic,
-                path = spec.path,
-                "subscribed"
-            );
+            tracing::info!(subscription = name, topic = spec.topic, path = spec.path, "subscribed");
             let stop = CancellationToken::new();
             let consumption = Consumption::new(
                 spec.clone(),
@@ -146,13 +169,13 @@ impl Subscriptions {
     fn declared(&self) -> Wanted {
         let workload = self.workload.borrow().clone();
         let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
-        subscriptions
-            .filter_map(|raw| self.check(raw.clone()))
-            .collect()
+        subscriptions.filter_map(|raw| self.check(raw.clone())).collect()
     }
 
     fn check(&self, raw: proto::Subscription) -> Option<(String, SubscriptionSpec)> {
-        match SubscriptionSpec::try_from(raw) {
+        let path = raw.path.parse::<Uri>().map_err(|error| format!("path {:?}: {error}", raw.path));
+        let spec = SubscriptionSpec::try_from(raw).map_err(|error| error.to_string());
+        match path.and(spec) {
             Ok(spec) => Some((spec.name.clone(), spec)),
             Err(error) => {
                 self.metrics.refused.with_label_values(&["invalid"]).inc();
@@ -178,7 +201,7 @@ impl Subscriptions {
         let Some(answer) = answer else {
             return Some(Wanted::new());
         };
-        let entries: Vec<Programmatic> = match serde_json::from_slice(&answer) {
+        let entries: Vec<serde_json::Value> = match serde_json::from_slice(&answer) {
             Ok(entries) => entries,
             Err(error) => {
                 self.metrics.refused.with_label_values(&["invalid"]).inc();
@@ -186,10 +209,15 @@ impl Subscriptions {
                 return Some(Wanted::new());
             }
         };
-        let wanted = entries
-            .into_iter()
-            .filter_map(|entry| self.programmatic(service, entry));
-        Some(wanted.collect())
+        let read = |entry| match serde_json::from_value(entry) {
+            Ok(entry) => self.programmatic(service, entry),
+            Err(error) => {
+                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                tracing::error!(%error, "an entry of the application's answer to GET /dapr/subscribe is not valid");
+                None
+            }
+        };
+        Some(entries.into_iter().filter_map(read).collect())
     }
 
     fn programmatic(
@@ -199,41 +227,29 @@ impl Subscriptions {
     ) -> Option<(String, SubscriptionSpec)> {
         let topic = entry.topic.clone();
         let refuse = |reason: &'static str| {
-            self.metrics
-                .refused
-                .with_label_values(&["unsupported"])
-                .inc();
-            tracing::error!(
-                topic,
-                reason,
-                "a subscription of the application cannot be used"
-            );
+            self.metrics.refused.with_label_values(&["unsupported"]).inc();
+            tracing::error!(topic, reason, "a subscription of the application cannot be used");
             None
         };
-        if entry
-            .routes
-            .as_ref()
-            .is_some_and(|routes| !routes.rules.is_empty())
-        {
+        if entry.routes.as_ref().is_some_and(|routes| !routes.rules.is_empty()) {
             return refuse("routes.rules is not supported; use routes.default");
         }
-        let path = entry
-            .route
-            .or(entry.routes.and_then(|routes| routes.default));
+        if entry.bulk_subscribe.is_some_and(|bulk| bulk.enabled) {
+            return refuse("bulkSubscribe is not supported");
+        }
+        let path = entry.route.or(entry.routes.and_then(|routes| routes.default));
         let Some(path) = path else {
             return refuse("it has no route");
         };
-        let path = if path.starts_with('/') {
-            path
-        } else {
-            format!("/{path}")
-        };
-        let raw_payload = entry
-            .metadata
-            .get("rawPayload")
-            .is_some_and(|value| value == "true");
+        let path = if path.starts_with('/') { path } else { format!("/{path}") };
+        let raw_payload = entry.metadata.iter().flatten();
+        let raw_payload =
+            raw_payload.into_iter().any(|(key, value)| key == "rawPayload" && value == "true");
         self.check(proto::Subscription {
-            name: format!("{}/{service}.{}", self.namespace, entry.topic),
+            name: match entry.pubsubname.as_str() {
+                DEFAULT_BUS => format!("{}/{service}.{}", self.namespace, entry.topic),
+                bus => format!("{}/{service}.{bus}.{}", self.namespace, entry.topic),
+            },
             bus: entry.pubsubname,
             topic: entry.topic,
             path,
@@ -252,9 +268,7 @@ async fn get(app: &App) -> Result<Option<bytes::Bytes>, String> {
     let (response, lease) = app.send(request).await.map_err(|error| error.to_string())?;
     match response.status() {
         StatusCode::OK => {
-            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES)
-                .collect()
-                .await;
+            let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| error.to_string())?.to_bytes();
             lease.release();
             Ok(Some(body))

@@ -73,9 +73,7 @@ impl AccessLog {
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_lines(&receiver, output))?;
-        Ok(Self {
-            lines: Some((sender, dropped)),
-        })
+        Ok(Self { lines: Some((sender, dropped)) })
     }
 
     /// Whether entries go anywhere; ask before building one.

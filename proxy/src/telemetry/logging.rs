@@ -14,14 +14,8 @@ use crate::config::LogFormat;
 pub fn init(format: Option<LogFormat>, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log-level {filter}"))?;
     let terminal = std::io::stderr().is_terminal();
-    let default = if terminal {
-        LogFormat::Text
-    } else {
-        LogFormat::Json
-    };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let default = if terminal { LogFormat::Text } else { LogFormat::Json };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let outcome = match format.unwrap_or(default) {
         LogFormat::Text => builder.with_ansi(terminal).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -46,20 +46,9 @@ impl CallMetrics {
             requests: counter(
                 "duet_requests_total",
                 "Finished calls. `error` is the RFC 9209 type where the mesh itself failed the call.",
-                &[
-                    "direction",
-                    "service",
-                    "peer",
-                    "status",
-                    "grpc_status",
-                    "error",
-                ],
+                &["direction", "service", "peer", "status", "grpc_status", "error"],
             )?,
-            active: gauge(
-                "duet_active_requests",
-                "Calls in flight.",
-                &["direction", "service"],
-            )?,
+            active: gauge("duet_active_requests", "Calls in flight.", &["direction", "service"])?,
             retries: counter(
                 "duet_retries_total",
                 "Wishes to try again, by outcome: sent, budget, body_too_large, unsafe.",
@@ -75,21 +64,13 @@ impl CallMetrics {
                 "Connections accepted, by listener.",
                 &["listener"],
             )?,
-            open: gauge(
-                "duet_open_connections",
-                "Accepted connections open now.",
-                &["listener"],
-            )?,
+            open: gauge("duet_open_connections", "Accepted connections open now.", &["listener"])?,
             refused: counter(
                 "duet_connections_refused_total",
                 "Accepted connections dropped before a request, by listener and reason.",
                 &["listener", "reason"],
             )?,
-            endpoints: gauge(
-                "duet_endpoints",
-                "Endpoints known, by service.",
-                &["service"],
-            )?,
+            endpoints: gauge("duet_endpoints", "Endpoints known, by service.", &["service"])?,
         })
     }
 
@@ -183,10 +164,7 @@ impl ServiceMetrics {
             counter.inc();
             return;
         }
-        let grpc = outcome
-            .grpc_status
-            .map(|code| code.to_string())
-            .unwrap_or_default();
+        let grpc = outcome.grpc_status.map(|code| code.to_string()).unwrap_or_default();
         let counter = self.family.requests.with_label_values(&[
             self.direction,
             &self.service,
@@ -201,9 +179,6 @@ impl ServiceMetrics {
 
     /// Counts a wish to retry that was not granted.
     pub fn retry_refused(&self, reason: &'static str) {
-        self.family
-            .retries
-            .with_label_values(&[&self.service, reason])
-            .inc();
+        self.family.retries.with_label_values(&[&self.service, reason]).inc();
     }
 }

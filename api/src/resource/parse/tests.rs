@@ -21,29 +21,15 @@ spec:
 fn a_policy_parses_and_its_units_are_read() {
     let parsed = parse("a.yaml", POLICY);
     assert_eq!(parsed.errors, []);
-    let Resource::TrafficPolicy(policy) = &parsed.resources[0].resource else {
-        panic!()
-    };
-    assert_eq!(
-        policy.spec.timeouts.request,
-        Some(std::time::Duration::from_secs(2))
-    );
-    assert_eq!(
-        policy.spec.retry.as_ref().unwrap().max_body_bytes,
-        Some(65_536)
-    );
-    assert_eq!(
-        parsed.resources[0].resource.key().to_string(),
-        "TrafficPolicy shop/payments"
-    );
+    let Resource::TrafficPolicy(policy) = &parsed.resources[0].resource else { panic!() };
+    assert_eq!(policy.spec.timeouts.request, Some(std::time::Duration::from_secs(2)));
+    assert_eq!(policy.spec.retry.as_ref().unwrap().max_body_bytes, Some(65_536));
+    assert_eq!(parsed.resources[0].resource.key().to_string(), "TrafficPolicy shop/payments");
 }
 
 #[test]
 fn errors_name_file_line_and_field() {
-    let two = format!(
-        "# a comment\n---\n{POLICY}---\n{}",
-        POLICY.replace("2s", "2 seconds")
-    );
+    let two = format!("# a comment\n---\n{POLICY}---\n{}", POLICY.replace("2s", "2 seconds"));
     let error = error(&two);
     assert!(
         error.starts_with("a.yaml:18:5: spec.timeouts.request: \"2 seconds\" is not a duration"),
@@ -63,26 +49,14 @@ fn a_bad_document_does_not_hide_the_others() {
     let text = format!("{}---\n{POLICY}", POLICY.replace("503", "99"));
     let parsed = parse("a.yaml", &text);
     assert_eq!((parsed.resources.len(), parsed.errors.len()), (1, 1));
-    assert!(
-        parsed.errors[0]
-            .message
-            .contains("99 is not an HTTP status"),
-        "{}",
-        parsed.errors[0]
-    );
+    assert!(parsed.errors[0].message.contains("99 is not an HTTP status"), "{}", parsed.errors[0]);
 }
 
 #[test]
 fn unknown_kinds_of_our_group_are_errors_and_foreign_kinds_are_not() {
     let error = error("apiVersion: duet.dev/v1alpha1\nkind: TrafficPolice\nmetadata: {name: a}\n");
-    assert!(
-        error.starts_with("a.yaml:2:7: kind: unknown kind \"TrafficPolice\""),
-        "{error}"
-    );
-    let parsed = parse(
-        "a.yaml",
-        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n",
-    );
+    assert!(error.starts_with("a.yaml:2:7: kind: unknown kind \"TrafficPolice\""), "{error}");
+    let parsed = parse("a.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n");
     assert_eq!(parsed, Parsed::default());
 }
 
@@ -96,43 +70,22 @@ fn malformed_yaml_names_the_line() {
 #[test]
 fn names_are_checked() {
     let error = error("apiVersion: v1\nkind: Service\nmetadata: {name: Orders}\n");
-    assert!(
-        error.contains("a.yaml:3") && error.contains("metadata.name"),
-        "{error}"
-    );
+    assert!(error.contains("a.yaml:3") && error.contains("metadata.name"), "{error}");
 }
 
 #[test]
 fn fields_are_located_for_later_errors() {
     let parsed = parse("a.yaml", POLICY);
-    let path = [
-        Field::Name("spec"),
-        Field::Name("targetRefs"),
-        Field::Index(0),
-        Field::Name("name"),
-    ];
-    let error = parsed.resources[0]
-        .origin
-        .error(&path, "no such service".to_owned());
-    assert_eq!(
-        error.to_string(),
-        "a.yaml:5:38: spec.targetRefs[0].name: no such service"
-    );
+    let path =
+        [Field::Name("spec"), Field::Name("targetRefs"), Field::Index(0), Field::Name("name")];
+    let error = parsed.resources[0].origin.error(&path, "no such service".to_owned());
+    assert_eq!(error.to_string(), "a.yaml:5:38: spec.targetRefs[0].name: no such service");
     let absent = [Field::Name("spec"), Field::Name("absent")];
-    assert_eq!(
-        parsed.resources[0]
-            .origin
-            .error(&absent, String::new())
-            .line,
-        5
-    );
+    assert_eq!(parsed.resources[0].origin.error(&absent, String::new()).line, 5);
 }
 
 #[test]
 fn empty_and_comment_only_files_hold_nothing() {
     assert_eq!(parse("a.yaml", ""), Parsed::default());
-    assert_eq!(
-        parse("a.yaml", "# nothing\n---\n\n---\n"),
-        Parsed::default()
-    );
+    assert_eq!(parse("a.yaml", "# nothing\n---\n\n---\n"), Parsed::default());
 }

@@ -27,38 +27,20 @@ impl Lint<'_> {
 
     fn filter(&mut self, filter: &HttpFilter) {
         let given = [
-            (
-                FilterType::RequestHeaderModifier,
-                filter.request_header_modifier.is_some(),
-            ),
-            (
-                FilterType::ResponseHeaderModifier,
-                filter.response_header_modifier.is_some(),
-            ),
-            (
-                FilterType::RequestRedirect,
-                filter.request_redirect.is_some(),
-            ),
+            (FilterType::RequestHeaderModifier, filter.request_header_modifier.is_some()),
+            (FilterType::ResponseHeaderModifier, filter.response_header_modifier.is_some()),
+            (FilterType::RequestRedirect, filter.request_redirect.is_some()),
             (FilterType::UrlRewrite, filter.url_rewrite.is_some()),
         ];
         for (kind, given) in given {
             if given != (kind == filter.kind) {
                 let field = filter_field(kind);
                 let what = if given { "must not have" } else { "needs" };
-                self.error(format!(
-                    "a filter of type {:?} {what} the field {field}",
-                    filter.kind
-                ));
+                self.error(format!("a filter of type {:?} {what} the field {field}", filter.kind));
             }
         }
-        self.headers(
-            "requestHeaderModifier",
-            filter.request_header_modifier.as_ref(),
-        );
-        self.headers(
-            "responseHeaderModifier",
-            filter.response_header_modifier.as_ref(),
-        );
+        self.headers("requestHeaderModifier", filter.request_header_modifier.as_ref());
+        self.headers("responseHeaderModifier", filter.response_header_modifier.as_ref());
         if let Some(redirect) = &filter.request_redirect {
             self.at("requestRedirect", |lint| {
                 let status = redirect.status_code.unwrap_or(302);
@@ -90,11 +72,7 @@ impl Lint<'_> {
         for (field, headers) in [("set", &modifier.set), ("add", &modifier.add)] {
             self.each(field, headers, |lint, header| {
                 lint.at("name", |lint| lint.header_name(&header.name));
-                if header
-                    .value
-                    .bytes()
-                    .any(|b| b < 0x20 && b != b'\t' || b == 0x7f)
-                {
+                if header.value.bytes().any(|b| b < 0x20 && b != b'\t' || b == 0x7f) {
                     lint.at("value", |lint| lint.error("control characters".to_owned()));
                 }
             });
@@ -117,23 +95,16 @@ impl Lint<'_> {
         let Some(modifier) = modifier else { return };
         let full = modifier.kind == PathModifierType::ReplaceFullPath;
         let (field, wanted, other) = match full {
-            true => (
-                "replaceFullPath",
-                &modifier.replace_full_path,
-                &modifier.replace_prefix_match,
-            ),
-            false => (
-                "replacePrefixMatch",
-                &modifier.replace_prefix_match,
-                &modifier.replace_full_path,
-            ),
+            true => {
+                ("replaceFullPath", &modifier.replace_full_path, &modifier.replace_prefix_match)
+            }
+            false => {
+                ("replacePrefixMatch", &modifier.replace_prefix_match, &modifier.replace_full_path)
+            }
         };
         if wanted.is_none() || other.is_some() {
             self.at("path", |lint| {
-                lint.error(format!(
-                    "type {:?} has the field {field} and no other",
-                    modifier.kind
-                ));
+                lint.error(format!("type {:?} has the field {field} and no other", modifier.kind));
             });
         }
     }
@@ -144,18 +115,11 @@ impl Lint<'_> {
             modifier.is_some_and(|m| m.kind == PathModifierType::ReplacePrefixMatch)
         };
         let replaces = rule.filters.iter().any(|filter| {
-            replaces_prefix(
-                filter
-                    .request_redirect
-                    .as_ref()
-                    .and_then(|f| f.path.as_ref()),
-            ) || replaces_prefix(filter.url_rewrite.as_ref().and_then(|f| f.path.as_ref()))
+            replaces_prefix(filter.request_redirect.as_ref().and_then(|f| f.path.as_ref()))
+                || replaces_prefix(filter.url_rewrite.as_ref().and_then(|f| f.path.as_ref()))
         });
         let prefixes = rule.matches.iter().all(|found| {
-            found
-                .path
-                .as_ref()
-                .is_none_or(|path| path.kind == PathMatchType::PathPrefix)
+            found.path.as_ref().is_none_or(|path| path.kind == PathMatchType::PathPrefix)
         });
         if replaces && !prefixes {
             self.at("filters", |lint| {
@@ -166,20 +130,14 @@ impl Lint<'_> {
     }
 
     pub(super) fn no_redirect(&mut self, filters: &[HttpFilter], why: &str) {
-        if filters
-            .iter()
-            .any(|filter| filter.kind == FilterType::RequestRedirect)
-        {
+        if filters.iter().any(|filter| filter.kind == FilterType::RequestRedirect) {
             self.at("filters", |lint| lint.error(why.to_owned()));
         }
     }
 
     pub(super) fn headers_only(&mut self, filters: &[HttpFilter], why: &str) {
         let other = |filter: &HttpFilter| {
-            matches!(
-                filter.kind,
-                FilterType::RequestRedirect | FilterType::UrlRewrite
-            )
+            matches!(filter.kind, FilterType::RequestRedirect | FilterType::UrlRewrite)
         };
         if filters.iter().any(other) {
             self.at("filters", |lint| lint.error(why.to_owned()));

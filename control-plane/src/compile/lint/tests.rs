@@ -5,12 +5,7 @@ use super::*;
 fn errors(yaml: &str) -> Vec<String> {
     let parsed = parse("a.yaml", yaml);
     assert_eq!(parsed.errors, []);
-    parsed
-        .resources
-        .iter()
-        .flat_map(lint)
-        .map(|error| error.to_string())
-        .collect()
+    parsed.resources.iter().flat_map(lint).map(|error| error.to_string()).collect()
 }
 
 /// The one error of a rule of an `HTTPRoute`, without the file.
@@ -45,14 +40,8 @@ const BAD_RULES: [(&str, &str); 14] = [
         "rules[0].matches[0].path.value: \"/a(\" is not a regular expression: unclosed group",
     ),
     ("{matches: [{path: {value: a}}]}", "does not start with '/'"),
-    (
-        "{matches: [{path: {value: /a//b}}]}",
-        "must not contain \"//\"",
-    ),
-    (
-        "{matches: [{method: get}]}",
-        "matches[0].method: \"get\" is not one of GET",
-    ),
+    ("{matches: [{path: {value: /a//b}}]}", "must not contain \"//\""),
+    ("{matches: [{method: get}]}", "matches[0].method: \"get\" is not one of GET"),
     (
         "{matches: [{headers: [{name: a, type: RegularExpression, value: '['}]}]}",
         "headers[0].value",
@@ -65,10 +54,7 @@ const BAD_RULES: [(&str, &str); 14] = [
         "{filters: [{type: RequestRedirect, requestRedirect: {statusCode: 200}}]}",
         "statusCode: 200 is not",
     ),
-    (
-        "{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}",
-        "scheme: \"ftp\"",
-    ),
+    ("{filters: [{type: RequestRedirect, requestRedirect: {scheme: ftp}}]}", "scheme: \"ftp\""),
     (
         "{filters: [{type: RequestRedirect, requestRedirect: {}}], backendRefs: [{name: a, port: 1}]}",
         "rules[0].backendRefs: a rule that redirects",
@@ -81,14 +67,8 @@ const BAD_RULES: [(&str, &str); 14] = [
         "{filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath}}}]}",
         "urlRewrite.path: type ReplaceFullPath has the field replaceFullPath",
     ),
-    (
-        "{backendRefs: [{name: a, port: 1, weight: 1000001}]}",
-        "backendRefs[0].weight",
-    ),
-    (
-        "{timeouts: {request: 1s, backendRequest: 2s}}",
-        "timeouts.backendRequest: one try",
-    ),
+    ("{backendRefs: [{name: a, port: 1, weight: 1000001}]}", "backendRefs[0].weight"),
+    ("{timeouts: {request: 1s, backendRequest: 2s}}", "timeouts.backendRequest: one try"),
     (
         "{matches: [{path: {type: Exact, value: /a}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}}]}",
         "ReplacePrefixMatch needs a PathPrefix",
@@ -99,10 +79,7 @@ const BAD_RULES: [(&str, &str); 14] = [
 fn what_does_not_fit_is_named() {
     for (bad, expected) in BAD_RULES {
         let error = rule(bad);
-        assert!(
-            error.starts_with("a.yaml:4:") && error.contains(expected),
-            "{bad}: {error}"
-        );
+        assert!(error.starts_with("a.yaml:4:") && error.contains(expected), "{bad}: {error}");
     }
 }
 

@@ -37,10 +37,7 @@ fn routes_that_lead_somewhere_pass() {
 #[test]
 fn routes_that_lead_nowhere_are_named() {
     let cases = [
-        (
-            "{parentRefs: [{kind: Service, name: b}]}",
-            "spec.parentRefs[0].name: no service \"b\"",
-        ),
+        ("{parentRefs: [{kind: Service, name: b}]}", "spec.parentRefs[0].name: no service \"b\""),
         (
             "{parentRefs: [{kind: Service, name: a, port: 81}]}",
             "spec.parentRefs[0].port: service default/a has no port 81",
@@ -68,10 +65,7 @@ fn routes_that_lead_nowhere_are_named() {
     ];
     for (spec, expected) in cases {
         let error = error(&route(spec));
-        assert!(
-            error.starts_with("test.yaml:3:") && error.contains(expected),
-            "{spec}: {error}"
-        );
+        assert!(error.starts_with("test.yaml:3:") && error.contains(expected), "{spec}: {error}");
     }
 }
 
@@ -93,18 +87,12 @@ fn policies_without_target_and_second_policies_are_named() {
             .contains("spec.targetRefs[0].name: there is no HTTPRoute default/r")
     );
     assert!(
-        error(&policy(
-            "p",
-            "{targetRefs: [{kind: Service, name: a, sectionName: x}]}"
-        ))
-        .contains("sectionName")
+        error(&policy("p", "{targetRefs: [{kind: Service, name: a, sectionName: x}]}"))
+            .contains("sectionName")
     );
     assert!(
-        error(&policy(
-            "p",
-            "{targetRefs: [{kind: Service, name: a, group: apps}]}"
-        ))
-        .contains("group")
+        error(&policy("p", "{targetRefs: [{kind: Service, name: a, group: apps}]}"))
+            .contains("group")
     );
     let two = [
         policy("p", "{targetRefs: [{kind: Service, name: a}]}"),
@@ -142,16 +130,12 @@ fn events_that_go_nowhere_are_named() {
         )
     };
     assert!(
-        error(&subscription(
-            "{topic: t, subscriber: {service: b, path: /}}"
-        ))
-        .contains("spec.subscriber.service: no service \"b\"")
+        error(&subscription("{topic: t, subscriber: {service: b, path: /}}"))
+            .contains("spec.subscriber.service: no service \"b\"")
     );
     assert!(
-        error(&subscription(
-            "{bus: x, topic: t, subscriber: {service: a, path: /}}"
-        ))
-        .contains("spec.bus: there is no EventBus \"x\"")
+        error(&subscription("{bus: x, topic: t, subscriber: {service: a, path: /}}"))
+            .contains("spec.bus: there is no EventBus \"x\"")
     );
     let bus = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: x}, spec: {backend: {embedded: {}}, declaredTopicsOnly: true}}";
     let topic = "{apiVersion: duet.dev/v1alpha1, kind: Topic, metadata: {name: t}, spec: {bus: x}}";

@@ -5,22 +5,12 @@ use crate::index::ServiceKey;
 fn registry(dir: &Path) -> Arc<Registry> {
     let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
     let file = dir.join("registrations.json");
-    Arc::new(Registry::new(
-        file,
-        Duration::from_secs(15),
-        Arc::default(),
-        metrics,
-    ))
+    Arc::new(Registry::new(file, Duration::from_secs(15), Arc::default(), metrics))
 }
 
 fn instances(registry: &Registry) -> Vec<String> {
     let orders = ServiceKey::new("shop", "orders");
-    registry.store.read(|v| {
-        v.index
-            .replicas_of(&orders)
-            .map(|r| r.instance.clone())
-            .collect()
-    })
+    registry.store.read(|v| v.index.replicas_of(&orders).map(|r| r.instance.clone()).collect())
 }
 
 #[tokio::test(start_paused = true)]
@@ -42,9 +32,7 @@ async fn a_stream_that_was_replaced_ends_nothing() {
     let registry = registry(dir.path());
     let key = replica("orders", "a", &[]).key();
     registry.register(1, replica("orders", "a", &[])).unwrap();
-    registry
-        .register(2, replica("orders", "a", &["8080"]))
-        .unwrap();
+    registry.register(2, replica("orders", "a", &["8080"])).unwrap();
     registry.release(1, &key);
     assert_eq!(instances(&registry), ["a"]);
     registry.release(2, &key);
@@ -56,14 +44,8 @@ async fn another_identity_cannot_take_a_name() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(dir.path());
     registry.register(1, replica("orders", "a", &[])).unwrap();
-    let error = registry
-        .register(2, replica("payments", "a", &[]))
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("is registered by spiffe://duet.local/ns/shop/sa/orders")
-    );
+    let error = registry.register(2, replica("payments", "a", &[])).unwrap_err();
+    assert!(error.to_string().contains("is registered by spiffe://duet.local/ns/shop/sa/orders"));
 }
 
 #[tokio::test]
@@ -71,29 +53,19 @@ async fn a_restart_brings_registrations_back_for_one_lease() {
     let dir = tempfile::tempdir().unwrap();
     let first = registry(dir.path());
     let stop = CancellationToken::new();
-    first
-        .register(1, replica("orders", "a", &["8080"]))
-        .unwrap();
-    first
-        .register(2, replica("orders", "b", &["8080"]))
-        .unwrap();
+    first.register(1, replica("orders", "a", &["8080"])).unwrap();
+    first.register(2, replica("orders", "b", &["8080"])).unwrap();
     stop.cancel();
     first.run(stop).await;
 
     let second = registry(dir.path());
     second.restore();
     assert_eq!(instances(&second), ["a", "b"]);
-    second
-        .register(1, replica("orders", "a", &["8080"]))
-        .unwrap();
+    second.register(1, replica("orders", "a", &["8080"])).unwrap();
     second.expire(Instant::now());
     assert_eq!(instances(&second), ["a", "b"]);
-    second
-        .leases
-        .lock()
-        .get_mut(&replica("orders", "b", &[]).key())
-        .unwrap()
-        .until = Instant::now();
+    second.leases.lock().get_mut(&replica("orders", "b", &[]).key()).unwrap().until =
+        Instant::now();
     second.expire(Instant::now());
     assert_eq!(instances(&second), ["a"]);
 }

@@ -72,21 +72,12 @@ impl World {
 
     /// The lowest position that the model would hand out: those that were out before come first.
     fn expected(&self) -> Option<(u64, u32)> {
-        let due = self
-            .model
-            .iter()
-            .zip(1..)
-            .filter_map(|(fate, position)| match fate {
-                Fate::Waits { spent, until } if *until <= self.now => Some((position, spent + 1)),
-                Fate::Never | Fate::Out { .. } | Fate::Waits { .. } | Fate::Done => None,
-            });
-        let fresh = self
-            .model
-            .iter()
-            .zip(1..)
-            .filter(|(fate, _)| **fate == Fate::Never);
-        due.min()
-            .or_else(|| fresh.map(|(_, position)| (position, 1)).min())
+        let due = self.model.iter().zip(1..).filter_map(|(fate, position)| match fate {
+            Fate::Waits { spent, until } if *until <= self.now => Some((position, spent + 1)),
+            Fate::Never | Fate::Out { .. } | Fate::Waits { .. } | Fate::Done => None,
+        });
+        let fresh = self.model.iter().zip(1..).filter(|(fate, _)| **fate == Fate::Never);
+        due.min().or_else(|| fresh.map(|(_, position)| (position, 1)).min())
     }
 
     fn apply(&mut self, step: Step) {
@@ -113,9 +104,7 @@ impl World {
                     return;
                 };
                 let until = self.now + delay;
-                let Fate::Out { spent } = *self.fate(position) else {
-                    unreachable!()
-                };
+                let Fate::Out { spent } = *self.fate(position) else { unreachable!() };
                 let spent = spent + u32::from(spend);
                 *self.fate(position) = Fate::Waits { spent, until };
                 let change = self.progress.postpone(position, until, spend);
@@ -125,9 +114,7 @@ impl World {
                 let Some(position) = self.pick(at) else {
                     return;
                 };
-                let Fate::Out { spent } = *self.fate(position) else {
-                    unreachable!()
-                };
+                let Fate::Out { spent } = *self.fate(position) else { unreachable!() };
                 *self.fate(position) = Fate::Waits { spent, until: 0 };
                 self.progress.give_back(position);
             }
@@ -139,17 +126,11 @@ impl World {
 
     /// Only what is stored survives. What was out comes back, not before its last time, unspent.
     fn restart(&mut self) {
-        let rows: Vec<_> = self
-            .rows
-            .iter()
-            .map(|(position, row)| (*position, *row))
-            .collect();
+        let rows: Vec<_> = self.rows.iter().map(|(position, row)| (*position, *row)).collect();
         self.progress = Progress::restore(&self.progress.to_row(), &rows);
         for position in std::mem::take(&mut self.out) {
             let until = self.rows.get(&position).map_or(0, |row| row.not_before_ms);
-            let Fate::Out { spent } = *self.fate(position) else {
-                unreachable!()
-            };
+            let Fate::Out { spent } = *self.fate(position) else { unreachable!() };
             *self.fate(position) = Fate::Waits { spent, until };
         }
     }
@@ -159,10 +140,7 @@ impl World {
         let lag = self.model.iter().filter(|fate| open(fate)).count() as u64;
         assert_eq!(self.progress.lag(self.end()), lag);
         let floor = self.model.iter().zip(1..).find(|(fate, _)| open(fate));
-        assert_eq!(
-            self.progress.floor(),
-            floor.map_or(self.end(), |(_, position)| position)
-        );
+        assert_eq!(self.progress.floor(), floor.map_or(self.end(), |(_, position)| position));
     }
 }
 

@@ -54,17 +54,12 @@ impl Shelves {
 
     pub(crate) fn summary(&self) -> FulfilmentSummary {
         let fulfilled = self.fulfilments.len() as u64;
-        FulfilmentSummary {
-            fulfilled,
-            duplicates: self.duplicates,
-        }
+        FulfilmentSummary { fulfilled, duplicates: self.duplicates }
     }
 
     /// Those of the given orders that are fulfilled.
     pub(crate) fn of<'a>(&self, orders: impl Iterator<Item = &'a str>) -> Vec<Fulfilment> {
-        orders
-            .filter_map(|order| self.fulfilments.get(order).cloned())
-            .collect()
+        orders.filter_map(|order| self.fulfilments.get(order).cloned()).collect()
     }
 
     /// The newest, newest first.
@@ -96,11 +91,7 @@ impl Fold for Shelves {
         if self.newest.len() > NEWEST {
             self.newest.pop_front();
         }
-        let fulfilment = Fulfilment {
-            order: line.event.clone(),
-            deliveries: 1,
-            at_ms: line.at_ms,
-        };
+        let fulfilment = Fulfilment { order: line.event.clone(), deliveries: 1, at_ms: line.at_ms };
         self.fulfilments.insert(line.event, fulfilment);
     }
 }
@@ -112,21 +103,11 @@ mod tests {
     use crate::journal::tests::Folder;
 
     fn delivered(event: &str, quantity: u32) -> Delivered {
-        Delivered {
-            event: event.into(),
-            product: "mug".into(),
-            quantity,
-            at_ms: 1,
-        }
+        Delivered { event: event.into(), product: "mug".into(), quantity, at_ms: 1 }
     }
 
     fn mugs(shelves: &Shelves) -> u64 {
-        shelves
-            .stock()
-            .iter()
-            .find(|line| line.id == "mug")
-            .unwrap()
-            .stock
+        shelves.stock().iter().find(|line| line.id == "mug").unwrap().stock
     }
 
     #[test]
@@ -135,13 +116,7 @@ mod tests {
         for event in ["a", "b", "a", "a"] {
             shelves.apply(delivered(event, 2));
         }
-        assert_eq!(
-            shelves.summary(),
-            FulfilmentSummary {
-                fulfilled: 2,
-                duplicates: 2
-            }
-        );
+        assert_eq!(shelves.summary(), FulfilmentSummary { fulfilled: 2, duplicates: 2 });
         assert_eq!(mugs(&shelves), INITIAL - 4);
         assert_eq!(shelves.of(["a"].into_iter())[0].deliveries, 3);
         assert_eq!(shelves.newest(1)[0].order, "b");
@@ -166,14 +141,8 @@ mod tests {
         both.0.unwrap();
         both.1.unwrap();
         for replica in [one, two, open()] {
-            let seen = replica
-                .read(|shelves| (shelves.summary(), mugs(shelves)))
-                .await
-                .unwrap();
-            let once = FulfilmentSummary {
-                fulfilled: 1,
-                duplicates: 1,
-            };
+            let seen = replica.read(|shelves| (shelves.summary(), mugs(shelves))).await.unwrap();
+            let once = FulfilmentSummary { fulfilled: 1, duplicates: 1 };
             assert_eq!(seen, (once, INITIAL - 3));
         }
     }

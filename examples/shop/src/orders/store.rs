@@ -56,11 +56,7 @@ pub(crate) enum Line {
     /// It has come that far.
     Reached { id: String, step: Step, at_ms: u64 },
     /// An attempt to bring it further failed, and the customer was told.
-    Failed {
-        id: String,
-        problem: String,
-        at_ms: u64,
-    },
+    Failed { id: String, problem: String, at_ms: u64 },
 }
 
 /// How many orders have come how far.
@@ -91,12 +87,7 @@ impl Book {
 
     /// The newest orders, newest first.
     pub(crate) fn newest(&self, limit: usize) -> Vec<Record> {
-        self.received
-            .iter()
-            .rev()
-            .take(limit)
-            .filter_map(|id| self.find(id))
-            .collect()
+        self.received.iter().rev().take(limit).filter_map(|id| self.find(id)).collect()
     }
 
     pub(crate) fn summary(&self) -> Summary {
@@ -132,12 +123,7 @@ impl Book {
             return;
         }
         let touched_ms = order.at_ms;
-        let record = Record {
-            order,
-            step: Step::Received,
-            problem: None,
-            touched_ms,
-        };
+        let record = Record { order, step: Step::Received, problem: None, touched_ms };
         self.received.push(id.clone());
         self.open.insert(id.clone());
         self.records.insert(id, record);
@@ -192,32 +178,16 @@ mod tests {
     }
 
     fn received(id: &str) -> Line {
-        let asked = NewOrder {
-            product: "mug".into(),
-            quantity: 1,
-        };
-        Line::Received(Order {
-            id: id.into(),
-            asked,
-            total_cents: 1450,
-            at_ms: 10,
-        })
+        let asked = NewOrder { product: "mug".into(), quantity: 1 };
+        Line::Received(Order { id: id.into(), asked, total_cents: 1450, at_ms: 10 })
     }
 
     fn reached(id: &str, step: Step) -> Line {
-        Line::Reached {
-            id: id.into(),
-            step,
-            at_ms: 20,
-        }
+        Line::Reached { id: id.into(), step, at_ms: 20 }
     }
 
     fn failed(id: &str) -> Line {
-        Line::Failed {
-            id: id.into(),
-            problem: "bank".into(),
-            at_ms: 20,
-        }
+        Line::Failed { id: id.into(), problem: "bank".into(), at_ms: 20 }
     }
 
     #[test]
@@ -227,15 +197,7 @@ mod tests {
         let book = book([&[received("a")], &lines[..], &late[..]].concat());
         let record = book.find("a").unwrap();
         assert_eq!((record.step, record.problem), (Step::Placed, None));
-        assert_eq!(
-            book.summary(),
-            Summary {
-                received: 1,
-                paid: 1,
-                placed: 1,
-                failed: 0
-            }
-        );
+        assert_eq!(book.summary(), Summary { received: 1, paid: 1, placed: 1, failed: 0 });
     }
 
     #[test]
@@ -257,23 +219,12 @@ mod tests {
             reached("placed", Step::Placed),
         ]);
         let ids = |before| -> Vec<String> {
-            book.abandoned(before)
-                .into_iter()
-                .map(|record| record.order.id)
-                .collect()
+            book.abandoned(before).into_iter().map(|record| record.order.id).collect()
         };
         assert_eq!(ids(10), Vec::<String>::new());
         assert_eq!(ids(15), ["fresh-crash"]);
         assert_eq!(ids(25), ["fresh-crash", "paid"]);
-        assert_eq!(
-            book.summary(),
-            Summary {
-                received: 4,
-                paid: 2,
-                placed: 1,
-                failed: 1
-            }
-        );
+        assert_eq!(book.summary(), Summary { received: 4, paid: 2, placed: 1, failed: 1 });
     }
 
     #[test]

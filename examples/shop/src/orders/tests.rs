@@ -47,30 +47,13 @@ async fn publish(
     assert_eq!(headers["ce-type"], "shop.order.placed");
     assert_eq!(headers["ce-source"], "/shop/orders");
     let data: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(
-        headers["ce-partitionkey"],
-        data["product"].as_str().unwrap()
-    );
-    *sidecar
-        .published
-        .lock()
-        .unwrap()
-        .entry(id.clone())
-        .or_default() += 1;
+    assert_eq!(headers["ce-partitionkey"], data["product"].as_str().unwrap());
+    *sidecar.published.lock().unwrap().entry(id.clone()).or_default() += 1;
     let delivery = json!({"specversion": "1.0", "id": id, "data": data}).to_string();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client
-        .post(&sidecar.deliver_to)
-        .header(CONTENT_TYPE, "application/cloudevents+json");
-    assert!(
-        request
-            .body(delivery)
-            .send()
-            .await
-            .unwrap()
-            .status()
-            .is_success()
-    );
+    let request =
+        client.post(&sidecar.deliver_to).header(CONTENT_TYPE, "application/cloudevents+json");
+    assert!(request.body(delivery).send().await.unwrap().status().is_success());
     StatusCode::NO_CONTENT
 }
 
@@ -97,19 +80,12 @@ impl Shop {
         settings.urls.inventory = url(serve(inventory::router(&settings).unwrap()).await);
         settings.urls.payments = url(serve(payments::router(&settings).unwrap()).await);
         let deliver_to = format!("{}/events/orders", settings.urls.inventory);
-        let sidecar = Arc::new(Sidecar {
-            deliver_to,
-            ..Sidecar::default()
-        });
+        let sidecar = Arc::new(Sidecar { deliver_to, ..Sidecar::default() });
         let publisher = Router::new()
             .route("/v1.0/publish/default/orders.placed", post(publish))
             .with_state(Arc::clone(&sidecar));
         settings.sidecar_port = serve(publisher).await;
-        Self {
-            folder,
-            settings,
-            sidecar,
-        }
+        Self { folder, settings, sidecar }
     }
 
     /// One more replica of orders on the same data.
@@ -119,22 +95,16 @@ impl Shop {
 
     async fn get(&self, base: &str, path: &str) -> Value {
         let mesh = Mesh::direct(&self.settings);
-        mesh.get("shop", &format!("{base}{path}"), &Trace::default())
-            .await
-            .unwrap()
+        mesh.get("shop", &format!("{base}{path}"), &Trace::default()).await.unwrap()
     }
 
     /// What must hold in the end for each order that was placed: charged once, fulfilled once.
     async fn assert_placed(&self, orders: u64) {
         let summary = self.replica().book.read(Book::summary).await.unwrap();
         assert_eq!((summary.placed, summary.failed), (orders, 0), "{summary:?}");
-        let charges = self
-            .get(&self.settings.urls.payments, "/charges/summary")
-            .await;
+        let charges = self.get(&self.settings.urls.payments, "/charges/summary").await;
         assert_eq!(charges["charges"], orders);
-        let fulfilled = self
-            .get(&self.settings.urls.inventory, "/fulfilments/summary")
-            .await;
+        let fulfilled = self.get(&self.settings.urls.inventory, "/fulfilments/summary").await;
         assert_eq!(fulfilled["fulfilled"], orders);
     }
 }
@@ -142,17 +112,8 @@ impl Shop {
 async fn order(app: &Arc<App>, id: &str, quantity: u32) -> Result<Record, Problem> {
     let mut headers = HeaderMap::new();
     headers.insert("idempotency-key", id.parse().unwrap());
-    let asked = NewOrder {
-        product: "mug".into(),
-        quantity,
-    };
-    let placed = place(
-        State(Arc::clone(app)),
-        Trace::default(),
-        headers,
-        Json(asked),
-    )
-    .await;
+    let asked = NewOrder { product: "mug".into(), quantity };
+    let placed = place(State(Arc::clone(app)), Trace::default(), headers, Json(asked)).await;
     placed.map(|(status, Json(record))| {
         assert_eq!(status, StatusCode::CREATED);
         record
@@ -165,16 +126,10 @@ async fn the_same_key_is_the_same_order_on_every_replica() {
     let (one, two) = (shop.replica(), shop.replica());
     let first = order(&one, "a", 2).await.unwrap();
     assert_eq!((first.step, first.order.total_cents), (Step::Placed, 2900));
-    assert_eq!(
-        order(&two, "a", 2).await.unwrap(),
-        order(&one, "a", 2).await.unwrap()
-    );
+    assert_eq!(order(&two, "a", 2).await.unwrap(), order(&one, "a", 2).await.unwrap());
     assert_eq!(shop.sidecar.published.lock().unwrap()["a"], 1);
     shop.assert_placed(1).await;
-    let listed = list(State(two), Trace::default(), Query(Page { limit: None }))
-        .await
-        .unwrap()
-        .0;
+    let listed = list(State(two), Trace::default(), Query(Page { limit: None })).await.unwrap().0;
     assert_eq!(listed[0]["state"], "fulfilled");
     assert_eq!(listed[0]["product"], "mug");
 }
@@ -203,18 +158,9 @@ async fn a_key_cannot_be_used_for_another_order() {
 async fn what_cannot_be_sold_is_refused_and_not_written_down() {
     let shop = Shop::open(0.0).await;
     for (quantity, status) in [(0, 400), (11, 400)] {
-        assert_eq!(
-            order(&shop.replica(), "a", quantity)
-                .await
-                .unwrap_err()
-                .status,
-            status
-        );
+        assert_eq!(order(&shop.replica(), "a", quantity).await.unwrap_err().status, status);
     }
-    let asked = Json(NewOrder {
-        product: "yacht".into(),
-        quantity: 1,
-    });
+    let asked = Json(NewOrder { product: "yacht".into(), quantity: 1 });
     let headers = HeaderMap::new();
     let refused = place(State(shop.replica()), Trace::default(), headers, asked).await;
     assert_eq!(refused.unwrap_err().status, StatusCode::NOT_FOUND);
@@ -226,11 +172,7 @@ async fn a_failed_payment_is_told_and_can_be_tried_again() {
     let mut shop = Shop::open(100.0).await;
     let problem = order(&shop.replica(), "a", 1).await.unwrap_err();
     assert_eq!(problem.status, StatusCode::BAD_GATEWAY);
-    assert!(
-        problem.detail.starts_with("payments: the bank"),
-        "{}",
-        problem.detail
-    );
+    assert!(problem.detail.starts_with("payments: the bank"), "{}", problem.detail);
     assert!(shop.sidecar.published.lock().unwrap().is_empty());
     let summary = shop.replica().book.read(Book::summary).await.unwrap();
     assert_eq!((summary.received, summary.failed), (1, 1));
@@ -247,10 +189,7 @@ async fn no_order_is_confirmed_before_its_event_is_durable() {
     let shop = Shop::open(0.0).await;
     shop.sidecar.refuses.store(true, Ordering::SeqCst);
     let app = shop.replica();
-    assert_eq!(
-        order(&app, "a", 1).await.unwrap_err().status,
-        StatusCode::BAD_GATEWAY
-    );
+    assert_eq!(order(&app, "a", 1).await.unwrap_err().status, StatusCode::BAD_GATEWAY);
     assert_eq!(find(&app, "a").await.unwrap().unwrap().step, Step::Paid);
 
     // Nobody asks again: it was paid, so it is placed as soon as that is possible.
@@ -264,25 +203,15 @@ async fn no_order_is_confirmed_before_its_event_is_durable() {
 async fn an_order_survives_the_death_of_a_replica_at_any_step() {
     let shop = Shop::open(0.0).await;
     let trace = Trace::default();
-    for (died, id) in ["received", "charged", "paid", "published"]
-        .into_iter()
-        .enumerate()
-    {
+    for (died, id) in ["received", "charged", "paid", "published"].into_iter().enumerate() {
         let dies = shop.replica();
-        let asked = NewOrder {
-            product: "mug".into(),
-            quantity: 1,
-        };
+        let asked = NewOrder { product: "mug".into(), quantity: 1 };
         let record = receive(&dies, id.into(), asked, &trace).await.unwrap();
         if died >= 1 {
             charge(&dies, &record.order, &trace).await.unwrap();
         }
         if died >= 2 {
-            let line = Line::Reached {
-                id: id.into(),
-                step: Step::Paid,
-                at_ms: now_ms(),
-            };
+            let line = Line::Reached { id: id.into(), step: Step::Paid, at_ms: now_ms() };
             write(&dies, line).await.unwrap();
         }
         if died >= 3 {
@@ -298,9 +227,6 @@ async fn an_order_survives_the_death_of_a_replica_at_any_step() {
     }
     shop.assert_placed(4).await;
     let published = shop.sidecar.published.lock().unwrap().clone();
-    assert_eq!(
-        published["published"], 2,
-        "published again with the same id, fulfilled once"
-    );
+    assert_eq!(published["published"], 2, "published again with the same id, fulfilled once");
     assert!(shop.folder.0.join("orders.jsonl").exists());
 }
