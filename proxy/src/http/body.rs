@@ -131,7 +131,8 @@ impl Watched {
                 if let Some(trailers) = frame.trailers_ref() {
                     let trailers = trailers.clone();
                     self.end(Ok(Some(&trailers)));
-                } else if self.inner.is_end_stream() {
+                } else if self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0) {
+                    // Nobody asks for more once the announced length is through.
                     self.end(Ok(None));
                 }
                 Some(Ok(frame))
