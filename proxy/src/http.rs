@@ -6,3 +6,4 @@ pub mod client;
 pub mod headers;
 pub mod reply;
 pub mod server;
+pub mod upgrade;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_api::spiffe::SpiffeId;
-use http::header::HeaderValue;
-use http::{HeaderMap, Request, Response, Version, request};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{AppPort, AppProtocol};
 use crate::connect::{Lease, Pool, SharedConnector, Target, Transport, sni_port};
@@ -27,6 +28,7 @@ use crate::http::body::{Body, BodyError, Watch, Watched};
 use crate::http::headers;
 use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
+use crate::http::upgrade::{self, Upgrade};
 use crate::identity::{Svid, SvidWatch};
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
@@ -45,6 +47,7 @@ pub struct Inbound {
     ports: BTreeMap<u16, Arc<Port>>,
     metrics: CallMetrics,
     access_log: AccessLog,
+    force: CancellationToken,
 }
 
 /// A TLS configuration and the certificate that it was made of.
@@ -70,14 +73,15 @@ struct Peer {
 }
 
 impl Inbound {
-    /// One per worker. `service` names this workload in metrics: `namespace/name`.
+    /// One per worker. `app`: its ports, its address, and this workload's name in metrics (`namespace/name`). `force`
+    /// ends upgraded connections.
     #[must_use]
     pub fn new(
         svid: SvidWatch,
         app: (&[AppPort], std::net::IpAddr, &str),
         connector: &SharedConnector,
-        metrics: &CallMetrics,
-        access_log: AccessLog,
+        (metrics, access_log): (&CallMetrics, AccessLog),
+        force: CancellationToken,
     ) -> Self {
         let (ports, host, service) = app;
         let port = |app: &AppPort| {
@@ -98,6 +102,7 @@ impl Inbound {
             ports: ports.iter().map(port).collect(),
             metrics: metrics.clone(),
             access_log,
+            force,
         }
     }
 
@@ -184,13 +189,22 @@ impl Inbound {
     /// Carries one request to the application. Always answers.
     async fn call(&self, request: Request<Incoming>, peer: &Peer) -> Response<Body> {
         let asked = Asked::of(request.headers());
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let port = &peer.port;
         let of = (Arc::clone(&port.metrics), Arc::clone(&port.service), Arc::clone(&peer.name));
         let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
         record.attempts(1);
-        match forward(head, body, peer).await {
-            Ok((response, lease)) => respond(response, lease, record),
+        let upgrade = Upgrade::take(&mut head);
+        match forward(head, body, peer, upgrade.as_ref()).await {
+            Ok((mut response, lease)) => {
+                if let Some(upgrade) = upgrade
+                    && response.status() == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    let tunnel = upgrade.accepted(hyper::upgrade::on(&mut response));
+                    port.pool.tasks().spawn(tunnel.run(self.force.clone()));
+                }
+                respond(response, lease, record)
+            }
             Err(failure) => {
                 let mut response = reply::failure(&failure, asked);
                 let progress = match failure.progress {
@@ -211,11 +225,15 @@ async fn forward(
     mut head: request::Parts,
     body: Incoming,
     peer: &Peer,
+    upgrade: Option<&Upgrade>,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let authority = headers::authority(&head)?;
     let original = head.headers.remove(headers::ORIGINAL_VERSION);
     headers::strip_hop_by_hop(&mut head.headers);
     head.headers.insert(headers::CLIENT_CERT, peer.certificate.clone());
+    if let Some(upgrade) = upgrade {
+        upgrade.ask(&mut head.headers);
+    }
     let transport = match peer.port.protocol {
         AppProtocol::Http1 => Transport::Http1,
         AppProtocol::H2c => Transport::Http2,
@@ -243,17 +261,23 @@ async fn forward(
 fn app_away(failure: &Failure) -> Failure {
     let text = format!("the application does not accept connections: {}", failure.details);
     Failure::new(ErrorType::ConnectionRefused, text)
-        .with_status(http::StatusCode::SERVICE_UNAVAILABLE)
+        .with_status(StatusCode::SERVICE_UNAVAILABLE)
         .with_progress(failure.progress)
 }
 
 fn respond(response: Response<Incoming>, lease: Lease, mut record: Record) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
+    let upgraded = head.headers.get(header::UPGRADE).cloned();
     headers::strip_hop_by_hop(&mut head.headers);
     headers::strip_internal(&mut head.headers);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        upgrade::switched(&mut head.headers, upgraded);
+    }
     record.answered(head.status, &head.headers);
-    let mut end = End { record, lease: Some(lease) };
+    // A connection that was switched is nobody else's any more.
+    let lease = (head.status != StatusCode::SWITCHING_PROTOCOLS).then_some(lease);
+    let mut end = End { record, lease };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, Body::Incoming(body));

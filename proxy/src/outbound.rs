@@ -14,12 +14,14 @@ use http::uri::Authority;
 use http::{Method, Request, Response, request};
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::discovery::Discovery;
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, Replay};
 use crate::http::headers;
 use crate::http::reply::{self, Asked};
+use crate::http::upgrade::Upgrade;
 use crate::policy::retry::is_safe;
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
@@ -40,6 +42,8 @@ pub struct Outbound {
     /// Counts calls to names that nobody knows.
     unknown: (Arc<ServiceMetrics>, Arc<str>),
     nobody: Arc<str>,
+    /// Ends upgraded connections.
+    force: CancellationToken,
 }
 
 /// What the stages of one call share.
@@ -50,6 +54,8 @@ struct Call {
     deadline: Option<Instant>,
     /// The deadline bounds the response's body too.
     bounds_body: bool,
+    /// The caller wants another protocol on this connection.
+    upgrade: Option<Upgrade>,
     record: Record,
 }
 
@@ -61,17 +67,17 @@ enum CallBody {
 }
 
 impl Outbound {
-    /// One per worker; `connector` makes its connections.
+    /// One per worker; `connector` makes its connections, `force` ends upgraded ones.
     #[must_use]
     pub fn new(
         discovery: Discovery<Config>,
         connector: crate::connect::SharedConnector,
-        metrics: CallMetrics,
-        access_log: AccessLog,
+        (metrics, access_log): (CallMetrics, AccessLog),
+        force: CancellationToken,
     ) -> Self {
         let unknown = (Arc::new(metrics.service("outbound", "unknown")), Arc::from("unknown"));
         let destinations = Destinations::new(discovery, connector, metrics);
-        Self { destinations, access_log, unknown, nobody: Arc::from("") }
+        Self { destinations, access_log, unknown, nobody: Arc::from(""), force }
     }
 
     /// Lets go of destinations that were not used for long; to be called about once a minute.
@@ -111,6 +117,7 @@ impl Outbound {
         let mut authority = headers::authority(&head)?;
         let destination = self.destinations.get(&authority).await?;
         record.destination(&destination.metrics, destination.service());
+        let upgrade = Upgrade::take(&mut head);
         headers::strip_hop_by_hop(&mut head.headers);
         headers::strip_internal(&mut head.headers);
         let rule = destination.find(&head)?;
@@ -121,7 +128,8 @@ impl Outbound {
             return Ok(redirect);
         }
         rule.filters.apply_request(&mut head, &mut authority);
-        let call = Call::new(head, authority, body, rule, record.take());
+        let mut call = Call::new(head, authority, body, rule, record.take());
+        call.upgrade = upgrade;
         self.tries(call, &destination, rule).await
     }
 
@@ -160,7 +168,7 @@ impl Outbound {
             };
             let Some(body) = again else {
                 return match outcome {
-                    Ok(answer) => Ok(call.finish(answer, rule)),
+                    Ok(answer) => Ok(call.finish(answer, rule, &self.force)),
                     Err(failure) => Err(call.fail(failure)),
                 };
             };
@@ -206,7 +214,7 @@ impl Call {
             None => (Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)), false),
         };
         let deadline = limit.map(|limit| Instant::now() + limit);
-        Self { head, authority, body: Some(body), deadline, bounds_body, record }
+        Self { head, authority, body: Some(body), deadline, bounds_body, upgrade: None, record }
     }
 
     fn replay_handle(&self) -> Option<Replay> {
@@ -255,7 +263,15 @@ impl Call {
         Some(body)
     }
 
-    fn finish(self, answer: attempt::Answer<'_>, rule: &Rule) -> Response<Body> {
+    fn finish(
+        self,
+        mut answer: attempt::Answer<'_>,
+        rule: &Rule,
+        force: &CancellationToken,
+    ) -> Response<Body> {
+        if let Some(upgrade) = self.upgrade {
+            answer.switch(upgrade, force);
+        }
         let deadline = self.deadline.filter(|_| self.bounds_body);
         attempt::respond(answer, self.record, rule, (deadline, rule.idle_timeout))
     }

@@ -30,10 +30,7 @@ impl Asked {
     /// A header's value, empty where there is none.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// The body as JSON.
@@ -73,12 +70,7 @@ impl App {
     pub async fn answering(
         answer: impl Fn(&Asked) -> (StatusCode, String) + Send + Sync + 'static,
     ) -> Self {
-        Self::start(
-            "app",
-            Some(Arc::new(answer)),
-            "127.0.0.1:0".parse().unwrap(),
-        )
-        .await
+        Self::start("app", Some(Arc::new(answer)), "127.0.0.1:0".parse().unwrap()).await
     }
 
     /// The same at a given address.
@@ -86,20 +78,12 @@ impl App {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let shared = Shared {
-            name: name.to_owned(),
-            asked: Arc::clone(&asked),
-            answer,
-        };
+        let shared = Shared { name: name.to_owned(), asked: Arc::clone(&asked), answer };
         let router = Router::new().fallback(handle).with_state(shared);
         let task = tokio::spawn(async move {
             axum::serve(listener, router).await.ok();
         });
-        Self {
-            address,
-            asked,
-            task,
-        }
+        Self { address, asked, task }
     }
 
     /// Its port.
@@ -112,10 +96,7 @@ impl App {
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
         let asked = self.asked.lock().unwrap().clone();
-        asked
-            .into_iter()
-            .filter(|asked| asked.path != "/dapr/subscribe")
-            .collect()
+        asked.into_iter().filter(|asked| asked.path != "/dapr/subscribe").collect()
     }
 
     /// Stops listening and drops its connections.
@@ -124,10 +105,7 @@ impl App {
         let address = self.address;
         drop(self);
         crate::eventually("the application is gone", crate::SOON, || async move {
-            tokio::net::TcpStream::connect(address)
-                .await
-                .is_err()
-                .then_some(())
+            tokio::net::TcpStream::connect(address).await.is_err().then_some(())
         })
         .await;
     }
@@ -145,16 +123,8 @@ async fn handle(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let path = uri
-        .path_and_query()
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    let asked = Asked {
-        method,
-        path: path.clone(),
-        headers,
-        body,
-    };
+    let path = uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+    let asked = Asked { method, path: path.clone(), headers, body };
     shared.asked.lock().unwrap().push(asked.clone());
     if let Some(answer) = &shared.answer {
         return answer(&asked).into_response();
@@ -162,25 +132,14 @@ async fn handle(
     if let Some(ms) = path.strip_prefix("/delay/").and_then(|ms| ms.parse().ok()) {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-    let status = path
-        .strip_prefix("/status/")
-        .and_then(|code| code.parse::<u16>().ok());
-    let status = status
-        .and_then(|code| StatusCode::from_u16(code).ok())
-        .unwrap_or(StatusCode::OK);
-    let status = if path == "/dapr/subscribe" {
-        StatusCode::NOT_FOUND
-    } else {
-        status
-    };
+    let status = path.strip_prefix("/status/").and_then(|code| code.parse::<u16>().ok());
+    let status = status.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::OK);
+    let status = if path == "/dapr/subscribe" { StatusCode::NOT_FOUND } else { status };
     let headers: Vec<(String, String)> = asked
         .headers
         .iter()
         .map(|(name, value)| {
-            (
-                name.to_string(),
-                String::from_utf8_lossy(value.as_bytes()).into_owned(),
-            )
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         })
         .collect();
     let answer = json!({

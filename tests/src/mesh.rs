@@ -39,12 +39,7 @@ impl ControlPlane {
         }
         let any = "127.0.0.1:0".parse().unwrap();
         let (process, grpc, admin) = Self::run(folder.path(), any, any).await;
-        Self {
-            process,
-            grpc,
-            admin,
-            folder,
-        }
+        Self { process, grpc, admin, folder }
     }
 
     async fn run(
@@ -55,27 +50,14 @@ impl ControlPlane {
         let ports = folder.join("control-plane-ports.json");
         std::fs::remove_file(&ports).ok();
         let mut command = Command::new(program("duet"));
-        command.args([
-            "control-plane",
-            "--exit-with-parent",
-            "--log-format",
-            "text",
-        ]);
+        command.args(["control-plane", "--exit-with-parent", "--log-format", "text"]);
         command.arg("--config").arg(folder.join("config"));
         command.arg("--state").arg(folder.join("control-plane"));
         command.arg("--ports-file").arg(&ports);
-        command.args([
-            "--listen",
-            &grpc.to_string(),
-            "--admin-listen",
-            &admin.to_string(),
-        ]);
+        command.args(["--listen", &grpc.to_string(), "--admin-listen", &admin.to_string()]);
         let process = Process::start("control-plane", command, folder);
         let ports: ControlPlanePorts = read_ports(&ports).await;
-        eventually("the control plane is ready", SOON, || {
-            http::is_ok(ports.admin, "/ready")
-        })
-        .await;
+        eventually("the control plane is ready", SOON, || http::is_ok(ports.admin, "/ready")).await;
         (process, ports.grpc, ports.admin)
     }
 
@@ -101,24 +83,13 @@ impl ControlPlane {
     pub fn token(&self, namespace: &str, account: &str, more: &[&str]) -> String {
         let state = self.folder.path().join("control-plane");
         let output = Command::new(program("duet"))
-            .args([
-                "token",
-                "create",
-                "--namespace",
-                namespace,
-                "--service-account",
-                account,
-            ])
+            .args(["token", "create", "--namespace", namespace, "--service-account", account])
             .arg("--state")
             .arg(state)
             .args(more)
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 }
@@ -146,10 +117,7 @@ impl Options {
     /// A replica of a service.
     #[must_use]
     pub fn service(service: &str, app_port: u16) -> Self {
-        Self {
-            app_port: Some(app_port),
-            ..Self::client(service)
-        }
+        Self { app_port: Some(app_port), ..Self::client(service) }
     }
 
     /// A workload that only calls.
@@ -169,8 +137,7 @@ impl Options {
     /// With more flags.
     #[must_use]
     pub fn flags(mut self, flags: &[&str]) -> Self {
-        self.flags
-            .extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
@@ -233,9 +200,8 @@ impl Sidecar {
         let token = options
             .token
             .unwrap_or_else(|| control_plane.token(&options.namespace, &options.service, &[]));
-        let mut command: Vec<String> = ["proxy", "--exit-with-parent", "--advertise", "127.0.0.1"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut command: Vec<String> =
+            ["proxy", "--exit-with-parent", "--advertise", "127.0.0.1"].map(str::to_owned).to_vec();
         let mut flag =
             |name: &str, value: &str| command.extend([name.to_owned(), value.to_owned()]);
         flag("--log-format", "text");
@@ -247,30 +213,14 @@ impl Sidecar {
         flag("--state", &state.display().to_string());
         flag("--drain-timeout", "5s");
         if let Some(port) = options.app_port {
-            let protocol = options
-                .protocol
-                .map(|name| format!("/{name}"))
-                .unwrap_or_default();
+            let protocol = options.protocol.map(|name| format!("/{name}")).unwrap_or_default();
             flag("--app-port", &format!("http={port}{protocol}"));
         }
         command.extend(options.flags);
         let any = "127.0.0.1:0".parse().unwrap();
-        let any = Ports {
-            outbound: any,
-            inbound: any,
-            api: any,
-            admin: any,
-            metrics: any,
-        };
+        let any = Ports { outbound: any, inbound: any, api: any, admin: any, metrics: any };
         let (process, ports) = Self::run(&folder, &options.instance, &command, any).await;
-        Self {
-            process,
-            ports,
-            state,
-            command,
-            folder,
-            instance: options.instance,
-        }
+        Self { process, ports, state, command, folder, instance: options.instance }
     }
 
     /// Starts one and waits until it is ready to call and be called.

@@ -13,15 +13,10 @@ pub async fn sum(address: SocketAddr, name: &str, labels: &[(&str, &str)]) -> f6
 #[must_use]
 pub fn sum_of(text: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
     let has = |line: &&str| {
-        labels
-            .iter()
-            .all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
+        labels.iter().all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
     };
     text.lines()
-        .filter(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with([' ', '{']))
-        })
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
         .filter(has)
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()

@@ -10,10 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/debug/deps");
+    let folder = test.parent().and_then(Path::parent).expect("target/debug/deps");
     let program = folder.join(name);
     assert!(
         program.exists(),
@@ -36,22 +33,14 @@ impl Process {
     #[must_use]
     pub fn start(name: &str, mut command: Command, folder: &Path) -> Self {
         let log = folder.join(format!("{name}.log"));
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .unwrap();
+        let output = File::options().create(true).append(true).open(&log).unwrap();
         let child = command
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        Self {
-            child,
-            name: name.to_owned(),
-            log,
-        }
+        Self { child, name: name.to_owned(), log }
     }
 
     /// Its process id.
@@ -114,9 +103,6 @@ pub fn send(pid: u32, signal: Signal) {
 pub fn exists(pid: u32) -> bool {
     // A zombie has ended, even if its parent has not looked yet.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(") ")
-        .next()
-        .and_then(|rest| rest.chars().next());
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     state.is_some_and(|state| state != 'Z')
 }

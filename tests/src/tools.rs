@@ -9,13 +9,8 @@ pub fn find(name: &str) -> Option<PathBuf> {
     let tools = std::env::var_os("DUET_TEST_TOOLS").map(PathBuf::from);
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/test-tools/venv/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = tools
-        .into_iter()
-        .chain([default])
-        .chain(std::env::split_paths(&path));
-    let found = folders
-        .map(|folder| folder.join(name))
-        .find(|program| program.is_file());
+    let folders = tools.into_iter().chain([default]).chain(std::env::split_paths(&path));
+    let found = folders.map(|folder| folder.join(name)).find(|program| program.is_file());
     if found.is_none() {
         skip(&format!("{name} is missing; run scripts/test-deps.sh"));
     }

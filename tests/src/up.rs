@@ -27,18 +27,13 @@ impl Up {
         let shop = program("shop").display().to_string();
         // What the user builds is built already, and the storefront's own port may be in use.
         let yaml = yaml.replace("../../target/release/shop", &shop);
-        let yaml = yaml
-            .replace("port: 8080", "port: auto")
-            .replace("build: ", "# build: ");
+        let yaml = yaml.replace("port: 8080", "port: auto").replace("build: ", "# build: ");
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("mesh")).unwrap();
         for entry in std::fs::read_dir(example.join("mesh")).unwrap() {
             let entry = entry.unwrap();
-            std::fs::copy(
-                entry.path(),
-                folder.path().join("mesh").join(entry.file_name()),
-            )
-            .unwrap();
+            std::fs::copy(entry.path(), folder.path().join("mesh").join(entry.file_name()))
+                .unwrap();
         }
         Self::start(folder, &change(yaml)).await
     }
@@ -48,23 +43,12 @@ impl Up {
         std::fs::write(folder.path().join("duet.yaml"), yaml).unwrap();
         let mut command = Command::new(program("duet"));
         command.arg("up").arg(folder.path()).env("NO_COLOR", "1");
-        let mut up = Self {
-            process: Process::start("up", command, folder.path()),
-            folder,
-        };
+        let mut up = Self { process: Process::start("up", command, folder.path()), folder };
         let limit = std::time::Duration::from_secs(120);
         let started = std::time::Instant::now();
         while up.try_state().is_none_or(|state| state["ready"] != true) {
-            assert!(
-                up.process.is_running(),
-                "duet up ended:\n{}",
-                up.process.log()
-            );
-            assert!(
-                started.elapsed() < limit,
-                "not ready:\n{}",
-                up.process.log()
-            );
+            assert!(up.process.is_running(), "duet up ended:\n{}", up.process.log());
+            assert!(started.elapsed() < limit, "not ready:\n{}", up.process.log());
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         up
@@ -92,19 +76,13 @@ impl Up {
     pub fn replica(&self, instance: &str) -> Value {
         let state = self.state();
         let mut replicas = state["apps"].as_array().unwrap().iter();
-        replicas
-            .find(|replica| replica["instance"] == instance)
-            .expect(instance)
-            .clone()
+        replicas.find(|replica| replica["instance"] == instance).expect(instance).clone()
     }
 
     /// An application's URL.
     #[must_use]
     pub fn url(&self, instance: &str) -> String {
-        self.replica(instance)["app"]["url"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        self.replica(instance)["app"]["url"].as_str().unwrap().to_owned()
     }
 
     /// Process ids of everything that runs.

@@ -17,29 +17,16 @@ async fn a_call_goes_by_host_header_and_by_proxy_and_says_who_called() {
     let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
     let outbound = client_side.ports.outbound;
 
-    let by_host: Value = http::get(outbound, "web", "/a?b=c")
-        .await
-        .json()
-        .await
-        .unwrap();
+    let by_host: Value = http::get(outbound, "web", "/a?b=c").await.json().await.unwrap();
     assert_eq!(by_host["path"], "/a?b=c");
-    let by_proxy = client_through(outbound)
-        .get("http://web/x")
-        .send()
-        .await
-        .unwrap();
+    let by_proxy = client_through(outbound).get("http://web/x").send().await.unwrap();
     assert_eq!(by_proxy.status(), 200);
     let asked = app.asked();
     assert_eq!(asked[0].header("host"), "web");
     let caller = asked[0].header("x-forwarded-client-cert");
-    assert!(
-        caller.ends_with("URI=spiffe://duet.local/ns/default/sa/caller"),
-        "{caller}"
-    );
-    let spoofed = http::request(&client(), Method::GET, outbound, "web", "/").header(
-        "x-forwarded-client-cert",
-        "URI=spiffe://duet.local/ns/default/sa/admin",
-    );
+    assert!(caller.ends_with("URI=spiffe://duet.local/ns/default/sa/caller"), "{caller}");
+    let spoofed = http::request(&client(), Method::GET, outbound, "web", "/")
+        .header("x-forwarded-client-cert", "URI=spiffe://duet.local/ns/default/sa/admin");
     spoofed.send().await.unwrap();
     assert_eq!(app.asked()[2].header("x-forwarded-client-cert"), caller);
     let count = metrics::sum(
@@ -75,24 +62,15 @@ async fn failures_say_why_in_proxy_status_and_in_the_metrics() {
     let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
     let outbound = client_side.ports.outbound;
     let response = http::get(outbound, "nobody", "/").await;
-    let status = response.headers()["proxy-status"]
-        .to_str()
-        .unwrap()
-        .to_owned();
-    assert!(
-        status.starts_with("duet; error=destination_not_found"),
-        "{status}"
-    );
+    let status = response.headers()["proxy-status"].to_str().unwrap().to_owned();
+    assert!(status.starts_with("duet; error=destination_not_found"), "{status}");
     assert_eq!(response.status(), 502);
     let problem = http::request(&client(), Method::GET, outbound, "nobody", "/")
         .header("accept", "application/problem+json")
         .send()
         .await
         .unwrap();
-    assert_eq!(
-        problem.headers()["content-type"],
-        "application/problem+json"
-    );
+    assert_eq!(problem.headers()["content-type"], "application/problem+json");
     let problem: Value = problem.json().await.unwrap();
     assert_eq!(problem["error"], "destination_not_found");
     let labels = [("error", "destination_not_found")];
@@ -118,12 +96,7 @@ async fn calls_go_on_while_the_control_plane_is_gone_and_new_names_say_that_it_i
     control_plane.restart().await;
     eventually("the new name is known", SOON, || async {
         let response = http::get(outbound, "other", "/").await;
-        let status = response
-            .headers()
-            .get("proxy-status")?
-            .to_str()
-            .ok()?
-            .to_owned();
+        let status = response.headers().get("proxy-status")?.to_str().ok()?.to_owned();
         status.contains("destination_not_found").then_some(())
     })
     .await;
@@ -133,16 +106,10 @@ async fn calls_go_on_while_the_control_plane_is_gone_and_new_names_say_that_it_i
 async fn a_replica_that_dies_costs_no_call() {
     let control_plane = ControlPlane::start(&[]).await;
     let (one, two) = (App::echo("one").await, App::echo("two").await);
-    let mut first = Sidecar::ready(
-        &control_plane,
-        Options::service("web", one.port()).instance("web-1"),
-    )
-    .await;
-    let _second = Sidecar::ready(
-        &control_plane,
-        Options::service("web", two.port()).instance("web-2"),
-    )
-    .await;
+    let mut first =
+        Sidecar::ready(&control_plane, Options::service("web", one.port()).instance("web-1")).await;
+    let _second =
+        Sidecar::ready(&control_plane, Options::service("web", two.port()).instance("web-2")).await;
     let client_side = Sidecar::ready(&control_plane, Options::client("caller")).await;
     let outbound = client_side.ports.outbound;
     eventually("both replicas answer", SOON, || async {
@@ -152,11 +119,7 @@ async fn a_replica_that_dies_costs_no_call() {
     .await;
     first.process.kill();
     for n in 0..50 {
-        assert_eq!(
-            http::get(outbound, "web", "/").await.status(),
-            200,
-            "call {n}"
-        );
+        assert_eq!(http::get(outbound, "web", "/").await.status(), 200, "call {n}");
     }
     assert_eq!(control_plane.process.log().matches("panicked").count(), 0);
 }

@@ -50,7 +50,8 @@ impl Shared {
     /// An outgoing side for one runtime.
     pub(super) fn outbound(&self, connector: Arc<Connector>) -> Arc<Outbound> {
         let (metrics, access_log) = (self.metrics.clone(), self.access_log.clone());
-        Arc::new(Outbound::new(self.discovery.clone(), connector, metrics, access_log))
+        let force = self.drain.force.clone();
+        Arc::new(Outbound::new(self.discovery.clone(), connector, (metrics, access_log), force))
     }
 }
 
@@ -88,8 +89,8 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
         shared.svid.clone(),
         (&shared.config.app_ports, args.app_host, &service),
         &connector,
-        &shared.metrics,
-        shared.access_log.clone(),
+        (&shared.metrics, shared.access_log.clone()),
+        drain.force.clone(),
     ));
     let outbound = shared.outbound(connector);
     let outbound_acceptor =

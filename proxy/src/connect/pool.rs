@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::{SharedConnector, Target, Transport};
 use crate::error::{Failure, Progress};
@@ -86,6 +87,12 @@ impl Pool {
     #[must_use]
     pub fn new(target: Target, connector: SharedConnector) -> Arc<Self> {
         Arc::new(Self { target, connector, http1: Mutex::default(), http2: Mutex::default() })
+    }
+
+    /// Runs what belongs to the pool's connections, such as tunnels.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.connector.tasks
     }
 
     /// Where the connections lead.

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_api::proto::Protocol;
-use http::header::HeaderValue;
-use http::{HeaderMap, Request, Response, Version, request};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::destination::{Backend, Destination, InFlight, Replica, Rule};
 use super::{Call, CallBody};
@@ -18,6 +20,7 @@ use crate::error::{ErrorType, Failure, Progress};
 use crate::filter::Filters;
 use crate::http::body::{Body, BodyError, Watch, Watched};
 use crate::http::headers;
+use crate::http::upgrade::{self, Upgrade};
 use crate::record::Record;
 
 /// Endpoints that a call has tried.
@@ -42,6 +45,17 @@ pub(super) struct Answer<'r> {
     lease: Lease,
     in_flight: InFlight,
     filters: &'r Filters,
+    tasks: TaskTracker,
+}
+
+impl Answer<'_> {
+    /// Joins the two sides of an upgrade, where the application agreed to it.
+    pub(super) fn switch(&mut self, upgrade: Upgrade, force: &CancellationToken) {
+        if self.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let tunnel = upgrade.accepted(hyper::upgrade::on(&mut self.response));
+            self.tasks.spawn(tunnel.run(force.clone()));
+        }
+    }
 }
 
 /// Makes one try.
@@ -80,7 +94,8 @@ pub(super) async fn run<'r>(
     let took = started.elapsed();
     let sample = if failed { took.max(peak_ewma::PENALTY) } else { took };
     replica.observe(sample, destination.clock());
-    outcome.map(|(response, lease)| Answer { response, lease, in_flight, filters })
+    let tasks = replica.pool.tasks().clone();
+    outcome.map(|(response, lease)| Answer { response, lease, in_flight, filters, tasks })
 }
 
 /// An endpoint that this call has not tried; one that it has, where there is no other.
@@ -104,7 +119,11 @@ async fn exchange(
     filters: &Filters,
     attempt: u32,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
-    let transport = transport(replica, backend.protocol, call.head.version);
+    // An upgrade takes a connection of its own.
+    let transport = match call.upgrade {
+        Some(_) => Transport::Http1,
+        None => transport(replica, backend.protocol, call.head.version),
+    };
     let mut lease = replica.pool.lease(transport, backend.connect_timeout).await?;
     let head = head(call, filters, transport, replica.pool.target().identity.is_some(), attempt);
     let body = match call.body.take() {
@@ -144,6 +163,9 @@ fn head(
     if mesh && head.version != Version::HTTP_2 {
         head.headers.insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
     }
+    if let Some(upgrade) = &call.upgrade {
+        upgrade.ask(&mut head.headers);
+    }
     if attempt > 1 {
         head.headers.insert(headers::ATTEMPT, HeaderValue::from(attempt));
     }
@@ -179,7 +201,7 @@ pub(super) fn respond(
     rule: &Rule,
     (deadline, idle): (Option<Instant>, Option<Duration>),
 ) -> Response<Body> {
-    let Answer { response, lease, in_flight, filters } = answer;
+    let Answer { response, lease, in_flight, filters, tasks: _ } = answer;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     if head.headers.contains_key(headers::PROGRESS)
@@ -188,12 +210,18 @@ pub(super) fn respond(
     {
         record.failed_elsewhere(kind.name());
     }
+    let upgraded = head.headers.get(header::UPGRADE).cloned();
     headers::strip_hop_by_hop(&mut head.headers);
     headers::strip_internal(&mut head.headers);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        upgrade::switched(&mut head.headers, upgraded);
+    }
     filters.apply_response(&mut head.headers);
     rule.filters.apply_response(&mut head.headers);
     record.answered(head.status, &head.headers);
-    let mut end = End { record, lease: Some(lease), _in_flight: in_flight };
+    // A connection that was switched is nobody else's any more.
+    let lease = (head.status != StatusCode::SWITCHING_PROTOCOLS).then_some(lease);
+    let mut end = End { record, lease, _in_flight: in_flight };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, Body::Incoming(body));
