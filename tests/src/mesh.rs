@@ -200,8 +200,7 @@ impl Sidecar {
         let token = options
             .token
             .unwrap_or_else(|| control_plane.token(&options.namespace, &options.service, &[]));
-        let mut command: Vec<String> =
-            ["proxy", "--exit-with-parent", "--advertise", "127.0.0.1"].map(str::to_owned).to_vec();
+        let mut command: Vec<String> = ["proxy", "--exit-with-parent"].map(str::to_owned).to_vec();
         let mut flag =
             |name: &str, value: &str| command.extend([name.to_owned(), value.to_owned()]);
         flag("--log-format", "text");
