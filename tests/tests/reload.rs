@@ -1,5 +1,16 @@
 //! Editing resources while traffic flows: new behaviour within a second, and no request fails.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

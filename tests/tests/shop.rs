@@ -1,5 +1,16 @@
 //! The shop of `examples/shop`, whole: traffic, failures on purpose, processes killed, every order accounted for.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

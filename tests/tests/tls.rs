@@ -1,5 +1,16 @@
 //! What travels between two sidecars, and who is let in.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 

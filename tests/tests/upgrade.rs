@@ -1,5 +1,16 @@
 //! WebSocket and other HTTP/1.1 upgrades through two sidecars.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -130,7 +130,7 @@ impl<F: Fold> Tail<F> {
             match serde_json::from_slice(&line) {
                 Ok(line) => self.state.apply(line),
                 Err(error) => {
-                    say("journal", &format!("skipped a line at {}: {error}", self.offset))
+                    say("journal", &format!("skipped a line at {}: {error}", self.offset));
                 }
             }
             self.offset += line.len() as u64;
