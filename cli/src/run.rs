@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Namespace [default: the mesh's].
     #[arg(long)]
     namespace: Option<String>,
-    /// Unique name of this replica [default: <service>-run-<number>].
+    /// Unique name of this replica (default: `<service>-run-<number>`).
     #[arg(long)]
     name: Option<String>,
     /// The control plane's gRPC address, host:port.

@@ -15,7 +15,7 @@ pub struct Args {
     /// Namespace of the service.
     #[arg(long, env = "DUET_NAMESPACE", default_value = duet_api::DEFAULT_NAMESPACE)]
     pub namespace: String,
-    /// Unique name of this replica [default: <service>-<host name>-<pid>].
+    /// Unique name of this replica (default: `<service>-<host name>-<pid>`).
     #[arg(long, env = "DUET_INSTANCE")]
     pub instance: Option<String>,
     /// The control plane's gRPC address, host:port.
@@ -30,7 +30,7 @@ pub struct Args {
     /// Folder for the certificate and the outbox.
     #[arg(long, env = "DUET_STATE", default_value = ".duet/sidecar")]
     pub state: PathBuf,
-    /// A port of the application, [NAME=]PORT[/PROTOCOL] (repeatable); PROTOCOL is http, h2c or grpc.
+    /// A port of the application, `[NAME=]PORT[/PROTOCOL]` (repeatable); PROTOCOL is http, h2c or grpc.
     #[arg(long, env = "DUET_APP_PORT", value_delimiter = ',')]
     pub app_port: Vec<String>,
     /// Address of the application.
@@ -51,7 +51,7 @@ pub struct Args {
     /// /metrics, /live and /ready.
     #[arg(long, env = "DUET_METRICS_LISTEN", default_value = "0.0.0.0:15020")]
     pub metrics_listen: SocketAddr,
-    /// IP[:PORT] under which other sidecars reach the inbound port [default: found out].
+    /// `IP` or `IP:PORT` under which other sidecars reach the inbound port (default: found out).
     #[arg(long, env = "DUET_ADVERTISE")]
     pub advertise: Option<String>,
     /// Zone of this replica.

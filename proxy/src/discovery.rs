@@ -63,7 +63,7 @@ pub struct Inputs<T> {
 /// The two ends, and our own configuration.
 type Ends<T> = (Discovery<T>, Inputs<T>, watch::Receiver<Option<Arc<proto::Workload>>>);
 
-/// Makes the two ends. Wishes are bounded by [`MAX_DESTINATIONS`], each being sent once per entry.
+/// Makes the two ends. Wishes are bounded by the number of destinations, each being sent once per entry.
 ///
 /// # Errors
 /// When the metrics are registered already.

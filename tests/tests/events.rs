@@ -47,7 +47,12 @@ spec:
   subscriber: {service: reader, path: /dead}
 ";
 
-async fn publish(api: SocketAddr, content_type: &str, headers: &[(&str, &str)], body: &str) -> reqwest::Response {
+async fn publish(
+    api: SocketAddr,
+    content_type: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> reqwest::Response {
     let url = format!("http://{api}/v1.0/publish/default/news");
     let mut request = http::client().post(url).header("content-type", content_type);
     for (name, value) in headers {
@@ -76,7 +81,13 @@ async fn every_envelope_arrives_and_bad_ones_name_what_is_wrong() {
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let api = writer.ports.api;
 
-    let binary = [("ce-specversion", "1.0"), ("ce-id", "b"), ("ce-source", "/s"), ("ce-type", "t"), ("ce-note", "a%20b")];
+    let binary = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "b"),
+        ("ce-source", "/s"),
+        ("ce-type", "t"),
+        ("ce-note", "a%20b"),
+    ];
     assert_eq!(publish(api, "application/json", &binary, "{\"n\":1}").await.status(), 204);
     let structured = r#"{"specversion":"1.0","id":"s","source":"/s","type":"t","data":{"n":2}}"#;
     assert_eq!(publish(api, "application/cloudevents+json", &[], structured).await.status(), 204);
@@ -98,14 +109,25 @@ async fn every_envelope_arrives_and_bad_ones_name_what_is_wrong() {
         .collect();
     assert_eq!(events.len(), 4, "{events:?}");
     assert_eq!((&events["b"]["data"]["n"], &events["b"]["note"]), (&json!(1), &json!("a b")));
-    assert_eq!((&events["s"]["topic"], &events["s"]["pubsubname"]), (&json!("news"), &json!("default")));
+    assert_eq!(
+        (&events["s"]["topic"], &events["s"]["pubsubname"]),
+        (&json!("news"), &json!("default"))
+    );
     let plain = events.values().find(|event| event["type"] == "com.dapr.event.sent").unwrap();
     assert_eq!((&plain["data"], &plain["source"]), (&json!("hello"), &json!("writer")));
 
     for (headers, body, attribute) in [
         (&binary[..3], "{}", "type"),
-        (&[("ce-specversion", "0.3"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")][..], "", "specversion"),
-        (&[("ce-specversion", "1.0"), ("ce-id", "%FF"), ("ce-source", "/s"), ("ce-type", "t")][..], "", "id"),
+        (
+            &[("ce-specversion", "0.3"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")][..],
+            "",
+            "specversion",
+        ),
+        (
+            &[("ce-specversion", "1.0"), ("ce-id", "%FF"), ("ce-source", "/s"), ("ce-type", "t")][..],
+            "",
+            "id",
+        ),
     ] {
         let answer = publish(api, "application/json", headers, body).await;
         assert_eq!(answer.status(), 400, "{headers:?}");
@@ -115,10 +137,14 @@ async fn every_envelope_arrives_and_bad_ones_name_what_is_wrong() {
     let unknown = format!("http://{api}/v1.0/publish/nobus/news");
     let answer = http::client().post(&unknown).body("x").send().await.unwrap();
     assert_eq!(answer.status(), 404);
-    assert!(answer.text().await.unwrap().contains("default"), "the answer names the buses that there are");
+    assert!(
+        answer.text().await.unwrap().contains("default"),
+        "the answer names the buses that there are"
+    );
     let large = "x".repeat(5 << 20);
     assert_eq!(publish(api, "text/plain", &[], &large).await.status(), 413);
-    let refused = metrics::sum(writer.ports.metrics, "duet_event_publishes_total", &[("outcome", "invalid")]);
+    let refused =
+        metrics::sum(writer.ports.metrics, "duet_event_publishes_total", &[("outcome", "invalid")]);
     assert!(refused.await >= 3.0);
 }
 
@@ -151,14 +177,19 @@ async fn answers_decide_and_what_cannot_be_handled_is_in_the_dead_letters() {
         (delivered(&app, "/dead").len() == 2).then_some(())
     })
     .await;
-    let dead: BTreeSet<String> =
-        delivered(&app, "/dead").iter().map(|asked| asked.json()["id"].as_str().unwrap().to_owned()).collect();
+    let dead: BTreeSet<String> = delivered(&app, "/dead")
+        .iter()
+        .map(|asked| asked.json()["id"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(dead, ["1", "2"].map(str::to_owned).into());
-    let count = |id: &str| delivered(&app, "/news").iter().filter(|asked| asked.json()["id"] == id).count();
+    let count =
+        |id: &str| delivered(&app, "/news").iter().filter(|asked| asked.json()["id"] == id).count();
     eventually("3 was tried again", SOON, || async { (count("3") == 2).then_some(()) }).await;
     assert_eq!((count("1"), count("2"), count("4")), (1, 3, 1));
     let labels = [("subscription", "default/read"), ("outcome", "dead_letter")];
-    assert!(metrics::sum(reader.ports.metrics, "duet_event_deliveries_total", &labels).await >= 2.0);
+    assert!(
+        metrics::sum(reader.ports.metrics, "duet_event_deliveries_total", &labels).await >= 2.0
+    );
 }
 
 #[tokio::test]
@@ -177,9 +208,14 @@ async fn with_the_control_plane_away_publishes_go_to_the_outbox_and_follow_in_or
     // What the outbox has acknowledged survives the sidecar, too.
     writer.restart().await;
     control_plane.restart().await;
-    eventually("all arrive", SOON, || async { (delivered(&app, "/news").len() >= 21).then_some(()) }).await;
-    let order: Vec<u64> =
-        delivered(&app, "/news").iter().map(|asked| asked.json()["data"]["number"].as_u64().unwrap()).collect();
+    eventually("all arrive", SOON, || async {
+        (delivered(&app, "/news").len() >= 21).then_some(())
+    })
+    .await;
+    let order: Vec<u64> = delivered(&app, "/news")
+        .iter()
+        .map(|asked| asked.json()["data"]["number"].as_u64().unwrap())
+        .collect();
     let seen: BTreeSet<u64> = order.iter().copied().collect();
     assert_eq!(seen, (0..=20).collect(), "{order:?}");
 }
@@ -200,7 +236,8 @@ async fn kills_of_every_process_lose_no_acknowledged_event() {
             number += 1;
             let url = format!("http://{}/v1.0/publish/default/news", writer.ports.api);
             let event = json!({"specversion": "1.0", "id": number.to_string(), "source": "/test", "type": "t"});
-            let request = http::client().post(url).header("content-type", "application/cloudevents+json");
+            let request =
+                http::client().post(url).header("content-type", "application/cloudevents+json");
             let answer = request.body(event.to_string()).send().await;
             if answer.is_ok_and(|answer| answer.status() == 204) {
                 acknowledged.insert(number.to_string());
@@ -230,5 +267,8 @@ async fn kills_of_every_process_lose_no_acknowledged_event() {
 }
 
 fn ids(app: &App) -> Vec<String> {
-    delivered(app, "/news").iter().map(|asked| asked.json()["id"].as_str().unwrap().to_owned()).collect()
+    delivered(app, "/news")
+        .iter()
+        .map(|asked| asked.json()["id"].as_str().unwrap().to_owned())
+        .collect()
 }

@@ -101,7 +101,7 @@ fn failed(peer: &SpiffeId, error: &std::io::Error) -> Failure {
     unprocessed(kind, format!("handshake with {peer}: {cause}"))
 }
 
-/// The application's port in a server name, as [`Mtls::secure`] writes it.
+/// The application's port in a server name, as the dialling side writes it.
 #[must_use]
 pub fn sni_port(name: Option<&str>) -> Option<u16> {
     name?.strip_prefix("port-")?.strip_suffix(".duet.internal")?.parse().ok()
