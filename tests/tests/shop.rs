@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use duet_tests::up::Up;
-use duet_tests::{SOON, eventually, metrics, process};
+use duet_tests::{SOON, eventually, metrics, process, tools};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -48,6 +48,23 @@ async fn restarted(up: &Up, of: impl Fn() -> u32, former: u32) {
     })
     .await;
     more_orders(up, 10).await;
+}
+
+/// The page in a real browser: what it shows comes from four services, by calls and by events.
+async fn look_at_the_page(up: &Up) {
+    let Some(chromium) = tools::find("chromium") else { return };
+    let profile = tempfile::tempdir().unwrap();
+    let output = tokio::process::Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .args(["--virtual-time-budget=8000", "--dump-dom"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(up.url("storefront-1"))
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(60), output).await.unwrap().unwrap();
+    let page = String::from_utf8_lossy(&output.stdout);
+    assert!(page.contains("Enamel mug") && page.contains("in stock"), "{page}");
+    assert!(page.contains("fulfilled"), "{page}");
 }
 
 async fn kill_in_turn(up: &Up) {
@@ -95,6 +112,7 @@ async fn orders_survive_failures_and_kills_and_each_is_fulfilled_exactly_once() 
     }
     assert!(retries > 0.0, "the metrics show no retry");
 
+    look_at_the_page(&up).await;
     kill_in_turn(&up).await;
 
     let shopper = pid(&up.replica("shopper-1")["app"]["pid"]);
