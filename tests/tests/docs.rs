@@ -1,0 +1,129 @@
+//! The documentation, held to what is true: links lead somewhere, YAML parses, metrics are those that there are.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use duet_tests::app::App;
+use duet_tests::http;
+use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::process::program;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Every page: path below the repository, and text.
+fn pages() -> Vec<(PathBuf, String)> {
+    let folders = ["", "docs", "k8s", "events", "examples/shop"];
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let files = files.map(|entry| entry.unwrap().path());
+    let pages = files.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    let mut links = 0;
+    for (page, text) in pages() {
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = target.split('#').next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            let path = page.parent().unwrap().join(target);
+            assert!(path.exists(), "{}: {target} does not exist", page.display());
+            links += 1;
+        }
+    }
+    assert!(links >= 10, "{links} links only");
+}
+
+#[test]
+fn every_resource_in_the_pages_parses() {
+    let mut resources = 0;
+    for (page, text) in pages() {
+        for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+            if !block.contains("apiVersion") {
+                continue;
+            }
+            let parsed = duet_api::resource::parse(&page.display().to_string(), block);
+            assert!(parsed.errors.is_empty(), "{:?}\n{block}", parsed.errors);
+            resources += parsed.resources.len();
+        }
+    }
+    assert!(resources >= 8, "{resources} resources only");
+}
+
+#[test]
+fn every_flag_in_the_readme_exists() {
+    let help: String = ["control-plane", "proxy", "up", "run", "check", "token create"]
+        .iter()
+        .map(|command| {
+            let mut arguments: Vec<&str> = command.split(' ').collect();
+            arguments.push("--help");
+            let output = Command::new(program("duet")).args(arguments).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        })
+        .collect();
+    let text = std::fs::read_to_string(root().join("README.md")).unwrap();
+    for line in text.lines().filter(|line| line.trim_start().starts_with("duet ")) {
+        for flag in line.split_whitespace().take_while(|word| *word != "--") {
+            if flag.starts_with("--") {
+                assert!(help.contains(flag), "{flag} in {line:?}");
+            }
+        }
+    }
+}
+
+/// Names of metric families.
+fn families(metrics: &str) -> BTreeSet<String> {
+    let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let names = types.filter_map(|line| line.split(' ').next());
+    names.filter(|name| name.starts_with("duet_")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn the_metrics_page_names_every_metric() {
+    let subscription = "apiVersion: duet.dev/v1alpha1
+kind: Subscription
+metadata: {name: read}
+spec: {topic: news, subscriber: {service: web, path: /news}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80, targetPort: http}]}
+";
+    let control_plane = ControlPlane::start(&[("web.yaml", subscription)]).await;
+    let app = App::echo("web").await;
+    let server = Sidecar::ready(&control_plane, Options::service("web", app.port())).await;
+    http::get(server.ports.outbound, "web", "/").await;
+    let publish = format!("http://{}/v1.0/publish/default/news", server.ports.api);
+    assert_eq!(http::client().post(publish).body("x").send().await.unwrap().status(), 204);
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let mut found = BTreeSet::new();
+    for address in [server.ports.metrics, control_plane.admin] {
+        found.extend(families(&http::text(address, "/metrics").await));
+    }
+    assert!(found.len() > 30, "{found:?}");
+    let missing: Vec<&String> =
+        found.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/metrics.md does not name {missing:?}");
+    for name in &found {
+        let ends = ["_total", "_seconds", "_info", "_bytes"];
+        let unit = ends.iter().any(|end| name.ends_with(end)) || name.ends_with('s');
+        assert!(unit, "{name} ends in no unit");
+    }
+}
