@@ -119,11 +119,13 @@ impl Inbound {
 
     async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, ending: Ending) {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let metrics = self.metrics.clone();
         let service = service_fn(move |request| {
             let (inbound, peer) = (Arc::clone(&self), peer.clone());
             async move { Ok::<_, Infallible>(inbound.call(request, &peer).await) }
         });
         if let Err(error) = server::serve(stream, http2, service, ending).await {
+            metrics.malformed("inbound", server::malformed(&error));
             tracing::debug!(%error, "inbound connection ended");
         }
     }

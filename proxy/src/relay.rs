@@ -131,6 +131,7 @@ pub async fn start(
         outbox: Arc::clone(&outbox),
     });
     let acceptor = Acceptor::new("api", listener, call_metrics);
+    let metrics = call_metrics.clone();
     let ending = Ending {
         graceful: drain.outbound.clone(),
         force: drain.force.clone(),
@@ -138,7 +139,7 @@ pub async fn start(
     };
     let accept =
         acceptor.run(drain.outbound.clone(), drain.outbound_tasks.clone(), move |stream| {
-            connection(Arc::clone(&api), stream, ending.clone())
+            connection(Arc::clone(&api), stream, ending.clone(), metrics.clone())
         });
     drain.background.spawn(accept);
     let force = drain.force.clone();
@@ -149,17 +150,22 @@ pub async fn start(
     Ok(())
 }
 
-async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending) {
+async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: CallMetrics) {
     let http2 = match detect(&stream, DETECT_TIMEOUT).await {
         Ok(Protocol::Http2) => true,
         Ok(Protocol::Http1) | Err(NotDetected::Silent) => false,
-        Ok(Protocol::Tls | Protocol::Opaque) | Err(NotDetected::Closed) => return,
+        Ok(Protocol::Tls | Protocol::Opaque) => {
+            metrics.refused.with_label_values(&["api", "not_http"]).inc();
+            return;
+        }
+        Err(NotDetected::Closed) => return,
     };
     let service = service_fn(move |request| {
         let api = Arc::clone(&api);
         async move { Ok::<_, Infallible>(Box::pin(api.answer(request)).await) }
     });
     if let Err(error) = server::serve(stream, http2, service, ending).await {
+        metrics.malformed("api", server::malformed(&error));
         tracing::debug!(%error, "API connection ended");
     }
 }

@@ -58,6 +58,18 @@ async fn malformed_requests_are_answered_and_oversized_heads_get_431() {
             .header("x-large", &large);
         assert_eq!(request.send().await.unwrap().status(), 431);
     }
+    for (listener, reason) in [
+        ("outbound", "malformed_request"),
+        ("outbound", "headers_too_large"),
+        ("api", "headers_too_large"),
+    ] {
+        let labels = [("listener", listener), ("reason", reason)];
+        eventually(&format!("{listener} counts {reason}"), SOON, || async {
+            let name = "duet_connections_refused_total";
+            (metrics::sum(caller.ports.metrics, name, &labels).await >= 1.0).then_some(())
+        })
+        .await;
+    }
     assert!(app.asked().is_empty(), "none of it reached the application: {:?}", app.asked());
     assert_eq!(http::get(outbound, "web", "/").await.status(), 200);
 }

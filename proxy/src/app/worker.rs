@@ -156,6 +156,7 @@ async fn serve_outbound(
         async move { Ok::<_, Infallible>(outbound.call(request).await) }
     });
     if let Err(error) = server::serve(stream, http2, service, ending).await {
+        metrics.malformed("outbound", server::malformed(&error));
         tracing::debug!(%error, "outbound connection ended");
     }
 }

@@ -40,6 +40,18 @@ where
     }
 }
 
+/// Why a connection ended, for the metric, where the peer sent what is not HTTP (hyper has answered 400 or 431).
+#[must_use]
+pub fn malformed(error: &hyper::Error) -> Option<&'static str> {
+    if error.is_parse_too_large() {
+        Some("headers_too_large")
+    } else if error.is_parse() {
+        Some("malformed_request")
+    } else {
+        None
+    }
+}
+
 /// When a connection has to end.
 #[derive(Clone, Debug)]
 pub struct Ending {

@@ -26,7 +26,7 @@ pub struct CallMetrics {
     pub accepted: IntCounterVec,
     /// Connections open now, by listener.
     pub open: IntGaugeVec,
-    /// Connections refused or dropped before a request, by listener and reason.
+    /// Connections refused or dropped, by listener and reason.
     pub refused: IntCounterVec,
     /// Endpoints known, by service.
     endpoints: IntGaugeVec,
@@ -67,11 +67,18 @@ impl CallMetrics {
             open: gauge("duet_open_connections", "Accepted connections open now.", &["listener"])?,
             refused: counter(
                 "duet_connections_refused_total",
-                "Accepted connections dropped before a request, by listener and reason.",
+                "Accepted connections refused or dropped, by listener and reason.",
                 &["listener", "reason"],
             )?,
             endpoints: gauge("duet_endpoints", "Endpoints known, by service.", &["service"])?,
         })
+    }
+
+    /// Counts a connection that ended because its peer sent what is not HTTP, with the reason if there is one.
+    pub fn malformed(&self, listener: &'static str, reason: Option<&'static str>) {
+        if let Some(reason) = reason {
+            self.refused.with_label_values(&[listener, reason]).inc();
+        }
     }
 
     /// Handles for calls to one service.
