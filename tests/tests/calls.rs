@@ -161,3 +161,53 @@ spec:
     assert!(status.contains("http_response_timeout"), "{status}");
     assert!(started.elapsed() < Duration::from_secs(4));
 }
+
+#[tokio::test]
+async fn a_retry_sends_the_same_body_again_and_only_where_that_is_safe() {
+    let policy = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: duet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: web}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  retry: {attempts: 2, codes: [503], backoff: 10ms, maxBodyBytes: 64Ki}
+";
+    let control_plane = ControlPlane::start(&[("web.yaml", policy)]).await;
+    let app = App::answering(|asked| match asked.header("duet-attempt") {
+        "" => (axum::http::StatusCode::SERVICE_UNAVAILABLE, "first".to_owned()),
+        attempt => (axum::http::StatusCode::OK, attempt.to_owned()),
+    })
+    .await;
+    let _server = Sidecar::ready(&control_plane, Options::service("web", app.port())).await;
+    let caller = Sidecar::ready(&control_plane, Options::client("caller")).await;
+    let outbound = caller.ports.outbound;
+    let post = |path: &str, size: usize| {
+        let request = http::request(&client(), Method::POST, outbound, "web", path);
+        request.body("x".repeat(size))
+    };
+    let keyed = post("/keyed", 30_000).header("idempotency-key", "1").send().await.unwrap();
+    assert_eq!((keyed.status().as_u16(), keyed.text().await.unwrap()), (200, "2".to_owned()));
+    let bare = post("/bare", 10).send().await.unwrap();
+    assert_eq!(bare.status(), 503, "a POST without a key is sent once");
+    let large = post("/large", 100_000).header("idempotency-key", "2").send().await.unwrap();
+    assert_eq!(large.status(), 503, "a body that is not kept streams on and is sent once");
+    let of = |path: &str| -> Vec<usize> {
+        let asked = app.asked();
+        asked.iter().filter(|asked| asked.path == path).map(|asked| asked.body.len()).collect()
+    };
+    assert_eq!(of("/keyed"), [30_000, 30_000]);
+    assert_eq!(of("/bare"), [10]);
+    assert_eq!(of("/large"), [100_000]);
+    for outcome in ["unsafe", "body_too_large"] {
+        let labels = [("outcome", outcome)];
+        assert!(
+            metrics::sum(caller.ports.metrics, "duet_retries_total", &labels).await >= 1.0,
+            "{outcome}"
+        );
+    }
+}
