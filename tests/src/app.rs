@@ -52,6 +52,19 @@ pub struct App {
     task: JoinHandle<()>,
 }
 
+/// What an application was asked.
+#[derive(Clone, Debug)]
+pub struct History(Arc<Mutex<Vec<Asked>>>);
+
+impl History {
+    /// So far, but for `GET /dapr/subscribe`.
+    #[must_use]
+    pub fn asked(&self) -> Vec<Asked> {
+        let asked = self.0.lock().unwrap().clone();
+        asked.into_iter().filter(|asked| asked.path != "/dapr/subscribe").collect()
+    }
+}
+
 #[derive(Clone)]
 struct Shared {
     name: String,
@@ -95,11 +108,16 @@ impl App {
     /// What it was asked so far, but for `GET /dapr/subscribe`.
     #[must_use]
     pub fn asked(&self) -> Vec<Asked> {
-        let asked = self.asked.lock().unwrap().clone();
-        asked.into_iter().filter(|asked| asked.path != "/dapr/subscribe").collect()
+        self.history().asked()
     }
 
-    /// Stops listening and drops its connections.
+    /// What it was asked, to be read even after its end.
+    #[must_use]
+    pub fn history(&self) -> History {
+        History(Arc::clone(&self.asked))
+    }
+
+    /// Stops listening. Connections that are open may still be served.
     pub async fn stop(self) {
         self.task.abort();
         let address = self.address;
