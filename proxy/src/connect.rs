@@ -16,12 +16,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::client::{self, Sender};
+use crate::http::http1::Connection;
 use crate::identity::SvidWatch;
 use crate::net;
 use crate::telemetry::metrics::CallMetrics;
 
 pub use mtls::sni_port;
-pub use pool::{Lease, Pool};
+pub use pool::Pool;
 
 /// Where a pool's connections lead.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +40,8 @@ pub struct Target {
 pub enum Transport {
     /// One call at a time.
     Http1,
+    /// HTTP/1 for one call that may switch to another protocol.
+    Upgrade,
     /// Many calls at once.
     Http2,
 }
@@ -67,10 +70,11 @@ impl Connector {
     /// Opens a connection within `timeout`, handshake included.
     async fn open(
         &self,
-        target: &Target,
+        pool: &Pool,
         transport: Transport,
         timeout: Duration,
     ) -> Result<Sender, Failure> {
+        let target = pool.target();
         let open = async {
             let stream =
                 net::dial(target.address).await.map_err(|error| refused(target, &error))?;
@@ -82,7 +86,14 @@ impl Connector {
                 }
                 None => {
                     self.opened_plain.inc();
-                    self.start(stream, transport).await
+                    match transport {
+                        Transport::Http1 => {
+                            Ok(Sender::Once(Some(Connection::new(stream, &pool.idle))))
+                        }
+                        Transport::Upgrade | Transport::Http2 => {
+                            self.start(stream, transport).await
+                        }
+                    }
                 }
             }
         };
@@ -98,7 +109,7 @@ impl Connector {
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         match transport {
-            Transport::Http1 => client::http1(stream, &self.tasks).await,
+            Transport::Http1 | Transport::Upgrade => client::upgrade(stream, &self.tasks).await,
             Transport::Http2 => client::http2(stream, &self.tasks).await,
         }
     }

@@ -4,6 +4,8 @@
 pub mod body;
 pub mod client;
 pub mod headers;
+pub mod http1;
+pub mod multiplex;
 pub mod reply;
 pub mod server;
 pub mod upgrade;

@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AppPort, AppProtocol};
-use crate::connect::{Lease, Pool, SharedConnector, Target, Transport, sni_port};
+use crate::connect::{Pool, SharedConnector, Target, Transport, sni_port};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, BodyError, Watch, Watched};
 use crate::http::headers;
@@ -103,6 +103,13 @@ impl Inbound {
             metrics: metrics.clone(),
             access_log,
             force,
+        }
+    }
+
+    /// Closes idle connections to the application that are of no more use; to be called every few seconds.
+    pub fn sweep_idle(&self) {
+        for port in self.ports.values() {
+            port.pool.sweep();
         }
     }
 
@@ -198,14 +205,14 @@ impl Inbound {
         record.attempts(1);
         let upgrade = Upgrade::take(&mut head);
         match forward(head, body, peer, upgrade.as_ref()).await {
-            Ok((mut response, lease)) => {
+            Ok(mut response) => {
                 if let Some(upgrade) = upgrade
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {
                     let tunnel = upgrade.accepted(hyper::upgrade::on(&mut response));
                     port.pool.tasks().spawn(tunnel.run(self.force.clone()));
                 }
-                respond(response, lease, record)
+                respond(response, record)
             }
             Err(failure) => {
                 let mut response = reply::failure(&failure, asked);
@@ -228,7 +235,7 @@ async fn forward(
     body: Incoming,
     peer: &Peer,
     upgrade: Option<&Upgrade>,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+) -> Result<Response<Body>, Failure> {
     let authority = headers::authority(&head)?;
     let original = head.headers.remove(headers::ORIGINAL_VERSION);
     headers::strip_hop_by_hop(&mut head.headers);
@@ -237,6 +244,7 @@ async fn forward(
         upgrade.ask(&mut head.headers);
     }
     let transport = match peer.port.protocol {
+        _ if upgrade.is_some() => Transport::Upgrade,
         AppProtocol::Http1 => Transport::Http1,
         AppProtocol::H2c => Transport::Http2,
         AppProtocol::Auto if original.is_none() && head.version == Version::HTTP_2 => {
@@ -244,19 +252,18 @@ async fn forward(
         }
         AppProtocol::Auto => Transport::Http1,
     };
-    let mut lease = peer
+    let mut sender = peer
         .port
         .pool
-        .lease(transport, CONNECT_TIMEOUT)
+        .sender(transport, CONNECT_TIMEOUT)
         .await
         .map_err(|failure| app_away(&failure))?;
     match transport {
-        Transport::Http1 => headers::for_http1(&mut head, &authority),
+        Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
     }
     let body = if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) };
-    let response = lease.send(Request::from_parts(head, body)).await?;
-    Ok((response, lease))
+    sender.send(Request::from_parts(head, body)).await
 }
 
 /// An application that does not accept is unavailable, for everybody who asks: 503.
@@ -267,22 +274,20 @@ fn app_away(failure: &Failure) -> Failure {
         .with_progress(failure.progress)
 }
 
-fn respond(response: Response<Incoming>, lease: Lease, mut record: Record) -> Response<Body> {
+fn respond(response: Response<Body>, mut record: Record) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
-    let upgraded = head.headers.get(header::UPGRADE).cloned();
-    headers::strip_hop_by_hop(&mut head.headers);
-    headers::strip_internal(&mut head.headers);
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgraded = if switched { head.headers.get(header::UPGRADE).cloned() } else { None };
+    headers::strip_all(&mut head.headers);
+    if switched {
         upgrade::switched(&mut head.headers, upgraded);
     }
     record.answered(head.status, &head.headers);
-    // A connection that was switched is nobody else's any more.
-    let lease = (head.status != StatusCode::SWITCHING_PROTOCOLS).then_some(lease);
-    let mut end = End { record, lease };
+    let mut end = End { record };
     if body.is_end_stream() {
         end.end(Ok(None));
-        return Response::from_parts(head, Body::Incoming(body));
+        return Response::from_parts(head, body);
     }
     let watched = Watched::new(body, Box::new(end), None, None);
     Response::from_parts(head, Body::Watched(Box::new(watched)))
@@ -292,14 +297,10 @@ fn respond(response: Response<Incoming>, lease: Lease, mut record: Record) -> Re
 #[derive(Debug)]
 struct End {
     record: Record,
-    lease: Option<Lease>,
 }
 
 impl Watch for End {
     fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>) {
-        if let (Ok(_), Some(lease)) = (&end, self.lease.take()) {
-            lease.release();
-        }
         self.record.end(end);
     }
 }

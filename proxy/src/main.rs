@@ -2,6 +2,10 @@
 
 use clap::Parser;
 
+// Measured against glibc's: see docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Duet's sidecar proxy.
 #[derive(Debug, Parser)]
 #[command(name = "duet-proxy", version)]

@@ -85,6 +85,11 @@ impl Outbound {
         self.destinations.sweep();
     }
 
+    /// Closes idle connections of no more use; to be called every few seconds.
+    pub fn sweep_idle(&self) {
+        self.destinations.sweep_idle();
+    }
+
     /// Carries one request to where it belongs. Always answers: failures become responses.
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         let asked = Asked::of(request.headers());
@@ -118,8 +123,7 @@ impl Outbound {
         let destination = self.destinations.get(&authority).await?;
         record.destination(&destination.metrics, destination.service());
         let upgrade = Upgrade::take(&mut head);
-        headers::strip_hop_by_hop(&mut head.headers);
-        headers::strip_internal(&mut head.headers);
+        headers::strip_all(&mut head.headers);
         let rule = destination.find(&head)?;
         record.route(&rule.route);
         if let Some(redirect) = rule.filters.redirect(&head, &authority) {

@@ -29,7 +29,7 @@ struct Open {
     metrics: Arc<ServiceMetrics>,
     service: Arc<str>,
     peer: Arc<str>,
-    route: Arc<str>,
+    route: Option<Arc<str>>,
     attempts: u32,
     status: u16,
     grpc_status: Option<u16>,
@@ -74,7 +74,7 @@ impl Record {
             metrics,
             service,
             peer,
-            route: Arc::from(""),
+            route: None,
             attempts: 0,
             status: CLIENT_CLOSED,
             grpc_status: None,
@@ -96,7 +96,7 @@ impl Record {
     /// The call matched this route.
     pub fn route(&mut self, route: &Arc<str>) {
         if let Some(open) = &mut self.0 {
-            open.route = Arc::clone(route);
+            open.route = Some(Arc::clone(route));
         }
     }
 
@@ -186,7 +186,7 @@ impl Open {
             method: logged.method.as_str(),
             path: &logged.path,
             service: &self.service,
-            route: &self.route,
+            route: self.route.as_deref().unwrap_or_default(),
             peer: &self.peer,
             status: self.status,
             grpc_status: self.grpc_status,

@@ -2,6 +2,8 @@
 //!
 //! The control plane has put the rules in the order of Gateway API's precedence, so the first match wins.
 
+mod index;
+
 use std::borrow::Cow;
 
 use duet_api::proto;
@@ -9,6 +11,7 @@ use http::{HeaderName, Method, request};
 use regex::{Regex, RegexBuilder};
 
 use crate::http::headers::is_grpc;
+use index::{Index, Key};
 
 /// Bound on a compiled pattern; the engine is linear in time, this bounds its memory.
 const REGEX_BYTES: usize = 256 * 1024;
@@ -17,6 +20,7 @@ const REGEX_BYTES: usize = 256 * 1024;
 #[derive(Debug, Default)]
 pub struct RouteTable {
     matchers: Vec<Matcher>,
+    index: Index,
 }
 
 impl RouteTable {
@@ -29,13 +33,17 @@ impl RouteTable {
             let conditions = rule.r#match.clone().unwrap_or_default();
             Matcher::compile(&conditions).map_err(|error| format!("{}: {error}", rule.name))
         };
-        Ok(Self { matchers: rules.iter().map(compile).collect::<Result<_, _>>()? })
+        let matchers = rules.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+        let index = Index::new(matchers.iter().map(|matcher| matcher.path.key()));
+        Ok(Self { matchers, index })
     }
 
     /// Index of the first rule that matches.
     #[must_use]
     pub fn find(&self, head: &request::Parts) -> Option<usize> {
-        self.matchers.iter().position(|matcher| matcher.matches(head))
+        let matches =
+            |at: usize| self.matchers.get(at).is_some_and(|matcher| matcher.matches(head));
+        self.index.first(head.uri.path(), matches)
     }
 }
 
@@ -108,6 +116,14 @@ impl Matcher {
 }
 
 impl PathMatcher {
+    fn key(&self) -> Key<'_> {
+        match self {
+            Self::Exact(path) => Key::Exact(path),
+            Self::Prefix(prefix) => Key::Prefix(prefix),
+            Self::Any | Self::Regex(_) => Key::Other,
+        }
+    }
+
     fn matches(&self, path: &str) -> bool {
         match self {
             Self::Any => true,
@@ -229,6 +245,29 @@ mod tests {
         check(&query, Request::get("/?x=1&q=a+b&q=c"), true);
         check(&query, Request::get("/?q=a%20b"), true);
         check(&query, Request::get("/?q=c&q=a+b"), false);
+    }
+
+    proptest::proptest! {
+        /// The index finds what looking at every rule in order finds.
+        #[test]
+        fn the_index_agrees_with_a_scan(
+            rules in proptest::collection::vec(("[epra]", "(/[ab]?){0,3}", "(GET|POST)?"), 0..30),
+            asked in "(/[ab]?){1,4}",
+        ) {
+            let rules: Vec<proto::Rule> = rules.into_iter().map(|(kind, text, method)| {
+                let kind = match kind.as_str() {
+                    "e" => path_match::Kind::Exact(text),
+                    "p" => path_match::Kind::Prefix(text),
+                    "r" => path_match::Kind::Regex(format!("{text}.*")),
+                    _ => path_match::Kind::Prefix("/".to_owned()),
+                };
+                rule(proto::Match { method, ..path(kind) })
+            }).collect();
+            let table = RouteTable::compile(&rules).unwrap();
+            let head = Request::get(asked).body(()).unwrap().into_parts().0;
+            let scanned = table.matchers.iter().position(|matcher| matcher.matches(&head));
+            proptest::prop_assert_eq!(table.find(&head), scanned);
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::connect::Connector;
 use crate::detect::{NotDetected, Protocol, detect};
 use crate::discovery::Discovery;
 use crate::drain::Drain;
+use crate::http::headers;
 use crate::http::server::{self, Ending};
 use crate::identity::SvidWatch;
 use crate::inbound::Inbound;
@@ -27,7 +28,10 @@ use super::ports::WorkerSockets;
 
 /// A client that says nothing for this long is taken for HTTP/1 and has its time for a first request.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Letting go of destinations that are not used any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Closing idle connections that the other end has closed.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -92,7 +96,7 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
         (&shared.metrics, shared.access_log.clone()),
         drain.force.clone(),
     ));
-    let outbound = shared.outbound(connector);
+    let (outbound, swept) = (shared.outbound(connector), Arc::clone(&inbound));
     let outbound_acceptor =
         Acceptor::new("outbound", net::adopt(sockets.outbound)?, &shared.metrics);
     let inbound_acceptor = Acceptor::new("inbound", net::adopt(sockets.inbound)?, &shared.metrics);
@@ -119,17 +123,27 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
             serve_outbound(Arc::clone(&calls), stream, outbound_ending.clone(), metrics.clone())
         },
     );
-    let sweep = async {
-        loop {
-            tokio::time::sleep(SWEEP_INTERVAL).await;
-            outbound.sweep();
-        }
-    };
+    let sweep = sweep(&outbound, &swept);
     tokio::select! {
         _ = async { tokio::join!(accept_inbound, accept_outbound, drain.force.cancelled()) } => {}
         () = sweep => {}
     }
     Ok(())
+}
+
+async fn sweep(outbound: &Outbound, inbound: &Inbound) {
+    let mut destinations = tokio::time::interval(SWEEP_INTERVAL);
+    let mut idle = tokio::time::interval(IDLE_INTERVAL);
+    destinations.tick().await;
+    loop {
+        tokio::select! {
+            _ = destinations.tick() => outbound.sweep(),
+            _ = idle.tick() => {
+                outbound.sweep_idle();
+                inbound.sweep_idle();
+            }
+        }
+    }
 }
 
 async fn serve_outbound(
@@ -151,7 +165,10 @@ async fn serve_outbound(
         }
         Err(NotDetected::Closed) => return,
     };
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request| {
+        if !http2 {
+            headers::detach(&mut request);
+        }
         let outbound = Arc::clone(&outbound);
         async move { Ok::<_, Infallible>(outbound.call(request).await) }
     });

@@ -68,7 +68,7 @@ impl Mtls {
         let mut config = client_config(&svid.material, Peer::Exactly(peer.clone()))
             .map_err(|error| unprocessed(ErrorType::ProxyInternalError, error.to_string()))?;
         config.alpn_protocols = vec![match transport {
-            Transport::Http1 => b"http/1.1".to_vec(),
+            Transport::Http1 | Transport::Upgrade => b"http/1.1".to_vec(),
             Transport::Http2 => b"h2".to_vec(),
         }];
         let config = Arc::new(config);

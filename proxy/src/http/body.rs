@@ -12,6 +12,9 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
+use super::http1::{Reply, WireError};
+use super::multiplex::Download;
+
 /// A request or response body on its way through the sidecar.
 #[derive(Debug, Default)]
 pub enum Body {
@@ -22,6 +25,10 @@ pub enum Body {
     Full(Bytes),
     /// Straight from a connection.
     Incoming(Incoming),
+    /// A response from a connection that carries many.
+    Download(Download),
+    /// A response from a connection that carries one at a time.
+    Reply(Box<Reply>),
     /// A request body kept for further tries.
     Replay(Replay),
     /// A response body with somebody watching its end.
@@ -34,6 +41,12 @@ pub enum BodyError {
     /// The connection that it came from failed.
     #[error(transparent)]
     Connection(#[from] hyper::Error),
+    /// The stream that it came from failed.
+    #[error(transparent)]
+    Stream(#[from] h2::Error),
+    /// The connection that it came from failed, or what came on it made no sense.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// A bound on the exchange ran out.
     #[error("{0}")]
     Timeout(&'static str),
@@ -51,7 +64,7 @@ pub trait Watch: Send + std::fmt::Debug {
 /// A response body whose end is told to a [`Watch`], bounded in time.
 #[derive(Debug)]
 pub struct Watched {
-    inner: Incoming,
+    inner: Body,
     watch: Option<Box<dyn Watch>>,
     deadline: Option<Pin<Box<Sleep>>>,
     idle: Option<Idle>,
@@ -70,7 +83,7 @@ impl Watched {
     /// Watches `inner` until its end. `deadline` bounds all of it, `idle` each silence.
     #[must_use]
     pub fn new(
-        inner: Incoming,
+        inner: Body,
         watch: Box<dyn Watch>,
         deadline: Option<Instant>,
         idle: Option<Duration>,
@@ -138,7 +151,6 @@ impl Watched {
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                let error = BodyError::from(error);
                 self.end(Err(&error));
                 Some(Err(error))
             }
@@ -299,6 +311,8 @@ impl HttpBody for Body {
             Self::Incoming(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(BodyError::from)))
             }
+            Self::Download(body) => body.poll(cx),
+            Self::Reply(body) => body.poll(cx),
             Self::Replay(body) => body.poll(cx),
             Self::Watched(body) => body.poll(cx),
         }
@@ -309,6 +323,8 @@ impl HttpBody for Body {
             Self::Empty => true,
             Self::Full(_) => false,
             Self::Incoming(body) => body.is_end_stream(),
+            Self::Download(body) => body.is_end_stream(),
+            Self::Reply(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
             Self::Watched(body) => body.inner.is_end_stream(),
         }
@@ -319,6 +335,8 @@ impl HttpBody for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(data) => SizeHint::with_exact(data.len() as u64),
             Self::Incoming(body) => body.size_hint(),
+            Self::Download(body) => body.size_hint(),
+            Self::Reply(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
             Self::Watched(body) => body.inner.size_hint(),
         }

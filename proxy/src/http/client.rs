@@ -1,76 +1,66 @@
 //! One open client connection, HTTP/1 or HTTP/2, and what its errors mean for another try.
 
-use std::time::Duration;
-
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1 as hyper_http1;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
-use super::server::{MAX_HEADER_BYTES, Tracked};
+use super::http1::{self, Connection, WireError};
+use super::multiplex::{Multiplexed, Unanswered};
+use super::server::MAX_HEADER_BYTES;
 use crate::error::{ErrorType, Failure, Progress};
-
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sending side of a connection.
 #[derive(Debug)]
 pub enum Sender {
-    /// One request at a time.
-    Http1(http1::SendRequest<Body>),
+    /// One request, once.
+    Once(Option<Connection>),
+    /// One request, which may switch the connection to another protocol.
+    Upgrade(hyper_http1::SendRequest<Body>),
     /// Many at once.
-    Http2(http2::SendRequest<Body>),
+    Http2(Multiplexed),
 }
 
 impl Sender {
-    /// Whether the connection is of no more use.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        match self {
-            Self::Http1(sender) => sender.is_closed(),
-            Self::Http2(sender) => sender.is_closed(),
-        }
-    }
-
     /// Sends a request on an HTTP/1 connection once it is free, or on an HTTP/2 connection.
     ///
     /// # Errors
     /// With how far the request had come.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, Failure> {
         match self {
-            Self::Http1(sender) => {
+            Self::Once(connection) => {
+                let Some(connection) = connection.take() else {
+                    return Err(lost());
+                };
+                connection.send(request).await.map_err(|error| broken(&error))
+            }
+            Self::Upgrade(sender) => {
                 // A connection that was idle may just have been closed by its other end.
                 sender.ready().await.map_err(|err| unsent(&err))?;
-                sender.try_send_request(request).await.map_err(|mut err| match err.take_message() {
-                    Some(_) => unsent(err.error()),
-                    None => sent(err.error()),
+                let sent = sender.try_send_request(request).await;
+                sent.map(|response| response.map(Body::Incoming)).map_err(|mut err| {
+                    match err.take_message() {
+                        Some(_) => unsent(err.error()),
+                        None => self::sent(err.error()),
+                    }
                 })
             }
-            Self::Http2(sender) => {
-                sender.ready().await.map_err(|err| unsent(&err))?;
-                sender.try_send_request(request).await.map_err(|mut err| match err.take_message() {
-                    Some(_) => unsent(err.error()),
-                    None => sent(err.error()),
-                })
-            }
+            Self::Http2(sender) => sender.send(request).await.map_err(|error| reset(&error)),
         }
     }
 }
 
-/// Starts HTTP/1 on a stream.
+/// Starts HTTP/1 on a stream for one request that may upgrade it.
 ///
 /// # Errors
 /// When the connection fails at once.
-pub async fn http1<T>(io: T, tasks: &TaskTracker) -> Result<Sender, Failure>
+pub async fn upgrade<T>(io: T, tasks: &TaskTracker) -> Result<Sender, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http1::Builder::new()
+    let (sender, connection) = hyper_http1::Builder::new()
         .max_buf_size(MAX_HEADER_BYTES as usize * 2)
         .handshake(TokioIo::new(io))
         .await
@@ -80,7 +70,7 @@ where
             tracing::debug!(%error, "client connection ended");
         }
     });
-    Ok(Sender::Http1(sender))
+    Ok(Sender::Upgrade(sender))
 }
 
 /// Starts HTTP/2 on a stream.
@@ -91,22 +81,9 @@ pub async fn http2<T>(io: T, tasks: &TaskTracker) -> Result<Sender, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http2::Builder::new(Tracked(tasks.clone()))
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(MAX_HEADER_BYTES)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|err| unsent(&err))?;
-    tasks.spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "client connection ended");
-        }
-    });
-    Ok(Sender::Http2(sender))
+    let started = Multiplexed::start(io, tasks).await;
+    let failed = |error| reset(&Unanswered { error, unsent: true });
+    started.map(Sender::Http2).map_err(failed)
 }
 
 fn unsent(error: &hyper::Error) -> Failure {
@@ -115,14 +92,6 @@ fn unsent(error: &hyper::Error) -> Failure {
 }
 
 fn sent(error: &hyper::Error) -> Failure {
-    if let Some(h2) = source::<h2::Error>(error) {
-        // REFUSED_STREAM and streams above a GOAWAY's last one were never looked at (RFC 9113 section 8.7).
-        let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || (h2.is_go_away() && h2.is_remote() && h2.reason() == Some(h2::Reason::NO_ERROR));
-        let progress = if refused { Progress::Unprocessed } else { Progress::Unknown };
-        let details = format!("the stream was reset: {h2}");
-        return Failure::new(ErrorType::ConnectionTerminated, details).with_progress(progress);
-    }
     let kind = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
         ErrorType::ConnectionTerminated
     } else if error.is_parse() {
@@ -134,17 +103,43 @@ fn sent(error: &hyper::Error) -> Failure {
     Failure::new(kind, details).with_progress(Progress::Unknown)
 }
 
-fn source<'e, T: std::error::Error + 'static>(
-    error: &'e (dyn std::error::Error + 'static),
-) -> Option<&'e T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = error.source();
+/// A connection was asked for a second request.
+fn lost() -> Failure {
+    let text = "the connection is in use";
+    Failure::new(ErrorType::ProxyInternalError, text).with_progress(Progress::Unprocessed)
+}
+
+/// An HTTP/1 connection that broke before the response.
+fn broken(unanswered: &http1::Unanswered) -> Failure {
+    let http1::Unanswered { error, unsent } = unanswered;
+    if *unsent {
+        let details = format!("the connection took no request: {error}");
+        return Failure::new(ErrorType::ConnectionTerminated, details)
+            .with_progress(Progress::Unprocessed);
     }
-    None
+    let kind = match error {
+        WireError::Io(_) | WireError::Closed => ErrorType::ConnectionTerminated,
+        WireError::Parse(_) | WireError::Framing(_) => ErrorType::HttpProtocolError,
+        WireError::Request => ErrorType::HttpResponseIncomplete,
+    };
+    Failure::new(kind, format!("no response: {error}")).with_progress(Progress::Unknown)
+}
+
+/// A stream that ended without a response.
+fn reset(unanswered: &Unanswered) -> Failure {
+    let Unanswered { error, unsent } = unanswered;
+    // REFUSED_STREAM and streams above a GOAWAY's last one were never looked at (RFC 9113 section 8.7).
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        || (error.is_go_away()
+            && error.is_remote()
+            && error.reason() == Some(h2::Reason::NO_ERROR));
+    if *unsent || refused {
+        let details = format!("the connection took no request: {error}");
+        return Failure::new(ErrorType::ConnectionTerminated, details)
+            .with_progress(Progress::Unprocessed);
+    }
+    let details = format!("the stream ended without a response: {error}");
+    Failure::new(ErrorType::ConnectionTerminated, details).with_progress(Progress::Unknown)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,8 +1,9 @@
 //! Header hygiene at each hop (RFC 9110 section 7.6.1), and the headers that sidecars add for each other.
 
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri, Version, request};
+use http::{HeaderMap, Method, Request, Uri, Version, request};
 
 use crate::error::{ErrorType, Failure};
 
@@ -22,45 +23,93 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
 /// Removes what is meant for this hop only: the headers that `Connection` names, and those that always are.
 /// `TE: trailers` stays, as gRPC needs it.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
-            .collect();
-        for name in named {
+    strip(headers, false);
+}
+
+/// Removes what only sidecars may say to each other, from an application's request or response, together with what
+/// [`strip_hop_by_hop`] does.
+pub fn strip_all(headers: &mut HeaderMap) {
+    strip(headers, true);
+}
+
+/// Looking over the few names that are there is cheaper than a hashed look-up of every name that might be.
+fn strip(headers: &mut HeaderMap, internal: bool) {
+    let leaves = |name: &&HeaderName| is_hop_by_hop(name) || (internal && is_internal(name));
+    let Some(first) = headers.keys().find(leaves).cloned() else {
+        return;
+    };
+    let named = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| !["keep-alive", "close", "upgrade", "te"].contains(name))
+        .filter_map(|name| name.parse().ok());
+    let mut leaving: Vec<HeaderName> = named.collect();
+    if first == header::CONNECTION && headers.keys().filter(leaves).count() == 1 {
+        leaving.push(first);
+    } else {
+        leaving.extend(headers.keys().filter(leaves).cloned());
+    }
+    for name in leaving {
+        if name != header::TE || headers.get(header::TE).is_some_and(|value| value != "trailers") {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
-    }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &header::PROXY_AUTHENTICATE,
-        &header::PROXY_AUTHORIZATION,
-        &header::TRANSFER_ENCODING,
-        &header::UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-    if headers.get(header::TE).is_some_and(|value| value != "trailers") {
-        headers.remove(header::TE);
     }
 }
 
-/// Removes what only sidecars may say to each other, from an application's request or response.
-pub fn strip_internal(headers: &mut HeaderMap) {
-    headers.remove(ATTEMPT);
-    headers.remove(PROGRESS);
-    headers.remove(ORIGINAL_VERSION);
+/// Tells by length first, which settles nearly every name.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.len() {
+        2 => name == "te",
+        7 => name == "upgrade",
+        10 => name == "connection" || name == "keep-alive",
+        16 => name == "proxy-connection",
+        17 => name == "transfer-encoding",
+        18 => name == "proxy-authenticate",
+        19 => name == "proxy-authorization",
+        _ => false,
+    }
+}
+
+fn is_internal(name: &HeaderName) -> bool {
+    let Some(rest) = name.as_str().strip_prefix("duet-") else {
+        return false;
+    };
+    matches!(rest, "attempt" | "progress" | "original-version")
+}
+
+/// Copies a head out of its connection's read buffer, which is then free for the next read. Thousands of connections
+/// that wait for an answer would each hold a second buffer otherwise.
+pub fn detach<B>(request: &mut Request<B>) {
+    let values = request.headers().values().map(HeaderValue::len).sum();
+    let mut copy = BytesMut::with_capacity(values);
+    for value in request.headers().values() {
+        copy.extend_from_slice(value.as_bytes());
+    }
+    let mut copy = copy.freeze();
+    for value in request.headers_mut().values_mut() {
+        // The same bytes were a value before.
+        if let Ok(same) = HeaderValue::from_maybe_shared(copy.split_to(value.len())) {
+            *value = same;
+        }
+    }
+    let uri = request.uri();
+    let same = match uri.path_and_query() {
+        Some(target) if uri.authority().is_none() => {
+            let target = Bytes::copy_from_slice(target.as_str().as_bytes());
+            PathAndQuery::from_maybe_shared(target).map(Uri::from).ok()
+        }
+        _ => Uri::from_maybe_shared(uri.to_string()).ok(),
+    };
+    if let Some(same) = same {
+        *request.uri_mut() = same;
+    }
 }
 
 /// The authority that a request is for: of an absolute-form or HTTP/2 target, else of the one `Host` header.
@@ -106,6 +155,9 @@ pub fn path_and_query(uri: &Uri) -> PathAndQuery {
 pub fn for_http1(head: &mut request::Parts, authority: &Authority) {
     head.version = Version::HTTP_11;
     head.uri = Uri::from(path_and_query(&head.uri));
+    if head.headers.get(header::HOST).is_some_and(|host| host == authority.as_str()) {
+        return;
+    }
     if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
         head.headers.insert(header::HOST, host);
     }
@@ -153,7 +205,6 @@ pub fn is_idempotent(method: &Method, headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::Request;
 
     fn head(request: request::Builder) -> request::Parts {
         request.body(()).unwrap().into_parts().0

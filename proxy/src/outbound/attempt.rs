@@ -7,7 +7,6 @@ use duet_api::proto::Protocol;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::destination::{Backend, Destination, InFlight, Replica, Rule};
 use super::{Call, CallBody};
 use crate::balance::{peak_ewma, pick};
-use crate::connect::{Lease, Transport};
+use crate::connect::Transport;
 use crate::error::{ErrorType, Failure, Progress};
 use crate::filter::Filters;
 use crate::http::body::{Body, BodyError, Watch, Watched};
@@ -41,8 +40,7 @@ impl Tried {
 /// A response whose body has not been read yet, with all that has to live as long as it.
 #[derive(Debug)]
 pub(super) struct Answer<'r> {
-    response: Response<Incoming>,
-    lease: Lease,
+    response: Response<Body>,
     in_flight: InFlight,
     filters: &'r Filters,
     tasks: TaskTracker,
@@ -88,14 +86,14 @@ pub(super) async fn run<'r>(
         None => exchange.await,
     };
     let failed = match &outcome {
-        Ok((response, _)) => response.status().is_server_error() || response.status() == 429,
+        Ok(response) => response.status().is_server_error() || response.status() == 429,
         Err(failure) => failure.progress != Progress::Final,
     };
     let took = started.elapsed();
     let sample = if failed { took.max(peak_ewma::PENALTY) } else { took };
     replica.observe(sample, destination.clock());
     let tasks = replica.pool.tasks().clone();
-    outcome.map(|(response, lease)| Answer { response, lease, in_flight, filters, tasks })
+    outcome.map(|response| Answer { response, in_flight, filters, tasks })
 }
 
 /// An endpoint that this call has not tried; one that it has, where there is no other.
@@ -118,13 +116,13 @@ async fn exchange(
     replica: &Replica,
     filters: &Filters,
     attempt: u32,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+) -> Result<Response<Body>, Failure> {
     // An upgrade takes a connection of its own.
     let transport = match call.upgrade {
-        Some(_) => Transport::Http1,
+        Some(_) => Transport::Upgrade,
         None => transport(replica, backend.protocol, call.head.version),
     };
-    let mut lease = replica.pool.lease(transport, backend.connect_timeout).await?;
+    let mut sender = replica.pool.sender(transport, backend.connect_timeout).await?;
     let head = head(call, filters, transport, replica.pool.target().identity.is_some(), attempt);
     let body = match call.body.take() {
         Some(CallBody::Once(body)) => Body::Incoming(body),
@@ -135,8 +133,7 @@ async fn exchange(
         // Nothing is lost by sending it: the next try can have it again.
         call.body = Some(CallBody::None);
     }
-    let response = lease.send(Request::from_parts(head, body)).await?;
-    Ok((response, lease))
+    sender.send(Request::from_parts(head, body)).await
 }
 
 /// Sidecars speak HTTP/2 with each other; an application gets what it speaks.
@@ -170,7 +167,7 @@ fn head(
         head.headers.insert(headers::ATTEMPT, HeaderValue::from(attempt));
     }
     match transport {
-        Transport::Http1 => headers::for_http1(&mut head, &authority),
+        Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
     }
     head
@@ -201,7 +198,7 @@ pub(super) fn respond(
     rule: &Rule,
     (deadline, idle): (Option<Instant>, Option<Duration>),
 ) -> Response<Body> {
-    let Answer { response, lease, in_flight, filters, tasks: _ } = answer;
+    let Answer { response, in_flight, filters, tasks: _ } = answer;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     if head.headers.contains_key(headers::PROGRESS)
@@ -210,21 +207,19 @@ pub(super) fn respond(
     {
         record.failed_elsewhere(kind.name());
     }
-    let upgraded = head.headers.get(header::UPGRADE).cloned();
-    headers::strip_hop_by_hop(&mut head.headers);
-    headers::strip_internal(&mut head.headers);
-    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+    let upgraded = if switched { head.headers.get(header::UPGRADE).cloned() } else { None };
+    headers::strip_all(&mut head.headers);
+    if switched {
         upgrade::switched(&mut head.headers, upgraded);
     }
     filters.apply_response(&mut head.headers);
     rule.filters.apply_response(&mut head.headers);
     record.answered(head.status, &head.headers);
-    // A connection that was switched is nobody else's any more.
-    let lease = (head.status != StatusCode::SWITCHING_PROTOCOLS).then_some(lease);
-    let mut end = End { record, lease, _in_flight: in_flight };
+    let mut end = End { record, _in_flight: in_flight };
     if body.is_end_stream() {
         end.end(Ok(None));
-        return Response::from_parts(head, Body::Incoming(body));
+        return Response::from_parts(head, body);
     }
     let watched = Watched::new(body, Box::new(end), deadline, idle);
     Response::from_parts(head, Body::Watched(Box::new(watched)))
@@ -234,15 +229,11 @@ pub(super) fn respond(
 #[derive(Debug)]
 struct End {
     record: Record,
-    lease: Option<Lease>,
     _in_flight: InFlight,
 }
 
 impl Watch for End {
     fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>) {
-        if let (Ok(_), Some(lease)) = (&end, self.lease.take()) {
-            lease.release();
-        }
         self.record.end(end);
     }
 }

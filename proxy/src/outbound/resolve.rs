@@ -1,7 +1,7 @@
 //! From what the application dialled to a destination at its newest version.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -152,6 +152,12 @@ impl Destinations {
                 entry.built = Some(Arc::clone(&built));
                 Ok(Some(built))
             }
+        }
+    }
+
+    pub(super) fn sweep_idle(&self) {
+        for replica in self.known.lock().replicas.values().filter_map(Weak::upgrade) {
+            replica.pool.sweep();
         }
     }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 use http::header::{self, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use crate::config::AppProtocol;
-use crate::connect::{Lease, Pool, Transport};
+use crate::connect::{Pool, Transport};
 use crate::error::{ErrorType, Failure};
 use crate::http::body::Body;
 use crate::http::headers;
@@ -25,11 +24,8 @@ pub(super) struct App {
 }
 
 impl App {
-    /// Sends one request; give the lease back after the response's body.
-    pub(super) async fn send(
-        &self,
-        request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    /// Sends one request.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Body>, Failure> {
         let authority = self.pool.target().address.to_string().parse::<Authority>();
         let authority = authority
             .map_err(|error| Failure::new(ErrorType::ProxyInternalError, error.to_string()))?;
@@ -37,15 +33,14 @@ impl App {
             AppProtocol::H2c => Transport::Http2,
             AppProtocol::Auto | AppProtocol::Http1 => Transport::Http1,
         };
-        let mut lease = self.pool.lease(transport, CONNECT_TIMEOUT).await?;
+        let mut sender = self.pool.sender(transport, CONNECT_TIMEOUT).await?;
         let (mut head, body) = request.into_parts();
         match transport {
-            Transport::Http1 => headers::for_http1(&mut head, &authority),
+            Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
             Transport::Http2 => headers::for_http2(&mut head, &authority),
         }
         let agent = HeaderValue::from_static(concat!("duet/", env!("CARGO_PKG_VERSION")));
         head.headers.insert(header::USER_AGENT, agent);
-        let response = lease.send(Request::from_parts(head, body)).await?;
-        Ok((response, lease))
+        sender.send(Request::from_parts(head, body)).await
     }
 }

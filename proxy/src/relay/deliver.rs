@@ -207,7 +207,7 @@ impl Post {
             Ok(request) => request,
             Err(reason) => return AppAnswer::NoAnswer { reason },
         };
-        let (response, lease) = match self.app.send(request).await {
+        let response = match self.app.send(request).await {
             Ok(answered) => answered,
             Err(failure) if failure.progress == Progress::Unprocessed => {
                 return AppAnswer::NotReached;
@@ -218,10 +218,7 @@ impl Post {
         };
         let status = response.status().as_u16();
         match Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await {
-            Ok(body) => {
-                lease.release();
-                AppAnswer::from_http(status, &body.to_bytes())
-            }
+            Ok(body) => AppAnswer::from_http(status, &body.to_bytes()),
             // Too long to be a status word, or cut off: the status line has said enough.
             Err(_error) => AppAnswer::from_http(status, b""),
         }

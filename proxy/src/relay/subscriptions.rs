@@ -265,12 +265,11 @@ impl Subscriptions {
 async fn get(app: &App) -> Result<Option<bytes::Bytes>, String> {
     let mut request = Request::new(Body::Empty);
     *request.uri_mut() = Uri::from_static("/dapr/subscribe");
-    let (response, lease) = app.send(request).await.map_err(|error| error.to_string())?;
+    let response = app.send(request).await.map_err(|error| error.to_string())?;
     match response.status() {
         StatusCode::OK => {
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| error.to_string())?.to_bytes();
-            lease.release();
             Ok(Some(body))
         }
         status if status.is_client_error() => Ok(None),

@@ -1,0 +1,357 @@
+//! The client side of HTTP/2, on the `h2` crate itself: hyper's client spawns a task and crosses two channels for
+//! each request, which is a sixth of what a call between sidecars costs (docs/performance.md).
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{Connection, ResponseFuture, SendRequest};
+use h2::{PingPong, Reason, RecvStream, SendStream};
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{Method, Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::TaskTracker;
+
+use super::body::{Body, BodyError};
+use super::server::MAX_HEADER_BYTES;
+
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Most that lies in memory of one stream because the peer does not take it.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Streams that we reset are remembered for a while, so that frames under way are not taken for errors; a
+/// deadline can end many at once.
+const RESET_STREAMS: usize = 1024;
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One connection that carries many requests. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Multiplexed {
+    requests: SendRequest<Bytes>,
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+/// What a connection and its streams tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    closed: AtomicBool,
+    streams: AtomicU32,
+    /// Something came since the last look.
+    active: AtomicBool,
+}
+
+/// A request that got no response.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// Why.
+    pub error: h2::Error,
+    /// The request never went out.
+    pub unsent: bool,
+}
+
+impl Multiplexed {
+    /// Starts HTTP/2 on a stream; the connection runs on `tasks`.
+    ///
+    /// # Errors
+    /// When the connection fails at once.
+    pub async fn start<T>(io: T, tasks: &TaskTracker) -> Result<Self, h2::Error>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (requests, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RESET_STREAMS)
+            .enable_push(false)
+            .handshake(io)
+            .await?;
+        let shared = Arc::new(Shared::default());
+        let of = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let end = run(connection, &of).await;
+            of.closed.store(true, Ordering::Relaxed);
+            if let Err(error) = end {
+                tracing::debug!(%error, "client connection ended");
+            }
+        });
+        Ok(Self { requests, shared, tasks: tasks.clone() })
+    }
+
+    /// Whether the connection takes no more requests: it failed, or the peer said GOAWAY.
+    pub fn is_closed(&mut self) -> bool {
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        self.shared.closed.load(Ordering::Relaxed)
+            || matches!(self.requests.poll_ready(&mut context), Poll::Ready(Err(_)))
+    }
+
+    /// Sends a request once the peer's limit on streams allows, and waits for its response's head. Dropped before,
+    /// the stream is reset.
+    ///
+    /// # Errors
+    /// When there is no response.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, Unanswered> {
+        let unsent = |error| Unanswered { error, unsent: true };
+        poll_fn(|cx| self.requests.poll_ready(cx)).await.map_err(unsent)?;
+        let (mut head, body) = request.into_parts();
+        announce(&mut head, &body);
+        let is_head = head.method == Method::HEAD;
+        let empty = body.is_end_stream();
+        let request = Request::from_parts(head, ());
+        let (mut response, stream) = self.requests.send_request(request, empty).map_err(unsent)?;
+        self.shared.streams.fetch_add(1, Ordering::Relaxed);
+        let open = Open(Arc::clone(&self.shared));
+        let answer = if empty {
+            drop(stream);
+            (&mut response).await
+        } else {
+            self.exchange(&mut response, Upload { body, stream, waiting: None }).await
+        };
+        let answer = answer.map_err(|error| Unanswered { error, unsent: false })?;
+        self.shared.active.store(true, Ordering::Relaxed);
+        let (head, stream) = answer.into_parts();
+        let rest = if is_head { Some(0) } else { length(&head) };
+        Ok(Response::from_parts(head, Body::Download(Download::new(stream, rest, open))))
+    }
+
+    /// Sends the body while it waits. What is left of the body when the response comes goes on in a task.
+    async fn exchange(
+        &self,
+        response: &mut ResponseFuture,
+        upload: Upload,
+    ) -> Result<Response<RecvStream>, h2::Error> {
+        let mut upload = Some(upload);
+        let answer = poll_fn(|cx| {
+            if let Some(sending) = &mut upload
+                && sending.poll(cx).is_ready()
+            {
+                upload = None;
+            }
+            Pin::new(&mut *response).poll(cx)
+        });
+        let answer = answer.await?;
+        if let Some(mut sending) = upload {
+            self.tasks.spawn(async move { poll_fn(|cx| sending.poll(cx)).await });
+        }
+        Ok(answer)
+    }
+}
+
+/// Says how long a body is, where that is known, as the peer may have to pass it on by HTTP/1.
+fn announce(head: &mut http::request::Parts, body: &Body) {
+    let bodiless = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE);
+    if let Some(length) = body.size_hint().exact()
+        && (length > 0 || !bodiless)
+        && !head.headers.contains_key(CONTENT_LENGTH)
+    {
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// The announced length of a response's body.
+fn length(head: &http::response::Parts) -> Option<u64> {
+    head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Runs a connection until it ends, and notices a peer that vanished while it owes an answer.
+async fn run<T>(mut connection: Connection<T, Bytes>, shared: &Shared) -> Result<(), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut keepalive = connection.ping_pong().map(KeepAlive::new);
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
+            return Poll::Ready(end);
+        }
+        let Some(keepalive) = &mut keepalive else {
+            return Poll::Pending;
+        };
+        ready!(keepalive.poll(cx, shared));
+        tracing::info!("an HTTP/2 peer does not answer pings: the connection is given up");
+        Poll::Ready(Ok(()))
+    })
+    .await
+}
+
+/// Pings after some silence, but only while streams are open: servers count other pings against us.
+struct KeepAlive {
+    pings: PingPong,
+    timer: Pin<Box<Sleep>>,
+    waiting: bool,
+}
+
+impl KeepAlive {
+    fn new(pings: PingPong) -> Self {
+        Self { pings, timer: Box::pin(tokio::time::sleep(PING_INTERVAL)), waiting: false }
+    }
+
+    /// Ready when the peer is gone.
+    fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<()> {
+        loop {
+            if self.waiting
+                && let Poll::Ready(answer) = self.pings.poll_pong(cx)
+            {
+                if answer.is_err() {
+                    // The connection itself says why.
+                    return Poll::Pending;
+                }
+                self.waiting = false;
+                self.timer.as_mut().reset(Instant::now() + PING_INTERVAL);
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            if self.waiting {
+                return Poll::Ready(());
+            }
+            let active = shared.active.swap(false, Ordering::Relaxed);
+            let idle = shared.streams.load(Ordering::Relaxed) == 0;
+            self.waiting = !active && !idle && self.pings.send_ping(h2::Ping::opaque()).is_ok();
+            let wait = if self.waiting { PING_TIMEOUT } else { PING_INTERVAL };
+            self.timer.as_mut().reset(Instant::now() + wait);
+        }
+    }
+}
+
+/// Counts an open stream until dropped.
+#[derive(Debug)]
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request body on its way out.
+struct Upload {
+    body: Body,
+    stream: SendStream<Bytes>,
+    /// Read, and waiting for the peer to take it; with whether it is the last.
+    waiting: Option<(Bytes, bool)>,
+}
+
+impl Upload {
+    /// Ready when there is no more to send, or nobody to send it to: the response says why.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.stream.poll_reset(cx).is_ready() {
+            if self.waiting.is_some() && ready!(self.room(cx)).is_err() {
+                break;
+            }
+            let sent = match self.waiting.take() {
+                Some((data, last)) => self.stream.send_data(data, last).map(|()| last),
+                None => {
+                    // Read first, reserve then: room that is reserved for data that never comes is missing to
+                    // other streams (hyper's issue 4003).
+                    let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+                    self.take(frame)
+                }
+            };
+            if !matches!(sent, Ok(false)) {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Waits until the peer takes data.
+    fn room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_bytes)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Err(Reason::CANCEL.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what the body had to say; tells whether it was the last.
+    fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Result<bool, h2::Error> {
+        let frame = match frame {
+            None => return self.stream.send_data(Bytes::new(), true).map(|()| true),
+            Some(Err(_broken)) => {
+                self.stream.send_reset(Reason::CANCEL);
+                return Ok(true);
+            }
+            Some(Ok(frame)) => frame,
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                let last = self.body.is_end_stream();
+                if data.is_empty() {
+                    return self.stream.send_data(data, last).map(|()| last);
+                }
+                self.stream.reserve_capacity(1);
+                self.waiting = Some((data, last));
+                Ok(false)
+            }
+            Err(frame) => {
+                self.stream.reserve_capacity(0);
+                // Neither data nor trailers: there is no third kind.
+                let trailers = frame.into_trailers().unwrap_or_default();
+                self.stream.send_trailers(trailers).map(|()| true)
+            }
+        }
+    }
+}
+
+/// A response body on its way in.
+#[derive(Debug)]
+pub struct Download {
+    stream: RecvStream,
+    /// Announced and not yet received.
+    rest: Option<u64>,
+    data_ended: bool,
+    open: Open,
+}
+
+impl Download {
+    fn new(stream: RecvStream, rest: Option<u64>, open: Open) -> Self {
+        let data_ended = stream.is_end_stream();
+        Self { rest: if data_ended { Some(0) } else { rest }, stream, data_ended, open }
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.data_ended {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.open.0.active.store(true, Ordering::Relaxed);
+                    // Fails only for a stream that is gone, which the next poll tells.
+                    self.stream.flow_control().release_capacity(data.len()).ok();
+                    self.rest = self.rest.map(|rest| rest.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // The peer answered and wants no more of the request (RFC 9113 section 8.1).
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => self.data_ended = true,
+            }
+        }
+        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
+            Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
+            Ok(None) => None,
+            Err(error) => Some(Err(error.into())),
+        })
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        self.rest.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
