@@ -8,6 +8,8 @@
 # resolved with /etc/resolv.conf and /etc/hosts by code that is in the binary, so no library is needed.
 
 FROM rust:1.95-slim-bookworm AS build
+# jemalloc builds with make.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .
 # A --target of its own, even if it is the builder's, keeps crt-static away from proc macros and build scripts.

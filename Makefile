@@ -20,7 +20,7 @@ build: ## all binaries, optimised, in target/release
 	cargo build --workspace --bins --release $(LOCKED)
 
 .PHONY: test
-test: deps lint test-rust test-k8s doc ## everything that continuous integration checks
+test: deps lint test-rust test-k8s test-instructions doc ## everything that continuous integration checks
 
 .PHONY: deps
 deps: ## what the tests need besides Rust; see scripts/test-deps.sh
@@ -48,6 +48,21 @@ test-k8s: ## builds and checks the manifests in k8s/
 	else \
 	  echo "SKIPPED: the tools for k8s/ are missing; run make deps"; \
 	fi
+
+.PHONY: test-instructions
+test-instructions: ## counts the instructions of a request, and compares with bench/instructions.json
+	@if command -v callgrind_control >/dev/null && command -v h2load >/dev/null && \
+	    PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null; then \
+	  cargo build --release -p duet -p duet-proxy --bins $(LOCKED) && bench/instructions; \
+	elif [[ "$${CI:-}" == true ]]; then \
+	  echo "valgrind, nginx or nghttp2-client is missing: run make deps" >&2; exit 1; \
+	else \
+	  echo "SKIPPED: instruction counts need valgrind, nginx and nghttp2-client; run make deps"; \
+	fi
+
+.PHONY: bench
+bench: ## measures Duet beside its peers (15 minutes); see bench/README.md
+	bench/run
 
 .PHONY: doc
 doc: ## the code's documentation, in target/doc

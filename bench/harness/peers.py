@@ -113,7 +113,7 @@ def nginx(place, to, tls=None):
         more = (f"proxy_ssl_certificate {folder}/client.pem; proxy_ssl_certificate_key {folder}/client.key;"
                 f" proxy_ssl_trusted_certificate {folder}/ca.pem; proxy_ssl_verify on; proxy_ssl_name server;"
                 " proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.3;")
-    http = f"""map $http_upgrade $connection {{ default upgrade; "" ""; }}
+    http = f"""map $http_upgrade $upgrading {{ default upgrade; "" ""; }}
   upstream service {{ server 127.0.0.1:{to}; keepalive 256; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{port}{listen};
@@ -123,7 +123,7 @@ def nginx(place, to, tls=None):
       proxy_pass {scheme}://service;
       proxy_http_version 1.1;
       proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection $connection;
+      proxy_set_header Connection $upgrading;
       proxy_set_header Host $host;
       proxy_connect_timeout 1s;
       proxy_read_timeout 10s;

@@ -42,7 +42,7 @@ def ratio(measured, other, key="cpu_us"):
 def table(row, measured):
     """One row's Markdown."""
     lines = [f"### {row.title}", "",
-             f"| | {row.unit}s/s | CPU us/{row.unit} | min-max | Duet against it | MiB | failed | steal |",
+             f"| | {row.unit if row.unit == 'MiB' else row.unit + 's'}/s | CPU us/{row.unit} | min-max | Duet against it | MiB | failed | steal |",
              "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for side, samples in measured.items():
         costs = [sample["cpu_us"] for sample in samples["cost"]]
@@ -77,7 +77,7 @@ def added(measured, side):
 
 
 def reach(results):
-    """The figures that issue 3 asks for: name, measured, must, goal."""
+    """The figures that Duet is held to: name, measured, must, goal."""
     figures = []
 
     def figure(name, row, value, must, goal):

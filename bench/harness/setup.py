@@ -3,6 +3,7 @@ there already is used as it is; a peer that cannot be had is left out, loudly.""
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,5 +80,7 @@ def versions(options):
             lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             found[name] = lines[0].replace("version:", "").strip() if lines else "?"
     if "envoy" in found:
-        found["envoy"] = "Envoy " + found["envoy"].rsplit("version:", 1)[-1].split("/")[1]
+        # "PATH  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL"
+        number = re.search(r"/(\d+\.\d+\.\d+)/", found["envoy"])
+        found["envoy"] = f"Envoy {number[1]}" if number else "Envoy"
     return found

@@ -82,5 +82,8 @@ fn switched() -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    // To the key that the tunnel client sends: the example of RFC 6455 section 1.3.
+    let accept = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    headers.insert("sec-websocket-accept", accept);
     response
 }

@@ -18,6 +18,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+// Measured against glibc's: see docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Duet: a service mesh for calls and events.
 #[derive(Debug, Parser)]
 #[command(name = "duet", version, propagate_version = true)]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{PingPong, Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
@@ -28,6 +28,9 @@ const SEND_BUFFER: usize = 256 * 1024;
 /// Streams that we reset are remembered for a while, so that frames under way are not taken for errors; a
 /// deadline can end many at once.
 const RESET_STREAMS: usize = 1024;
+/// Pieces below this size are joined, up to about this much.
+const SMALL: usize = 1024;
+const JOINED: usize = 8 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -310,35 +313,39 @@ pub struct Download {
     /// Announced and not yet received.
     rest: Option<u64>,
     data_ended: bool,
+    /// Told after the data that came before.
+    failed: Option<h2::Error>,
     open: Open,
 }
 
 impl Download {
     fn new(stream: RecvStream, rest: Option<u64>, open: Open) -> Self {
         let data_ended = stream.is_end_stream();
-        Self { rest: if data_ended { Some(0) } else { rest }, stream, data_ended, open }
+        Self {
+            rest: if data_ended { Some(0) } else { rest },
+            stream,
+            data_ended,
+            failed: None,
+            open,
+        }
     }
 
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if !self.data_ended {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.open.0.active.store(true, Ordering::Relaxed);
-                    // Fails only for a stream that is gone, which the next poll tells.
-                    self.stream.flow_control().release_capacity(data.len()).ok();
-                    self.rest = self.rest.map(|rest| rest.saturating_sub(data.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                // The peer answered and wants no more of the request (RFC 9113 section 8.1).
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => {
-                    return Poll::Ready(None);
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => self.data_ended = true,
-            }
+        if let Some(data) = ready!(self.data(cx)) {
+            self.open.0.active.store(true, Ordering::Relaxed);
+            // Fails only for a stream that is gone, which the next poll tells.
+            self.stream.flow_control().release_capacity(data.len()).ok();
+            self.rest = self.rest.map(|rest| rest.saturating_sub(data.len() as u64));
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        match self.failed.take() {
+            // The peer answered and wants no more of the request (RFC 9113 section 8.1).
+            Some(error) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
+            Some(error) => return Poll::Ready(Some(Err(error.into()))),
+            None => {}
         }
         Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
             Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
@@ -347,8 +354,46 @@ impl Download {
         })
     }
 
+    /// The data that is there, until its end. Small pieces that came together, such as the messages of a gRPC
+    /// stream, go on together: where HTTP/2 cuts data into frames means nothing (RFC 9113 section 6.1).
+    fn data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.data_ended {
+            return Poll::Ready(None);
+        }
+        let next = ready!(self.stream.poll_data(cx));
+        let Some(first) = self.look(next) else {
+            return Poll::Ready(None);
+        };
+        let mut joined = BytesMut::new();
+        while first.len() < SMALL && joined.len() < JOINED && !self.data_ended {
+            let Poll::Ready(next) = self.stream.poll_data(cx) else { break };
+            let Some(next) = self.look(next) else { break };
+            if joined.is_empty() {
+                joined.reserve(JOINED);
+                joined.extend_from_slice(&first);
+            }
+            joined.extend_from_slice(&next);
+        }
+        Poll::Ready(Some(if joined.is_empty() { first } else { joined.freeze() }))
+    }
+
+    fn look(&mut self, next: Option<Result<Bytes, h2::Error>>) -> Option<Bytes> {
+        match next {
+            Some(Ok(data)) => Some(data),
+            Some(Err(error)) => {
+                self.failed = Some(error);
+                self.data_ended = true;
+                None
+            }
+            None => {
+                self.data_ended = true;
+                None
+            }
+        }
+    }
+
     pub(super) fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.failed.is_none() && self.stream.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {

@@ -2,12 +2,12 @@
 
 use super::*;
 
-fn of(text: &str, method: Method) -> Result<Option<Head>, WireError> {
-    head(&mut BytesMut::from(text), &method)
+fn of(text: &str, method: &Method) -> Result<Option<Head>, WireError> {
+    head(&mut BytesMut::from(text), method)
 }
 
 fn framing_of(text: &str) -> Framing {
-    of(text, Method::GET).unwrap().unwrap().framing
+    of(text, &Method::GET).unwrap().unwrap().framing
 }
 
 #[test]
@@ -18,10 +18,10 @@ fn a_body_ends_where_the_rfc_says() {
     assert_eq!(framing_of("HTTP/1.1 204 No\r\ncontent-length: 5\r\n\r\n"), Framing::Ended);
     assert_eq!(framing_of("HTTP/1.1 200 OK\r\n\r\n"), Framing::Close);
     let both = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: Chunked\r\n\r\n";
-    let both = of(both, Method::GET).unwrap().unwrap();
+    let both = of(both, &Method::GET).unwrap().unwrap();
     assert_eq!(both.framing, Framing::Chunked(Chunk::Size));
     assert!(!both.response.headers().contains_key("content-length"));
-    let head = of("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Method::HEAD).unwrap().unwrap();
+    let head = of("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", &Method::HEAD).unwrap().unwrap();
     assert_eq!(head.framing, Framing::Ended);
     assert_eq!(head.response.headers()["content-length"], "5");
 }
@@ -40,7 +40,7 @@ fn an_ambiguous_end_is_an_error() {
         "HTTP/1.1 101 Switching\r\n\r\n",
         "nonsense\r\n\r\n",
     ] {
-        assert!(of(text, Method::GET).is_err(), "{text}");
+        assert!(of(text, &Method::GET).is_err(), "{text}");
     }
 }
 
