@@ -1,5 +1,5 @@
 //! The resources that people write, in YAML or in a cluster: Kubernetes `Service` and `EndpointSlice`, Gateway
-//! API `HTTPRoute` and `GRPCRoute`, and our own group `duet.dev/v1alpha1`.
+//! API `HTTPRoute`, `GRPCRoute`, `ReferenceGrant` and `XBackendTrafficPolicy`, and our own group `duet.dev/v1alpha1`.
 //!
 //! [`parse`] reads a multi-document file strictly: unknown fields, unknown kinds of our group, wrong units and
 //! malformed names are errors with file, line, column and field. Whether references hold is not decided here:
@@ -8,6 +8,7 @@
 mod core;
 mod events;
 mod gateway;
+mod grant;
 mod meta;
 mod parse;
 mod policy;
@@ -21,16 +22,20 @@ pub use events::{
     Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec,
 };
 pub use gateway::{
-    BackendRef, FilterType, GrpcMatch, GrpcMethodMatch, GrpcRoute, GrpcRule, HeaderModifier,
-    HttpFilter, HttpHeader, HttpMatch, HttpRoute, HttpRule, MatchType, ParentRef, PathMatch,
-    PathMatchType, PathModifier, PathModifierType, RedirectFilter, RouteRetry, RouteSpec,
-    RouteTimeouts, UrlRewriteFilter, ValueMatch,
+    BackendPolicySpec, BackendRef, BackendTarget, Budget, CookieConfig, CookieLifetime, CorsFilter,
+    ExtensionRef, FilterType, Fraction, GrpcMatch, GrpcMethodMatch, GrpcRoute, GrpcRule,
+    HeaderModifier, HttpFilter, HttpHeader, HttpMatch, HttpRoute, HttpRule, MatchType,
+    MirrorFilter, ParentRef, PathMatch, PathMatchType, PathModifier, PathModifierType,
+    RedirectFilter, RetryConstraint, RetryRate, RouteRetry, RouteSpec, RouteTimeouts,
+    SessionPersistence, SessionType, UrlRewriteFilter, ValueMatch, XBackendTrafficPolicy,
 };
+pub use grant::{GrantFrom, GrantTo, ReferenceGrant, ReferenceGrantSpec};
 pub use meta::{Metadata, ObjectKey};
 pub use parse::{Field, Located, Origin, ParseError, Parsed, parse};
 pub use policy::{
-    GrpcCode, LoadBalancer, LoadBalancerType, Retry, RetryBudget, TargetKind, TargetRef, Timeouts,
-    TrafficPolicy, TrafficPolicySpec,
+    Abort, Concurrency, Connections, Delay, Fault, GrpcCode, HashOn, Hedge, HedgeAfter,
+    LoadBalancer, LoadBalancerType, OutlierDetection, Rate, RateLimit, Retry, RetryBudget,
+    TargetKind, TargetRef, Timeouts, TrafficPolicy, TrafficPolicySpec, ZonePreference,
 };
 
 /// API group of Duet's own kinds.
@@ -49,6 +54,10 @@ pub enum Resource {
     HttpRoute(HttpRoute),
     /// `gateway.networking.k8s.io/v1` `GRPCRoute`.
     GrpcRoute(GrpcRoute),
+    /// `gateway.networking.x-k8s.io/v1alpha1` `XBackendTrafficPolicy`.
+    BackendPolicy(XBackendTrafficPolicy),
+    /// `gateway.networking.k8s.io` `ReferenceGrant`.
+    ReferenceGrant(ReferenceGrant),
     /// `duet.dev/v1alpha1` `TrafficPolicy`.
     TrafficPolicy(TrafficPolicy),
     /// `duet.dev/v1alpha1` `EventBus`.
@@ -68,6 +77,8 @@ impl Resource {
             Self::EndpointSlice(r) => r.metadata.key("EndpointSlice"),
             Self::HttpRoute(r) => r.metadata.key("HTTPRoute"),
             Self::GrpcRoute(r) => r.metadata.key("GRPCRoute"),
+            Self::BackendPolicy(r) => r.metadata.key("XBackendTrafficPolicy"),
+            Self::ReferenceGrant(r) => r.metadata.key("ReferenceGrant"),
             Self::TrafficPolicy(r) => r.metadata.key("TrafficPolicy"),
             Self::EventBus(r) => r.metadata.mesh_wide_key("EventBus"),
             Self::Topic(r) => r.metadata.mesh_wide_key("Topic"),
@@ -83,6 +94,8 @@ impl Resource {
             Self::EndpointSlice(r) => &r.metadata,
             Self::HttpRoute(r) => &r.metadata,
             Self::GrpcRoute(r) => &r.metadata,
+            Self::BackendPolicy(r) => &r.metadata,
+            Self::ReferenceGrant(r) => &r.metadata,
             Self::TrafficPolicy(r) => &r.metadata,
             Self::EventBus(r) => &r.metadata,
             Self::Topic(r) => &r.metadata,

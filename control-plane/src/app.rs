@@ -129,7 +129,7 @@ impl Parts {
     ) -> anyhow::Result<(Self, YamlSource)> {
         let metrics = Metrics::register(registry)?;
         let ca = Arc::new(Ca::open_or_create(&args.state, &args.trust_domain)?);
-        let store = Arc::new(Store::default());
+        let store = Arc::new(Store::new(args.require_reference_grants));
         let file = args.state.join("registrations.json");
         let shared = Arc::clone(&store);
         let registrations = Registry::new(file, args.lease, shared, metrics.clone());

@@ -14,9 +14,11 @@ pub mod authority;
 mod endpoints;
 mod events;
 mod filters;
+mod inbound;
 pub mod lint;
 mod matches;
 mod policy;
+mod protect;
 mod routes;
 pub mod validate;
 

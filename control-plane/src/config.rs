@@ -30,6 +30,10 @@ pub struct Args {
     /// How long a registration lasts that is not renewed.
     #[arg(long, env = "DUET_LEASE", default_value = "15s", value_parser = lease)]
     pub lease: Duration,
+    /// Let routes send to other namespaces only where a grant says so (a mesh does not need grants:
+    /// GEP-1294).
+    #[arg(long, env = "DUET_REQUIRE_REFERENCE_GRANTS")]
+    pub require_reference_grants: bool,
     /// File to write the chosen ports to, as JSON, once everything is bound.
     #[arg(long, env = "DUET_PORTS_FILE", value_name = "FILE")]
     pub ports_file: Option<PathBuf>,

@@ -1,19 +1,22 @@
 //! Every resource and every replica, by name, and what refers to what. Pure: [`Index::apply`] takes a change and says
 //! which services it touches; nobody here waits, locks or looks at a clock. Imports nothing of this crate.
 //!
-//! Four kinds of resource refer to others: routes to the services they attach to, policies to services and routes,
-//! endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
+//! Four kinds of resource refer to others: routes to the services they attach to and to policies, policies to services and
+//! routes, endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
 //! that shapes a service is found from its name.
+
+mod references;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use duet_api::resource::{
-    EndpointSlice, Located, Metadata, ObjectKey, ParentRef, Resource, Service, TargetKind,
-};
+use duet_api::resource::{EndpointSlice, Located, Metadata, ObjectKey, Resource, Service};
 use duet_api::spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
+
+use references::references;
+pub use references::{parent_service, route_parents, target_object};
 
 /// Label of an `EndpointSlice` that names its service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -144,9 +147,30 @@ pub struct Index {
     referrers: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
     replicas: BTreeMap<ReplicaKey, Replica>,
     replicas_of: BTreeMap<ServiceKey, BTreeSet<ReplicaKey>>,
+    grants_required: bool,
 }
 
 impl Index {
+    /// Whether backends of other namespaces need a `ReferenceGrant`; to be said before anything is applied.
+    pub fn require_grants(&mut self, required: bool) {
+        self.grants_required = required;
+    }
+
+    /// Whether a route may refer to a service.
+    #[must_use]
+    pub fn grants(&self, route: &ObjectKey, service: &ServiceKey) -> bool {
+        let lets = |located: &Arc<Located>| {
+            let Resource::ReferenceGrant(grant) = &located.resource else {
+                return false;
+            };
+            grant.metadata.namespace == service.namespace
+                && grant.lets(route.kind, &route.namespace, &service.name)
+        };
+        !self.grants_required
+            || route.namespace == service.namespace
+            || self.of_kind("ReferenceGrant").any(lets)
+    }
+
     /// Takes a change in.
     pub fn apply(&mut self, change: Change) -> Affected {
         match change {
@@ -202,9 +226,23 @@ impl Index {
             Resource::EndpointSlice(_)
             | Resource::HttpRoute(_)
             | Resource::GrpcRoute(_)
+            | Resource::BackendPolicy(_)
             | Resource::TrafficPolicy(_) => {
-                for target in references(resource) {
+                // Those that it refers to, and for a policy those of the routes that refer to it.
+                let referring = self.referrers.get(&resource.key()).into_iter().flatten().cloned();
+                for target in references(resource).into_iter().chain(referring) {
                     self.services_of(&target, &mut affected.services);
+                }
+            }
+            Resource::ReferenceGrant(grant) => {
+                for from in &grant.spec.from {
+                    let routes = self
+                        .resources
+                        .keys()
+                        .filter(|key| key.kind == from.kind && key.namespace == from.namespace);
+                    for route in routes {
+                        self.services_of(route, &mut affected.services);
+                    }
                 }
             }
         }
@@ -215,9 +253,11 @@ impl Index {
     fn services_of(&self, target: &ObjectKey, services: &mut BTreeSet<ServiceKey>) {
         if target.kind == "Service" {
             services.insert(ServiceKey::new(&target.namespace, &target.name));
-        } else if let Some(route) = self.resources.get(target) {
-            let parents = references(&route.resource).into_iter();
-            services.extend(parents.map(|key| ServiceKey::new(&key.namespace, &key.name)));
+        } else if let Some(route) = self.resources.get(target)
+            && let Some(parents) = route_parents(&route.resource)
+        {
+            let metadata = route.resource.metadata();
+            services.extend(parents.iter().filter_map(|parent| parent_service(parent, metadata)));
         }
     }
 
@@ -339,61 +379,6 @@ impl Index {
 #[must_use]
 pub fn service_key(metadata: &Metadata) -> ServiceKey {
     ServiceKey::new(&metadata.namespace, &metadata.name)
-}
-
-/// The service that a route's parent is; none where it is something else, such as a gateway. Gateway API wants the
-/// group written out as empty; leaving it out is taken as the same.
-#[must_use]
-pub fn parent_service(parent: &ParentRef, route: &Metadata) -> Option<ServiceKey> {
-    let service = parent.kind.as_deref() == Some("Service");
-    let core = matches!(parent.group.as_deref(), None | Some("" | "core"));
-    let namespace = parent.namespace.as_ref().unwrap_or(&route.namespace);
-    (service && core).then(|| ServiceKey::new(namespace, &parent.name))
-}
-
-/// The parents of a route; none for other resources.
-#[must_use]
-pub fn route_parents(resource: &Resource) -> Option<&[ParentRef]> {
-    if let Resource::HttpRoute(route) = resource {
-        Some(&route.spec.parent_refs)
-    } else if let Resource::GrpcRoute(route) = resource {
-        Some(&route.spec.parent_refs)
-    } else {
-        None
-    }
-}
-
-/// What a resource refers to, as far as the index follows it backwards.
-fn references(resource: &Resource) -> Vec<ObjectKey> {
-    let parents = |parents: &[ParentRef], metadata: &Metadata| {
-        let services = parents.iter().filter_map(|parent| parent_service(parent, metadata));
-        services.map(|service| service.object()).collect()
-    };
-    match resource {
-        Resource::HttpRoute(route) => parents(&route.spec.parent_refs, &route.metadata),
-        Resource::GrpcRoute(route) => parents(&route.spec.parent_refs, &route.metadata),
-        Resource::TrafficPolicy(policy) => {
-            let targets = policy.spec.target_refs.iter();
-            let namespace = &policy.metadata.namespace;
-            targets.map(|target| target_object(target.kind, namespace, &target.name)).collect()
-        }
-        Resource::EndpointSlice(slice) => {
-            let service = slice.metadata.labels.get(SERVICE_NAME_LABEL);
-            let namespace = &slice.metadata.namespace;
-            service.map(|name| object("Service", namespace, name)).into_iter().collect()
-        }
-        Resource::Subscription(subscription) => {
-            let namespace = &subscription.metadata.namespace;
-            vec![object("Service", namespace, &subscription.spec.subscriber.service)]
-        }
-        Resource::Service(_) | Resource::EventBus(_) | Resource::Topic(_) => Vec::new(),
-    }
-}
-
-/// What a policy's target is.
-#[must_use]
-pub fn target_object(kind: TargetKind, namespace: &str, name: &str) -> ObjectKey {
-    object(kind.name(), namespace, name)
 }
 
 #[cfg(test)]

@@ -44,6 +44,14 @@ impl Default for Store {
 }
 
 impl Store {
+    /// Whether backends of other namespaces need a `ReferenceGrant`; to be said before anything is applied.
+    #[must_use]
+    pub fn new(require_grants: bool) -> Self {
+        let store = Self::default();
+        store.state.write().index.require_grants(require_grants);
+        store
+    }
+
     /// Reads. Keep it short: changes wait meanwhile.
     pub fn read<R>(&self, read: impl FnOnce(View<'_>) -> R) -> R {
         let state = self.state.read();

@@ -24,7 +24,9 @@ use crate::connect::{Pool, Target};
 use crate::discovery;
 use crate::drain::Drain;
 use crate::identity::{Identity, Store, uplink};
+use crate::inbound::guard;
 use crate::outbound::destination;
+use crate::outbound::replica::Healths;
 use crate::register;
 use crate::relay;
 use crate::telemetry::access_log::AccessLog;
@@ -85,6 +87,8 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         software_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (discovery, inputs, workload) = discovery::new(node, destination::compile, &registry)?;
+    let (guard, guards) = watch::channel(Arc::default());
+    drain.background.spawn(guard::follow(workload.clone(), guard, drain.force.clone()));
     let shared = Shared {
         config: Arc::clone(&config),
         svid: svid.clone(),
@@ -92,6 +96,8 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         metrics: CallMetrics::register(&registry)?,
         access_log: AccessLog::open(&config.access_log, &registry)?,
         drain: drain.clone(),
+        healths: Healths::default(),
+        guards,
     };
     let known =
         Known { channel: channel.clone(), workload, app_ready: probe::start(&config, &drain) };

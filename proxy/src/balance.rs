@@ -1,5 +1,6 @@
 //! Which endpoint gets a request. Pure: `pick(costs, allowed, randomness)`.
 
+pub mod maglev;
 pub mod peak_ewma;
 
 use rand::Rng;
@@ -33,6 +34,11 @@ pub fn pick<R: Rng>(
     }
 }
 
+/// The first that is allowed, from `start` on and around.
+pub fn next(count: usize, start: usize, allowed: impl Fn(usize) -> bool) -> Option<usize> {
+    (0..count).map(|n| (start % count + n) % count).find(|index| allowed(*index))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +55,15 @@ mod tests {
         }
         assert_eq!(hits[3], 0);
         assert!(hits.iter().enumerate().all(|(n, hits)| n == 3 || *hits > 2_000), "{hits:?}");
+    }
+
+    #[test]
+    fn round_robin_goes_around() {
+        let turns: Vec<_> =
+            (usize::MAX - 1..=usize::MAX).map(|at| next(3, at, |n| n != 1)).collect();
+        assert_eq!(turns, [Some(2), Some(0)]);
+        assert_eq!(next(0, 5, |_| true), None);
+        assert_eq!(next(2, 5, |_| false), None);
     }
 
     #[test]

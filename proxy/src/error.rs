@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// Proxy error types of RFC 9209, as far as this proxy produces them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,9 +25,10 @@ pub enum ErrorType {
     HttpUpgradeFailed,
     ProxyConfigurationError,
     ProxyInternalError,
+    ProxyInternalResponse,
 }
 
-const ALL: [ErrorType; 16] = [
+const ALL: [ErrorType; 17] = [
     ErrorType::DestinationNotFound,
     ErrorType::DestinationUnavailable,
     ErrorType::ConnectionRefused,
@@ -43,6 +45,7 @@ const ALL: [ErrorType; 16] = [
     ErrorType::HttpUpgradeFailed,
     ErrorType::ProxyConfigurationError,
     ErrorType::ProxyInternalError,
+    ErrorType::ProxyInternalResponse,
 ];
 
 impl ErrorType {
@@ -73,6 +76,7 @@ impl ErrorType {
             Self::HttpUpgradeFailed => "http_upgrade_failed",
             Self::ProxyConfigurationError => "proxy_configuration_error",
             Self::ProxyInternalError => "proxy_internal_error",
+            Self::ProxyInternalResponse => "proxy_internal_response",
         }
     }
 }
@@ -101,6 +105,10 @@ pub struct Failure {
     pub details: Cow<'static, str>,
     /// For the retry decision.
     pub progress: Progress,
+    /// When asking again may help.
+    pub retry_after: Option<Duration>,
+    /// What a gRPC caller gets; else what the HTTP status maps to.
+    pub grpc_status: Option<u16>,
 }
 
 impl fmt::Display for Failure {
@@ -115,13 +123,27 @@ impl Failure {
     /// A failure that no further try can mend, with the status that RFC 9209 recommends for its type.
     #[must_use]
     pub fn new(kind: ErrorType, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, status: status(kind), details: details.into(), progress: Progress::Final }
+        Self {
+            kind,
+            status: status(kind),
+            details: details.into(),
+            progress: Progress::Final,
+            retry_after: None,
+            grpc_status: None,
+        }
     }
 
     /// The same with another status.
     #[must_use]
     pub fn with_status(mut self, status: http::StatusCode) -> Self {
         self.status = status;
+        self
+    }
+
+    /// The same with a time after which asking again may help.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 
@@ -144,9 +166,9 @@ fn status(kind: ErrorType) -> http::StatusCode {
         ErrorType::ConnectionTimeout | ErrorType::HttpResponseTimeout => {
             StatusCode::GATEWAY_TIMEOUT
         }
-        ErrorType::ProxyConfigurationError | ErrorType::ProxyInternalError => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        ErrorType::ProxyConfigurationError
+        | ErrorType::ProxyInternalError
+        | ErrorType::ProxyInternalResponse => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorType::DestinationNotFound
         | ErrorType::ConnectionRefused
         | ErrorType::ConnectionTerminated

@@ -1,4 +1,6 @@
-//! What a route changes in a request or response: headers, host, path, redirects. Pure.
+//! What a route changes in a request or response: headers, host, path, redirects, CORS; and where copies go. Pure.
+
+mod cors;
 
 use duet_api::proto;
 use duet_api::proto::filter::Kind;
@@ -8,12 +10,27 @@ use http::{HeaderMap, Response, StatusCode, Uri, request};
 
 use crate::http::body::Body;
 
+pub use cors::Cors;
+
 /// A rule's filters, checked.
 #[derive(Debug, Default)]
 pub struct Filters {
     request: Vec<RequestFilter>,
     response: Vec<HeaderChange>,
     redirect: Option<Redirect>,
+    cors: Option<Cors>,
+    mirrors: Vec<Mirror>,
+}
+
+/// Where copies of requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Name of the backend.
+    pub backend: String,
+    /// This many of
+    pub numerator: u32,
+    /// so many requests.
+    pub denominator: u32,
 }
 
 #[derive(Debug)]
@@ -76,10 +93,28 @@ impl Filters {
                 Some(Kind::Redirect(redirect)) => {
                     filters.redirect = Some(Redirect::compile(redirect, prefix)?);
                 }
+                Some(Kind::Cors(cors)) => filters.cors = Some(Cors::compile(cors)?),
+                Some(Kind::Mirror(mirror)) => filters.mirrors.push(Mirror {
+                    backend: mirror.backend.clone(),
+                    numerator: mirror.numerator,
+                    denominator: mirror.denominator.max(1),
+                }),
                 None => return Err("a filter of a kind that this sidecar does not know".to_owned()),
             }
         }
         Ok(filters)
+    }
+
+    /// The cross-origin rules.
+    #[must_use]
+    pub fn cors(&self) -> Option<&Cors> {
+        self.cors.as_ref()
+    }
+
+    /// Where copies go.
+    #[must_use]
+    pub fn mirrors(&self) -> &[Mirror] {
+        &self.mirrors
     }
 
     /// Changes the request, in the order of the filters. `authority` is what the backend sees as host.

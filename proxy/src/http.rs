@@ -3,6 +3,8 @@
 
 pub mod body;
 pub mod client;
+pub mod cookie;
+pub mod deadline;
 pub mod headers;
 pub mod http1;
 pub mod multiplex;

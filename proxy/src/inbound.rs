@@ -1,7 +1,9 @@
-//! The life of an incoming call: mTLS -> who is it -> which port -> the application.
+//! The life of an incoming call: mTLS -> who is it -> which port -> limits -> the application.
 //!
 //! Only ports that were declared as the application's can be reached, so that a peer cannot use the sidecar as a
 //! way to whatever else listens on loopback.
+
+pub mod guard;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,6 +19,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -25,14 +29,16 @@ use crate::config::{AppPort, AppProtocol};
 use crate::connect::{Pool, SharedConnector, Target, Transport, sni_port};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, BodyError, Watch, Watched};
-use crate::http::headers;
 use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
 use crate::http::upgrade::{self, Upgrade};
+use crate::http::{deadline, headers};
 use crate::identity::{Svid, SvidWatch};
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
+
+use guard::{Guard, Guards, Permit};
 
 /// A peer must finish its handshake in this time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +51,7 @@ pub struct Inbound {
     svid: SvidWatch,
     tls: Mutex<Option<TlsConfig>>,
     ports: BTreeMap<u16, Arc<Port>>,
+    guards: watch::Receiver<Arc<Guards>>,
     metrics: CallMetrics,
     access_log: AccessLog,
     force: CancellationToken,
@@ -56,6 +63,7 @@ type TlsConfig = (Arc<Svid>, Arc<rustls::ServerConfig>);
 /// A port of the application.
 #[derive(Debug)]
 struct Port {
+    number: u16,
     protocol: AppProtocol,
     pool: Arc<Pool>,
     service: Arc<str>,
@@ -77,7 +85,7 @@ impl Inbound {
     /// ends upgraded connections.
     #[must_use]
     pub fn new(
-        svid: SvidWatch,
+        (svid, guards): (SvidWatch, watch::Receiver<Arc<Guards>>),
         app: (&[AppPort], std::net::IpAddr, &str),
         connector: &SharedConnector,
         (metrics, access_log): (&CallMetrics, AccessLog),
@@ -89,6 +97,7 @@ impl Inbound {
                 Target { address: SocketAddr::new(host, app.port), identity: None, port: app.port };
             let service: Arc<str> = format!("{service}:{}", app.port).into();
             let port = Port {
+                number: app.port,
                 protocol: app.protocol,
                 pool: Pool::new(target, Arc::clone(connector)),
                 metrics: Arc::new(metrics.service("inbound", &service)),
@@ -100,6 +109,7 @@ impl Inbound {
             svid,
             tls: Mutex::new(None),
             ports: ports.iter().map(port).collect(),
+            guards,
             metrics: metrics.clone(),
             access_log,
             force,
@@ -116,12 +126,25 @@ impl Inbound {
     /// Serves one accepted connection until it ends.
     pub async fn connection(self: Arc<Self>, stream: TcpStream, ending: Ending) {
         match self.accept(stream).await {
-            Ok((stream, peer)) => Box::pin(self.serve(stream, peer, ending)).await,
+            Ok((stream, peer)) => {
+                let guard = self.guard(peer.port.number);
+                let counted = guard.as_ref().map(|guard| guard.connect());
+                if matches!(counted, Some(None)) {
+                    self.metrics.refused.with_label_values(&["inbound", "connection_limit"]).inc();
+                    tracing::info!(peer = %peer.name, "too many connections: one refused");
+                    return;
+                }
+                Box::pin(self.serve(stream, peer, ending)).await;
+            }
             Err((reason, details)) => {
                 self.metrics.refused.with_label_values(&["inbound", reason]).inc();
                 tracing::info!(reason, details, "inbound connection refused");
             }
         }
+    }
+
+    fn guard(&self, port: u16) -> Option<Arc<Guard>> {
+        self.guards.borrow().get(&port).map(Arc::clone)
     }
 
     async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, ending: Ending) {
@@ -204,30 +227,67 @@ impl Inbound {
         let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
         record.attempts(1);
         let upgrade = Upgrade::take(&mut head);
-        match forward(head, body, peer, upgrade.as_ref()).await {
-            Ok(mut response) => {
+        let guard = self.guard(port.number);
+        let admitted = guard.map(|guard| guard.admit(&peer.name, &head, &port.metrics)).transpose();
+        let deadline = deadline::read(&head.headers).map(|left| Instant::now() + left);
+        let outcome = match admitted {
+            Err(refused) => Err(refused),
+            Ok(permit) => {
+                let forwarded = forward(head, body, peer, upgrade.as_ref());
+                in_time(forwarded, deadline).await.map(|response| (response, permit))
+            }
+        };
+        match outcome {
+            Ok((mut response, permit)) => {
                 if let Some(upgrade) = upgrade
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {
                     let tunnel = upgrade.accepted(hyper::upgrade::on(&mut response));
                     port.pool.tasks().spawn(tunnel.run(self.force.clone()));
                 }
-                respond(response, record)
+                respond(response, record, permit, deadline)
             }
             Err(failure) => {
                 let mut response = reply::failure(&failure, asked);
-                let progress = match failure.progress {
-                    Progress::Unprocessed => "unprocessed",
-                    Progress::Unknown => "unknown",
-                    Progress::Allowed | Progress::Final => "final",
-                };
-                let progress = HeaderValue::from_static(progress);
-                response.headers_mut().insert(headers::PROGRESS, progress);
+                if let Some(progress) = progress(&failure) {
+                    let progress = HeaderValue::from_static(progress);
+                    response.headers_mut().insert(headers::PROGRESS, progress);
+                }
                 record.fail(&failure);
                 response
             }
         }
     }
+}
+
+/// What the caller's sidecar has to know for its decision about another try. None where the answer is as good as the
+/// application's own, so that the caller's policy decides.
+fn progress(failure: &Failure) -> Option<&'static str> {
+    if failure.status == StatusCode::TOO_MANY_REQUESTS {
+        return None;
+    }
+    if failure.kind == ErrorType::ConnectionLimitReached {
+        return Some("shed");
+    }
+    Some(match failure.progress {
+        Progress::Unprocessed => "unprocessed",
+        Progress::Unknown => "unknown",
+        Progress::Allowed | Progress::Final => "final",
+    })
+}
+
+/// Nobody waits for an answer past the caller's deadline.
+async fn in_time(
+    forwarded: impl Future<Output = Result<Response<Body>, Failure>>,
+    deadline: Option<Instant>,
+) -> Result<Response<Body>, Failure> {
+    let Some(deadline) = deadline else {
+        return forwarded.await;
+    };
+    tokio::time::timeout_at(deadline, forwarded).await.unwrap_or_else(|_elapsed| {
+        let text = "the application did not answer within the caller's deadline";
+        Err(Failure::new(ErrorType::HttpResponseTimeout, text))
+    })
 }
 
 async fn forward(
@@ -274,7 +334,15 @@ fn app_away(failure: &Failure) -> Failure {
         .with_progress(failure.progress)
 }
 
-fn respond(response: Response<Body>, mut record: Record) -> Response<Body> {
+fn respond(
+    response: Response<Body>,
+    mut record: Record,
+    mut permit: Option<Permit>,
+    deadline: Option<Instant>,
+) -> Response<Body> {
+    if let Some(permit) = &mut permit {
+        permit.answered(response.status());
+    }
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -284,12 +352,12 @@ fn respond(response: Response<Body>, mut record: Record) -> Response<Body> {
         upgrade::switched(&mut head.headers, upgraded);
     }
     record.answered(head.status, &head.headers);
-    let mut end = End { record };
+    let mut end = End { record, _permit: permit };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, body);
     }
-    let watched = Watched::new(body, Box::new(end), None, None);
+    let watched = Watched::new(body, Box::new(end), deadline, None);
     Response::from_parts(head, Body::Watched(Box::new(watched)))
 }
 
@@ -297,6 +365,7 @@ fn respond(response: Response<Body>, mut record: Record) -> Response<Body> {
 #[derive(Debug)]
 struct End {
     record: Record,
+    _permit: Option<Permit>,
 }
 
 impl Watch for End {

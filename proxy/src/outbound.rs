@@ -1,38 +1,46 @@
 //! The life of an outgoing call: authority -> destination -> route -> filters -> { endpoint, connection, try }
-//! with retries -> response filters. Each stage knows only its own part; this file knows their order.
+//! with retries and hedges -> response filters. Each stage knows only its own part; this file knows their order.
 //!
 //! Imports the stages (rank 5 and lower), never `inbound` or `relay`.
 
 pub mod attempt;
+mod call;
+pub mod choose;
 pub mod destination;
+mod mirror;
+pub mod replica;
 mod resolve;
+pub mod rule;
+pub mod session;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
 use http::{Method, Request, Response, request};
 use hyper::body::Incoming;
+use rand::Rng as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::Discovery;
 use crate::error::{ErrorType, Failure, Progress};
-use crate::http::body::{Body, Replay};
+use crate::http::body::Body;
 use crate::http::headers;
 use crate::http::reply::{self, Asked};
 use crate::http::upgrade::Upgrade;
-use crate::policy::retry::is_safe;
+use crate::policy::retry::Pushback;
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
 
-use attempt::Tried;
-use destination::{Config, Destination, Rule};
+use attempt::{Answer, Failed, Tried, Try};
+use call::{Call, CallBody};
+use destination::{Config, Context, Destination};
+use mirror::Copies;
 use resolve::Destinations;
-
-/// Bound on the wait for response headers where no policy says anything.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+use rule::Rule;
 
 /// The outgoing side of one worker. Also used by the API server, for invocations.
 #[derive(Debug)]
@@ -46,37 +54,17 @@ pub struct Outbound {
     force: CancellationToken,
 }
 
-/// What the stages of one call share.
-struct Call {
-    head: request::Parts,
-    authority: Authority,
-    body: Option<CallBody>,
-    deadline: Option<Instant>,
-    /// The deadline bounds the response's body too.
-    bounds_body: bool,
-    /// The caller wants another protocol on this connection.
-    upgrade: Option<Upgrade>,
-    record: Record,
-}
-
-/// The request's body, by whether another try may need it.
-enum CallBody {
-    None,
-    Once(Incoming),
-    Replay(Replay),
-}
-
 impl Outbound {
-    /// One per worker; `connector` makes its connections, `force` ends upgraded ones.
+    /// One per worker; `context` is what its destinations share, `force` ends upgraded connections.
     #[must_use]
     pub fn new(
         discovery: Discovery<Config>,
-        connector: crate::connect::SharedConnector,
+        context: Context,
         (metrics, access_log): (CallMetrics, AccessLog),
         force: CancellationToken,
     ) -> Self {
         let unknown = (Arc::new(metrics.service("outbound", "unknown")), Arc::from("unknown"));
-        let destinations = Destinations::new(discovery, connector, metrics);
+        let destinations = Destinations::new(discovery, Arc::new(context), metrics);
         Self { destinations, access_log, unknown, nobody: Arc::from(""), force }
     }
 
@@ -120,21 +108,42 @@ impl Outbound {
             return Err(Failure::new(ErrorType::HttpRequestDenied, text));
         }
         let mut authority = headers::authority(&head)?;
-        let destination = self.destinations.get(&authority).await?;
+        let dialled = headers::take_destination(&mut head.headers)?;
+        let destination = self.destinations.get(dialled.as_ref().unwrap_or(&authority)).await?;
         record.destination(&destination.metrics, destination.service());
         let upgrade = Upgrade::take(&mut head);
         headers::strip_all(&mut head.headers);
         let rule = destination.find(&head)?;
         record.route(&rule.route);
-        if let Some(redirect) = rule.filters.redirect(&head, &authority) {
-            record.answered(redirect.status(), redirect.headers());
+        if let Some(answer) = without_calling(&head, &authority, rule) {
+            record.answered(answer.status(), answer.headers());
             record.end(Ok(None));
-            return Ok(redirect);
+            return Ok(answer);
         }
+        let cross_origin = rule.filters.cors().and_then(|cors| cors.response(&head));
+        let session = rule.session.as_ref().and_then(|session| session.read(&head));
+        let fate = fate(rule, &head);
         rule.filters.apply_request(&mut head, &mut authority);
         let mut call = Call::new(head, authority, body, rule, record.take());
         call.upgrade = upgrade;
-        self.tries(call, &destination, rule).await
+        call.cross_origin = cross_origin.map(Box::new);
+        call.session = session;
+        if let Some(fate) = fate {
+            call.suffer(fate, rule, &destination).await?;
+        }
+        let copies = Copies::of(&call, rule);
+        let (now, later) = match copies {
+            Some(copies) if copies.is_ready() => (Some(copies), None),
+            copies => (None, copies),
+        };
+        if let Some(copies) = now {
+            copies.send(&destination);
+        }
+        let answer = self.tries(call, &destination, rule).await;
+        if let Some(copies) = later {
+            copies.send(&destination);
+        }
+        answer
     }
 
     /// The retry loop. One owner of retries: nobody behind this sidecar repeats anything.
@@ -144,40 +153,44 @@ impl Outbound {
         destination: &Arc<Destination>,
         rule: &Rule,
     ) -> Result<Response<Body>, Failure> {
-        let now = destination.seconds();
-        destination.budget().request(now);
+        destination.budget().request(destination.seconds());
         let mut tried = Tried::default();
         loop {
             let replay = call.replay_handle();
-            let outcome = match call.deadline {
-                Some(deadline) => {
-                    let attempt = attempt::run(&mut call, destination, rule, &mut tried);
-                    match tokio::time::timeout_at(deadline, attempt).await {
-                        Ok(outcome) => outcome,
-                        Err(_elapsed) => {
-                            let failure = timed_out(&call, destination);
-                            return Err(call.fail(failure));
-                        }
-                    }
-                }
-                None => attempt::run(&mut call, destination, rule, &mut tried).await,
+            let deadline = call.deadline;
+            let outcome = {
+                let attempt = std::pin::pin!(one(&mut call, destination, rule, &mut tried));
+                in_time(attempt, deadline).await
+            };
+            let Some(outcome) = outcome else {
+                let failure = timed_out(&call, destination);
+                return Err(call.fail(failure));
             };
             let progress = match &outcome {
-                Ok(response) => attempt::progress(response, rule),
+                Ok(answer) => attempt::progress(answer, rule),
                 Err(failure) => Some(failure.progress),
             };
-            let again = match progress {
-                Some(progress) => call.again(progress, destination, rule, &tried, replay.as_ref()),
-                None => None,
+            let pushback = outcome.as_ref().ok().and_then(|answer| Pushback::of(answer.headers()));
+            let wait = rule.retry.wait(tried.count(), rand::random());
+            let wait = match pushback {
+                _ if progress == Some(Progress::Unprocessed) => Some(wait),
+                Some(pushback) => pushback.wait(wait),
+                None => Some(wait),
             };
-            let Some(body) = again else {
+            let wait = wait.filter(|wait| call.has_time_for(*wait));
+            let again = match (progress, wait) {
+                (Some(progress), Some(wait)) => call
+                    .again(progress, destination, rule, &tried, replay.as_ref())
+                    .map(|body| (body, wait)),
+                _ => None,
+            };
+            let Some((body, wait)) = again else {
                 return match outcome {
                     Ok(answer) => Ok(call.finish(answer, rule, &self.force)),
                     Err(failure) => Err(call.fail(failure)),
                 };
             };
             let unprocessed = progress == Some(Progress::Unprocessed);
-            let wait = rule.retry.wait(tried.count(), rand::random());
             drop(outcome);
             // What was not processed goes to another endpoint at once, the first time.
             if !(unprocessed && tried.count() == 1) {
@@ -189,94 +202,98 @@ impl Outbound {
     }
 }
 
+/// Answers that need nobody else: to a browser's preflight, and redirects.
+fn without_calling(
+    head: &request::Parts,
+    authority: &Authority,
+    rule: &Rule,
+) -> Option<Response<Body>> {
+    let preflight = rule.filters.cors().and_then(|cors| cors.preflight(head));
+    preflight.or_else(|| rule.filters.redirect(head, authority))
+}
+
+/// What a policy does to the call on purpose.
+fn fate(rule: &Rule, head: &request::Parts) -> Option<crate::policy::fault::Fate> {
+    let (fault, condition) = rule.fault.as_ref()?;
+    condition.find(head)?;
+    let mut rng = rand::rng();
+    Some(fault.decide((rng.random_range(0..1_000_000), rng.random_range(0..1_000_000))))
+}
+
+/// One try, or two where the first is slow and a policy says so. Leaves the body where it is untouched.
+async fn one<'d>(
+    call: &mut Call,
+    destination: &'d Arc<Destination>,
+    rule: &'d Rule,
+    tried: &mut Tried,
+) -> Result<Answer<'d>, Failure> {
+    let started = Instant::now();
+    let first = attempt::prepare(call, destination, rule, tried)?;
+    let hedging = rule.hedging.as_ref().filter(|_| call.may_hedge());
+    let outcome = match hedging.and_then(|hedging| hedging.request(destination.seconds())) {
+        // Boxed, as the rare path, so that the common one's future stays small.
+        Some(after) => Box::pin(hedged(call, destination, rule, tried, (first, after))).await,
+        None => first.run().await,
+    };
+    if let (Some(hedging), Ok(answer)) = (hedging, &outcome)
+        && answer.is_good()
+    {
+        hedging.answered(started.elapsed(), destination.seconds());
+    }
+    outcome.map_err(|Failed { failure, body }| {
+        if body.is_some() {
+            call.body = body;
+        }
+        failure
+    })
+}
+
+/// The first try, and another one beside it when that takes long; the first good answer counts.
+async fn hedged<'d>(
+    call: &mut Call,
+    destination: &'d Arc<Destination>,
+    rule: &'d Rule,
+    tried: &mut Tried,
+    (first, after): (Try<'d>, Duration),
+) -> Result<Answer<'d>, Failed> {
+    let mut first = std::pin::pin!(first.run());
+    tokio::select! {
+        biased;
+        outcome = &mut first => return outcome,
+        () = tokio::time::sleep(after) => {}
+    }
+    let second = destination.seconds();
+    let granted = rule.hedging.as_ref().is_some_and(|hedging| hedging.take(second))
+        && destination.budget().retry(second);
+    let Some(Ok(second)) = granted.then(|| attempt::prepare(call, destination, rule, tried)) else {
+        return first.await;
+    };
+    destination.metrics.policy("hedged");
+    let mut second = std::pin::pin!(second.run());
+    let good = |outcome: &Result<Answer<'_>, Failed>| outcome.as_ref().is_ok_and(Answer::is_good);
+    tokio::select! {
+        outcome = &mut first => if good(&outcome) { outcome } else { second.await },
+        outcome = &mut second => {
+            if good(&outcome) {
+                destination.metrics.policy("hedge_won");
+                outcome
+            } else {
+                first.await
+            }
+        }
+    }
+}
+
+/// The outcome; `None` when the deadline comes first.
+async fn in_time<F: Future>(work: Pin<&mut F>, deadline: Option<Instant>) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
 fn timed_out(call: &Call, destination: &Destination) -> Failure {
     let waited = call.record.elapsed();
     let text = format!("{} did not answer within {:.1?}", destination.service(), waited);
     Failure::new(ErrorType::HttpResponseTimeout, text)
-}
-
-impl Call {
-    fn new(
-        head: request::Parts,
-        authority: Authority,
-        body: Incoming,
-        rule: &Rule,
-        record: Record,
-    ) -> Self {
-        use http_body::Body as _;
-        let body = if body.is_end_stream() {
-            CallBody::None
-        } else if rule.retry.attempts == 0 || rule.retry.max_body_bytes == 0 {
-            CallBody::Once(body)
-        } else {
-            CallBody::Replay(Replay::new(body, rule.retry.max_body_bytes))
-        };
-        let (limit, bounds_body) = match rule.request_timeout {
-            Some(limit) => (Some(limit).filter(|limit| !limit.is_zero()), true),
-            // gRPC has deadlines of its own, and a stream's headers may come with its first message only: a
-            // bound that nobody asked for must not cut it.
-            None => (Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)), false),
-        };
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        Self { head, authority, body: Some(body), deadline, bounds_body, upgrade: None, record }
-    }
-
-    fn replay_handle(&self) -> Option<Replay> {
-        match &self.body {
-            Some(CallBody::Replay(replay)) => Some(replay.handle()),
-            _ => None,
-        }
-    }
-
-    fn fail(&mut self, failure: Failure) -> Failure {
-        self.record.fail(&failure);
-        failure
-    }
-
-    /// The body for another try, if there is to be one.
-    fn again(
-        &mut self,
-        progress: Progress,
-        destination: &Destination,
-        rule: &Rule,
-        tried: &Tried,
-        replay: Option<&Replay>,
-    ) -> Option<CallBody> {
-        if progress == Progress::Final || tried.count() > rule.retry.attempts {
-            return None;
-        }
-        let refuse = |reason| {
-            destination.metrics.retry_refused(reason);
-            None
-        };
-        if !is_safe(progress, &self.head.method, &self.head.headers) {
-            return refuse("unsafe");
-        }
-        // Left in place when the try failed before it took the body.
-        let body = match (self.body.take(), replay) {
-            (Some(body), _) => Some(body),
-            (None, Some(replay)) => replay.again().map(CallBody::Replay),
-            (None, None) => None,
-        };
-        let Some(body) = body else {
-            return refuse("body_too_large");
-        };
-        if !destination.budget().retry(destination.seconds()) {
-            return refuse("budget");
-        }
-        Some(body)
-    }
-
-    fn finish(
-        self,
-        mut answer: attempt::Answer<'_>,
-        rule: &Rule,
-        force: &CancellationToken,
-    ) -> Response<Body> {
-        if let Some(upgrade) = self.upgrade {
-            answer.switch(upgrade, force);
-        }
-        let deadline = self.deadline.filter(|_| self.bounds_body);
-        attempt::respond(answer, self.record, rule, (deadline, rule.idle_timeout))
-    }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::error::Failure;
 use crate::http::body::BodyError;
 use crate::http::headers::{TRACEPARENT, grpc_status};
-use crate::http::reply::Asked;
+use crate::http::reply::{Asked, grpc_code};
 use crate::telemetry::access_log::{AccessLog, Entry};
 use crate::telemetry::metrics::{Outcome, ServiceMetrics};
 
@@ -141,7 +141,7 @@ impl Record {
         if let Some(open) = &mut self.0 {
             open.error = Some(failure.kind.name());
             open.status = if open.asked.is_grpc() { 200 } else { failure.status.as_u16() };
-            open.grpc_status = open.asked.is_grpc().then_some(14);
+            open.grpc_status = open.asked.is_grpc().then(|| grpc_code(failure));
         }
         self.0.take().map(Open::end).unwrap_or_default();
     }

@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri, Version};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// What an application was asked.
@@ -41,7 +42,59 @@ impl Asked {
 }
 
 /// Decides on an answer.
-pub type Answer = Arc<dyn Fn(&Asked) -> (StatusCode, String) + Send + Sync>;
+pub type Answer = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Status.
+    pub status: StatusCode,
+    /// Headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body.
+    pub body: String,
+    /// Time that it takes.
+    pub delay: Duration,
+    /// How many answers are worked on at once; the others wait.
+    pub workers: Option<Arc<Semaphore>>,
+}
+
+impl Reply {
+    /// At once.
+    #[must_use]
+    pub fn new(status: u16, body: &str) -> Self {
+        let status = StatusCode::from_u16(status).unwrap();
+        let (headers, delay) = (Vec::new(), Duration::ZERO);
+        Self { status, headers, body: body.to_owned(), delay, workers: None }
+    }
+
+    /// With a header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    /// After a while.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    async fn send(self) -> Response {
+        let _turn = match &self.workers {
+            Some(workers) => Some(workers.acquire().await.unwrap()),
+            None => None,
+        };
+        tokio::time::sleep(self.delay).await;
+        let mut response = (self.status, self.body).into_response();
+        for (name, value) in self.headers {
+            response.headers_mut().append(name, value.parse().unwrap());
+        }
+        response
+    }
+}
 
 /// An application on a port of 127.0.0.1, served by the test.
 #[derive(Debug)]
@@ -83,6 +136,15 @@ impl App {
     pub async fn answering(
         answer: impl Fn(&Asked) -> (StatusCode, String) + Send + Sync + 'static,
     ) -> Self {
+        Self::replying(move |asked| {
+            let (status, body) = answer(asked);
+            Reply::new(status.as_u16(), &body)
+        })
+        .await
+    }
+
+    /// The same with everything that an answer can have.
+    pub async fn replying(answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
         Self::start("app", Some(Arc::new(answer)), "127.0.0.1:0".parse().unwrap()).await
     }
 
@@ -145,7 +207,7 @@ async fn handle(
     let asked = Asked { method, path: path.clone(), headers, body };
     shared.asked.lock().unwrap().push(asked.clone());
     if let Some(answer) = &shared.answer {
-        return answer(&asked).into_response();
+        return answer(&asked).send().await;
     }
     if let Some(ms) = path.strip_prefix("/delay/").and_then(|ms| ms.parse().ok()) {
         tokio::time::sleep(Duration::from_millis(ms)).await;

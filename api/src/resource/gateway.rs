@@ -1,8 +1,19 @@
 //! Gateway API v1 `HTTPRoute` and `GRPCRoute`, as far as a mesh reads them (parents are services).
 
+mod backend_policy;
+mod filter;
+
 use std::time::Duration;
 
 use serde::Deserialize;
+
+pub use backend_policy::{
+    BackendPolicySpec, BackendTarget, Budget, RetryConstraint, RetryRate, XBackendTrafficPolicy,
+};
+pub use filter::{
+    CorsFilter, ExtensionRef, FilterType, Fraction, HeaderModifier, HttpFilter, HttpHeader,
+    MirrorFilter, PathModifier, PathModifierType, RedirectFilter, UrlRewriteFilter,
+};
 
 use super::core::IgnoredEq;
 use super::meta::Metadata;
@@ -92,6 +103,8 @@ pub struct HttpRule {
     pub timeouts: Option<RouteTimeouts>,
     /// When to try again (GEP-1731).
     pub retry: Option<RouteRetry>,
+    /// Keeps a client at the endpoint that it got first (GEP-1619).
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// One rule of a [`GrpcRoute`].
@@ -109,6 +122,8 @@ pub struct GrpcRule {
     /// Where calls go, by weight.
     #[serde(default)]
     pub backend_refs: Vec<BackendRef>,
+    /// Keeps a client at the endpoint that it got first (GEP-1619).
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// Conditions on a request; all must hold.
@@ -202,111 +217,6 @@ pub struct ValueMatch {
     pub value: String,
 }
 
-/// One filter: `type` says which field is given.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HttpFilter {
-    /// Which.
-    #[serde(rename = "type")]
-    pub kind: FilterType,
-    /// For `RequestHeaderModifier`.
-    pub request_header_modifier: Option<HeaderModifier>,
-    /// For `ResponseHeaderModifier`.
-    pub response_header_modifier: Option<HeaderModifier>,
-    /// For `RequestRedirect`.
-    pub request_redirect: Option<RedirectFilter>,
-    /// For `URLRewrite`.
-    #[serde(rename = "urlRewrite")]
-    pub url_rewrite: Option<UrlRewriteFilter>,
-}
-
-/// Kinds of [`HttpFilter`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum FilterType {
-    /// Changes request headers.
-    RequestHeaderModifier,
-    /// Changes response headers.
-    ResponseHeaderModifier,
-    /// Answers with a redirect.
-    RequestRedirect,
-    /// Changes host or path.
-    #[serde(rename = "URLRewrite")]
-    UrlRewrite,
-}
-
-/// Changes headers: set, then add, then remove.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeaderModifier {
-    /// Replace.
-    #[serde(default)]
-    pub set: Vec<HttpHeader>,
-    /// Append.
-    #[serde(default)]
-    pub add: Vec<HttpHeader>,
-    /// Names.
-    #[serde(default)]
-    pub remove: Vec<String>,
-}
-
-/// A header.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpHeader {
-    /// Name, case-insensitive.
-    pub name: String,
-    /// Value.
-    pub value: String,
-}
-
-/// Answers with a redirect.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RedirectFilter {
-    /// `http` or `https`.
-    pub scheme: Option<String>,
-    /// New host.
-    pub hostname: Option<String>,
-    /// New path.
-    pub path: Option<PathModifier>,
-    /// New port.
-    pub port: Option<u16>,
-    /// 301, 302, 303, 307 or 308. Default: 302.
-    pub status_code: Option<u16>,
-}
-
-/// Changes what the backend sees.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UrlRewriteFilter {
-    /// New host.
-    pub hostname: Option<String>,
-    /// New path.
-    pub path: Option<PathModifier>,
-}
-
-/// Changes a path; `type` says which field is given.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PathModifier {
-    /// Which.
-    #[serde(rename = "type")]
-    pub kind: PathModifierType,
-    /// The whole new path.
-    pub replace_full_path: Option<String>,
-    /// In place of the matched prefix.
-    pub replace_prefix_match: Option<String>,
-}
-
-/// Kinds of [`PathModifier`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum PathModifierType {
-    /// The whole path.
-    ReplaceFullPath,
-    /// The matched prefix.
-    ReplacePrefixMatch,
-}
-
 /// Where requests go.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -352,4 +262,50 @@ pub struct RouteRetry {
     /// Least wait between tries.
     #[serde(default, deserialize_with = "duration::option")]
     pub backoff: Option<Duration>,
+}
+
+/// Keeps a client at the endpoint that it got first (GEP-1619).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionPersistence {
+    /// Name of the cookie or header. Default: `duet-session`.
+    pub session_name: Option<String>,
+    /// A session ends this long after it began.
+    #[serde(default, deserialize_with = "duration::option")]
+    pub absolute_timeout: Option<Duration>,
+    /// What carries it.
+    #[serde(default, rename = "type")]
+    pub kind: SessionType,
+    /// For cookies.
+    #[serde(default)]
+    pub cookie_config: CookieConfig,
+}
+
+/// What carries a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum SessionType {
+    /// A cookie.
+    #[default]
+    Cookie,
+    /// A header, which the client repeats.
+    Header,
+}
+
+/// How a session's cookie is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CookieConfig {
+    /// How long.
+    #[serde(default)]
+    pub lifetime_type: CookieLifetime,
+}
+
+/// How long a client keeps a session's cookie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum CookieLifetime {
+    /// Until it is closed.
+    #[default]
+    Session,
+    /// For the absolute timeout.
+    Permanent,
 }

@@ -131,6 +131,10 @@ fn parse_document(origin: &Origin) -> Result<Option<Resource>, ParseError> {
         ("discovery.k8s.io", "EndpointSlice") => Resource::EndpointSlice(read(origin)?),
         ("gateway.networking.k8s.io", "HTTPRoute") => Resource::HttpRoute(read(origin)?),
         ("gateway.networking.k8s.io", "GRPCRoute") => Resource::GrpcRoute(read(origin)?),
+        ("gateway.networking.k8s.io", "ReferenceGrant") => Resource::ReferenceGrant(read(origin)?),
+        ("gateway.networking.x-k8s.io", "XBackendTrafficPolicy") => {
+            Resource::BackendPolicy(read(origin)?)
+        }
         (GROUP, _) if head.api_version != API_VERSION => {
             let message = format!("unknown version {:?}; it is {API_VERSION}", head.api_version);
             return Err(origin.error(&[Field::Name("apiVersion")], message));

@@ -1,8 +1,16 @@
 //! `TrafficPolicy`: how a service is called.
 
+mod balance;
+mod protect;
+
 use std::time::Duration;
 
 use serde::Deserialize;
+
+pub use balance::{HashOn, LoadBalancer, LoadBalancerType, OutlierDetection, ZonePreference};
+pub use protect::{
+    Abort, Concurrency, Connections, Delay, Fault, Hedge, HedgeAfter, Rate, RateLimit,
+};
 
 use super::core::IgnoredEq;
 use super::meta::Metadata;
@@ -19,7 +27,7 @@ pub struct TrafficPolicy {
     /// Name and namespace; targets are of the same namespace.
     pub metadata: Metadata,
     /// The policy.
-    pub spec: TrafficPolicySpec,
+    pub spec: Box<TrafficPolicySpec>,
     #[serde(default, rename = "status")]
     pub(super) _status: IgnoredEq,
 }
@@ -28,8 +36,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// What it applies to; at least one.
-    #[serde(deserialize_with = "targets")]
+    /// What it applies to. Without any it applies only where a route's `ExtensionRef` names it.
+    #[serde(default)]
     pub target_refs: Vec<TargetRef>,
     /// Bounds on waiting.
     #[serde(default)]
@@ -40,14 +48,18 @@ pub struct TrafficPolicySpec {
     pub retry_budget: Option<RetryBudget>,
     /// How an endpoint is chosen.
     pub load_balancer: Option<LoadBalancer>,
-}
-
-fn targets<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<TargetRef>, D::Error> {
-    let targets = Vec::<TargetRef>::deserialize(input)?;
-    if targets.is_empty() {
-        return Err(serde::de::Error::custom("targetRefs must name at least one target"));
-    }
-    Ok(targets)
+    /// When an endpoint is left alone for a while.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// Requests that a replica works on at once; kept by its own sidecar.
+    pub concurrency: Option<Concurrency>,
+    /// Open connections to a replica; kept by its own sidecar.
+    pub connections: Option<Connections>,
+    /// Requests in a time to a replica; kept by its own sidecar.
+    pub rate_limit: Option<RateLimit>,
+    /// A second try beside a slow first one.
+    pub hedge: Option<Hedge>,
+    /// Failures made on purpose.
+    pub fault: Option<Fault>,
 }
 
 /// What a policy attaches to (Gateway API GEP-2648).
@@ -189,20 +201,4 @@ fn percent<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u32, D::Error> 
         n @ 0..=1000 => Ok(n),
         n => Err(serde::de::Error::custom(format!("percent must be 0 to 1000, not {n}"))),
     }
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LoadBalancer {
-    /// The algorithm.
-    #[serde(rename = "type")]
-    pub kind: LoadBalancerType,
-}
-
-/// Load balancing algorithms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum LoadBalancerType {
-    /// The better of two random endpoints by peak-sensitive latency average times load.
-    PeakEwma,
 }

@@ -29,7 +29,7 @@ pub(super) fn backend(
         name: wanted.to_string(),
         protocol: protocol(declared, &serving).into(),
         connect_timeout: policy::connect_timeout(index, wanted, dialled),
-        load_balancer: proto::LoadBalancer::PeakEwma.into(),
+        ..policy::balancing(index, wanted, dialled)
     };
     let mut endpoints = sliced(index, wanted, declared);
     let ready = serving.into_iter().filter(|(replica, _)| replica.ready);
@@ -67,6 +67,14 @@ fn port_of<'r>(
         // Not declared: the replica's own port, or 80 for its first.
         None => by_number(dialled).or_else(|| replica.ports.first().filter(|_| dialled == 80)),
     }
+}
+
+/// The application's port, of one replica, that serves a service's port.
+pub(super) fn app_port(index: &Index, replica: &Replica, wanted: &ServicePort) -> Option<u16> {
+    let declared = index
+        .service(&wanted.service)
+        .and_then(|service| service.spec.ports.iter().find(|port| port.port == wanted.port));
+    port_of(replica, wanted.port, declared).map(|port| port.port)
 }
 
 /// What the application speaks: as the Service says, else as all replicas say, else unknown.

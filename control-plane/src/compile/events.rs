@@ -1,4 +1,5 @@
-//! The event half of a sidecar's configuration: which subscriptions it delivers and which buses there are.
+//! A sidecar's own configuration: which subscriptions it delivers, which buses there are, and what protects its
+//! application.
 
 use std::collections::BTreeSet;
 
@@ -6,17 +7,23 @@ use duet_api::proto;
 use duet_api::resource::{EventBus, Resource, Start, Subscription};
 use duet_api::spiffe::SpiffeId;
 
-use super::{access, wire};
+use super::{access, inbound, wire};
 use crate::index::{Index, ServiceKey, object};
 
 /// What a node gets for itself, without a version. Subscriptions of services that the node names but may not serve
 /// are left out.
 #[must_use]
-pub fn workload(index: &Index, who: &SpiffeId, services: &BTreeSet<String>) -> proto::Workload {
+pub fn workload(
+    index: &Index,
+    who: &SpiffeId,
+    instance: &str,
+    services: &BTreeSet<String>,
+) -> proto::Workload {
     let allowed = |service: &String| {
         access::may_serve(index, who, &ServiceKey::new(who.namespace(), service)).is_ok()
     };
     let services = services.iter().filter(|service| allowed(service));
+    let inbound = inbound::policies(index, who, instance, services.clone());
     let mut subscriptions: Vec<proto::Subscription> = services
         .flat_map(|service| index.referrers(&ServiceKey::new(who.namespace(), service).object()))
         .filter_map(|located| {
@@ -28,7 +35,7 @@ pub fn workload(index: &Index, who: &SpiffeId, services: &BTreeSet<String>) -> p
         })
         .collect();
     subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
-    proto::Workload { version: 0, subscriptions, buses: buses(index) }
+    proto::Workload { version: 0, subscriptions, buses: buses(index), inbound }
 }
 
 /// A subscription resource as the wire and the bus know it.

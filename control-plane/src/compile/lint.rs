@@ -2,6 +2,7 @@
 //! numbers that contradict each other. Gateway API puts these rules into its CRDs; here they are errors of the file.
 
 mod filters;
+mod policy;
 
 use duet_api::resource::{
     Field, FilterType, GrpcMatch, GrpcRoute, HttpMatch, HttpRoute, HttpRule, Located, MatchType,
@@ -34,8 +35,10 @@ pub fn lint(located: &Located) -> Vec<ParseError> {
                 lint.error(format!("{} {}", error.field, error.reason));
             }
         }
+        Resource::TrafficPolicy(policy) => lint.traffic_policy(&policy.spec),
         Resource::EndpointSlice(_)
-        | Resource::TrafficPolicy(_)
+        | Resource::BackendPolicy(_)
+        | Resource::ReferenceGrant(_)
         | Resource::EventBus(_)
         | Resource::Topic(_) => {}
     }
@@ -109,15 +112,15 @@ impl Lint<'_> {
             lint.each("backendRefs", &rule.backend_refs, |lint, backend| {
                 lint.weight(backend.weight);
                 lint.filters(&backend.filters);
-                lint.no_redirect(&backend.filters, "a backend's filter cannot redirect");
+                lint.no_route_filters(&backend.filters);
             });
             lint.timeouts(rule);
         });
     }
 
     fn grpc_route(&mut self, route: &GrpcRoute) {
-        const HEADERS_ONLY: &str = "a GRPCRoute has RequestHeaderModifier and \
-                                    ResponseHeaderModifier filters only";
+        const HEADERS_ONLY: &str =
+            "a GRPCRoute has no RequestRedirect, URLRewrite and CORS filters";
         self.each("rules", &route.spec.rules, |lint, rule| {
             lint.each("matches", &rule.matches, Lint::grpc_match);
             lint.filters(&rule.filters);
@@ -126,6 +129,7 @@ impl Lint<'_> {
                 lint.weight(backend.weight);
                 lint.filters(&backend.filters);
                 lint.headers_only(&backend.filters, HEADERS_ONLY);
+                lint.no_route_filters(&backend.filters);
             });
         });
     }

@@ -145,7 +145,7 @@ fn prefix(path: &str) -> &str {
     if trimmed.is_empty() { "/" } else { trimmed }
 }
 
-fn headers(matches: &[ValueMatch]) -> Vec<proto::ValueMatch> {
+pub(super) fn headers(matches: &[ValueMatch]) -> Vec<proto::ValueMatch> {
     values(matches, str::to_ascii_lowercase)
 }
 

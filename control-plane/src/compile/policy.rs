@@ -3,18 +3,18 @@
 //! A field is taken from the first of: the route rule's own `timeouts` and `retry`; a policy on the rule
 //! (`sectionName`); on the route; on the service's port (`sectionName`); on the service; the default. `retry` as a whole is
 //! one field, as is `retryBudget`. Of two policies on the same target the first by name counts; the other is reported
-//! by [`super::validate`].
+//! by [`super::validate`]. Gateway API's own `XBackendTrafficPolicy` comes before the defaults.
 
 use std::time::Duration;
 
 use duet_api::proto;
 use duet_api::resource::{
-    GrpcCode, ObjectKey, Resource, Retry, RetryBudget, RouteRetry, RouteTimeouts, TrafficPolicy,
-    TrafficPolicySpec,
+    BackendPolicySpec, GrpcCode, HttpFilter, ObjectKey, Resource, Retry, RetryBudget, RouteRetry,
+    RouteTimeouts, SessionPersistence, TrafficPolicy, TrafficPolicySpec,
 };
 
-use super::{ServicePort, wire};
-use crate::index::Index;
+use super::{ServicePort, protect, wire};
+use crate::index::{Index, object};
 
 const ATTEMPTS: u32 = 2;
 const BACKOFF: Duration = Duration::from_millis(25);
@@ -24,7 +24,11 @@ const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
 /// Policies that apply somewhere, the most specific first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Chain<'i>(Vec<&'i TrafficPolicySpec>);
+pub(super) struct Chain<'i> {
+    specs: Vec<&'i TrafficPolicySpec>,
+    /// Gateway API's own policy on the service.
+    standard: Option<&'i BackendPolicySpec>,
+}
 
 impl<'i> Chain<'i> {
     /// Those on a service's port and on the service.
@@ -33,7 +37,7 @@ impl<'i> Chain<'i> {
         let named = index.service(&port.service).and_then(|service| {
             service.spec.ports.iter().find(|p| p.port == port.port).map(|p| p.name.as_str())
         });
-        Self(on_target(index, &target, named))
+        Self { specs: on_target(index, &target, named), standard: standard(index, &target) }
     }
 
     /// The same with those on a route's rule and on the route in front.
@@ -43,13 +47,55 @@ impl<'i> Chain<'i> {
         route: &ObjectKey,
         rule: Option<&str>,
     ) -> Self {
-        let mut chain = on_target(index, route, rule);
-        chain.extend(&self.0);
-        Self(chain)
+        let mut specs = on_target(index, route, rule);
+        specs.extend(&self.specs);
+        Self { specs, ..*self }
+    }
+
+    /// The same with those that a rule's filters name in front, and why one of them cannot be used: the rule's requests
+    /// are then answered with 500, as a filter must not be skipped (Gateway API, `ExtensionRef`).
+    pub(super) fn with_extensions(
+        &self,
+        index: &'i Index,
+        route: &ObjectKey,
+        filters: &[HttpFilter],
+    ) -> (Self, Option<String>) {
+        let (mut specs, mut broken) = (Vec::new(), None);
+        for named in filters.iter().filter_map(|filter| filter.extension_ref.as_ref()) {
+            let key = object("TrafficPolicy", &route.namespace, &named.name);
+            let ours = named.group == duet_api::resource::GROUP && named.kind == key.kind;
+            let found = index.get(&key).filter(|_| ours).map(|located| &located.resource);
+            if let Some(Resource::TrafficPolicy(policy)) = found {
+                specs.push(&*policy.spec);
+            } else {
+                broken = Some(format!("{route}: there is no {} {:?}", named.kind, named.name));
+            }
+        }
+        specs.extend(&self.specs);
+        (Self { specs, ..*self }, broken)
     }
 
     fn first<T>(&self, field: impl Fn(&'i TrafficPolicySpec) -> Option<T>) -> Option<T> {
-        self.0.iter().find_map(|spec| field(spec))
+        self.specs.iter().find_map(|spec| field(spec))
+    }
+
+    /// What keeps a client at one endpoint.
+    pub(super) fn session(
+        &self,
+        own: Option<&SessionPersistence>,
+    ) -> Option<proto::SessionPersistence> {
+        let standard = self.standard.and_then(|spec| spec.session_persistence.as_ref());
+        own.or(standard).map(protect::session)
+    }
+
+    /// Failures made on purpose.
+    pub(super) fn fault(&self) -> Option<proto::Fault> {
+        self.first(|spec| spec.fault.as_ref()).map(protect::fault)
+    }
+
+    /// When a second try is sent beside the first.
+    pub(super) fn hedge(&self) -> Option<proto::Hedge> {
+        self.first(|spec| spec.hedge).map(protect::hedge)
     }
 
     /// Bounds on waiting. What nobody set stays absent: the sidecar's default is not a plain number.
@@ -94,13 +140,18 @@ fn from_policy(policy: Option<&Retry>) -> proto::Retry {
 }
 
 /// The discriminants of [`GrpcCode`] are gRPC's own numbers.
-fn grpc_code(code: GrpcCode) -> u32 {
+pub(super) fn grpc_code(code: GrpcCode) -> u32 {
     code as u32
 }
 
 /// The bound on all retries of calls to a service.
 pub(super) fn retry_budget(index: &Index, port: &ServicePort) -> proto::RetryBudget {
-    let budget = Chain::of_service(index, port).first(|spec| spec.retry_budget).unwrap_or(BUDGET);
+    let chain = Chain::of_service(index, port);
+    let standard = chain.standard.and_then(|spec| spec.retry_constraint).map(|limit| RetryBudget {
+        percent: limit.budget.percent,
+        min_per_second: limit.min_retry_rate.per_second(),
+    });
+    let budget = chain.first(|spec| spec.retry_budget).or(standard).unwrap_or(BUDGET);
     proto::RetryBudget { percent: budget.percent, min_per_second: budget.min_per_second }
 }
 
@@ -114,6 +165,30 @@ pub(super) fn connect_timeout(
     wire(of(backend).or_else(|| of(dialled)).unwrap_or(CONNECT_TIMEOUT))
 }
 
+/// A backend with how its endpoints are chosen and left alone: as its own service says, else as the dialled service
+/// says.
+pub(super) fn balancing(
+    index: &Index,
+    backend: &ServicePort,
+    dialled: &ServicePort,
+) -> proto::Backend {
+    let (own, other) = (Chain::of_service(index, backend), Chain::of_service(index, dialled));
+    let balancer = own.first(|spec| spec.load_balancer.as_ref());
+    let balancer = balancer.or_else(|| other.first(|spec| spec.load_balancer.as_ref()));
+    let outlier = own.first(|spec| spec.outlier_detection);
+    let outlier = outlier.or_else(|| other.first(|spec| spec.outlier_detection));
+    protect::balancing(balancer, outlier.unwrap_or_default())
+}
+
+/// What protects the replicas of a service's port from their callers; without ports. `None`: nothing does.
+pub(super) fn protection(index: &Index, port: &ServicePort) -> Option<proto::InboundPolicy> {
+    let chain = Chain::of_service(index, port);
+    let rate = chain.first(|spec| spec.rate_limit);
+    let concurrency = chain.first(|spec| spec.concurrency);
+    let connections = chain.first(|spec| spec.connections);
+    protect::inbound(rate, concurrency, connections)
+}
+
 /// The first policy on a section of a target, then the first on the whole target.
 fn on_target<'i>(
     index: &'i Index,
@@ -123,7 +198,7 @@ fn on_target<'i>(
     let section = section.filter(|section| !section.is_empty());
     let on_section = section.and_then(|section| first_policy(index, target, Some(section)));
     let on_whole = first_policy(index, target, None);
-    on_section.into_iter().chain(on_whole).map(|policy| &policy.spec).collect()
+    on_section.into_iter().chain(on_whole).map(|policy| &*policy.spec).collect()
 }
 
 /// The policy that counts on a target: the first by name of those that name exactly it.
@@ -142,5 +217,16 @@ pub(super) fn first_policy<'i>(
                 && reference.section_name.as_deref() == section
         });
         names.then_some(policy)
+    })
+}
+
+/// Gateway API's own policy on a service: the first by name.
+fn standard<'i>(index: &'i Index, target: &ObjectKey) -> Option<&'i BackendPolicySpec> {
+    index.referrers(target).find_map(|located| {
+        if let Resource::BackendPolicy(policy) = &located.resource {
+            Some(&policy.spec)
+        } else {
+            None
+        }
     })
 }

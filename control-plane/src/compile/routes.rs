@@ -10,8 +10,8 @@ use std::collections::BTreeSet;
 
 use duet_api::proto;
 use duet_api::resource::{
-    BackendRef, FilterType, GrpcMatch, GrpcRoute, GrpcRule, HttpMatch, HttpRoute, HttpRule,
-    Metadata, ObjectKey, ParentRef, Resource,
+    BackendRef, FilterType, GrpcMatch, GrpcRoute, GrpcRule, HttpFilter, HttpMatch, HttpRoute,
+    HttpRule, Metadata, ObjectKey, ParentRef, Resource,
 };
 
 use super::matches::{Rank, grpc_match, grpc_rank, http_match, http_rank};
@@ -96,6 +96,9 @@ impl<'i> Build<'i> {
             }],
             timeouts: Some(self.policies.timeouts(None)),
             retry: Some(self.policies.retry(None)),
+            session: self.policies.session(None),
+            fault: self.policies.fault(),
+            hedge: self.policies.hedge(),
         });
     }
 
@@ -104,13 +107,20 @@ impl<'i> Build<'i> {
         let rules = or_one(&route.spec.rules, &ANY_HTTP_RULE);
         for (number, rule) in rules.iter().enumerate() {
             let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
+            let (chain, broken) = chain.with_extensions(self.index, &place.key, &rule.filters);
             let redirects = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
             let template = proto::Rule {
                 route: place.route.clone(),
-                filters: filters::filters(&rule.filters),
-                backends: self.backends(&rule.backend_refs, &place, redirects),
+                filters: self.filters(&rule.filters, &place),
+                backends: match broken {
+                    Some(why) => vec![nowhere(why)],
+                    None => self.backends(&rule.backend_refs, &place, redirects),
+                },
                 timeouts: Some(chain.timeouts(rule.timeouts.as_ref())),
                 retry: Some(chain.retry(rule.retry.as_ref())),
+                session: chain.session(rule.session_persistence.as_ref()),
+                fault: chain.fault(),
+                hedge: chain.hedge(),
                 ..proto::Rule::default()
             };
             let any = HttpMatch::default();
@@ -126,12 +136,19 @@ impl<'i> Build<'i> {
         let rules = or_one(&route.spec.rules, &ANY_GRPC_RULE);
         for (number, rule) in rules.iter().enumerate() {
             let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
+            let (chain, broken) = chain.with_extensions(self.index, &place.key, &rule.filters);
             let template = proto::Rule {
                 route: place.route.clone(),
-                filters: filters::filters(&rule.filters),
-                backends: self.backends(&rule.backend_refs, &place, false),
+                filters: self.filters(&rule.filters, &place),
+                backends: match broken {
+                    Some(why) => vec![nowhere(why)],
+                    None => self.backends(&rule.backend_refs, &place, false),
+                },
                 timeouts: Some(chain.timeouts(None)),
                 retry: Some(chain.retry(None)),
+                session: chain.session(rule.session_persistence.as_ref()),
+                fault: chain.fault(),
+                hedge: chain.hedge(),
                 ..proto::Rule::default()
             };
             let any = GrpcMatch::default();
@@ -164,7 +181,7 @@ impl<'i> Build<'i> {
                     Err(why) => (String::new(), why),
                 };
                 let weight = reference.weight.unwrap_or(1);
-                let filters = filters::filters(&reference.filters);
+                let filters = self.filters(&reference.filters, place);
                 proto::WeightedBackend { backend, weight, filters, invalid }
             })
             .collect();
@@ -173,17 +190,24 @@ impl<'i> Build<'i> {
                 true => format!("{} has a rule without backendRefs", place.key),
                 false => format!("{} has a rule whose backendRefs all have weight 0", place.key),
             };
-            backends.push(proto::WeightedBackend {
-                weight: 1,
-                invalid: why,
-                ..proto::WeightedBackend::default()
-            });
+            backends.push(nowhere(why));
         }
         backends
     }
 
+    fn filters(&mut self, given: &[HttpFilter], place: &Place) -> Vec<proto::Filter> {
+        // A mirror that leads nowhere mirrors nothing; the check has reported it.
+        filters::filters(given, |backend| {
+            self.backend(backend, place).ok().map(|port| port.to_string())
+        })
+    }
+
     fn backend(&mut self, reference: &BackendRef, place: &Place) -> Result<ServicePort, String> {
         let port = backend_port(reference, &place.key.namespace)?;
+        if !self.index.grants(&place.key, &port.service) {
+            let why = "no ReferenceGrant lets it refer to";
+            return Err(format!("{}: {why} {}", place.key, port.service));
+        }
         if let Err(why) = authority::resolve(self.index, &port) {
             self.found.missing.insert(port.service);
             return Err(format!("{}: {why}", place.key));
@@ -191,6 +215,11 @@ impl<'i> Build<'i> {
         self.found.backends.insert(port.clone());
         Ok(port)
     }
+}
+
+/// Answers with 500.
+fn nowhere(why: String) -> proto::WeightedBackend {
+    proto::WeightedBackend { weight: 1, invalid: why, ..proto::WeightedBackend::default() }
 }
 
 /// A list, or in place of an empty one what Gateway API takes it for.
@@ -205,9 +234,15 @@ static ANY_HTTP_RULE: HttpRule = HttpRule {
     backend_refs: Vec::new(),
     timeouts: None,
     retry: None,
+    session_persistence: None,
 };
-static ANY_GRPC_RULE: GrpcRule =
-    GrpcRule { name: None, matches: Vec::new(), filters: Vec::new(), backend_refs: Vec::new() };
+static ANY_GRPC_RULE: GrpcRule = GrpcRule {
+    name: None,
+    matches: Vec::new(),
+    filters: Vec::new(),
+    backend_refs: Vec::new(),
+    session_persistence: None,
+};
 
 /// The service's port that a backend reference names, whether it exists or not.
 pub(super) fn backend_port(

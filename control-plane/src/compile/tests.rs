@@ -267,7 +267,7 @@ fn a_node_gets_its_subscriptions_and_every_bus() {
     );
     let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
     let services = BTreeSet::from(["orders".to_owned(), "v2".to_owned()]);
-    let workload = workload(&index, &who, &services);
+    let workload = workload(&index, &who, "none", &services);
     let names: Vec<_> = workload.subscriptions.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["shop/a", "shop/b"], "v2 is not the account's to serve");
     assert_eq!(workload.subscriptions[0].dead_letter_topic, "t.dead-letter");

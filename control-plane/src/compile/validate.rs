@@ -2,12 +2,12 @@
 //! here breaks only itself; everything else applies.
 
 use duet_api::resource::{
-    BackendRef, Field, Located, Metadata, ObjectKey, ParentRef, ParseError, Resource, Subscription,
-    TargetKind, TargetRef, Topic, TrafficPolicy,
+    BackendRef, Field, GROUP, HttpFilter, Located, Metadata, ObjectKey, ParentRef, ParseError,
+    Resource, Subscription, TargetKind, TargetRef, Topic, TrafficPolicy, XBackendTrafficPolicy,
 };
 
 use super::{authority, events, policy, routes};
-use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, parent_service, target_object};
+use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, parent_service, target_object};
 
 /// What was found, in the order of files and lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,19 +29,22 @@ pub fn validate(index: &Index) -> Findings {
                 check.parents(&route.spec.parent_refs, &route.metadata);
                 for (number, rule) in route.spec.rules.iter().enumerate() {
                     check.backends(&rule.backend_refs, number, &route.metadata);
+                    check.filters(&rule.filters, number, &route.metadata);
                 }
             }
             Resource::GrpcRoute(route) => {
                 check.parents(&route.spec.parent_refs, &route.metadata);
                 for (number, rule) in route.spec.rules.iter().enumerate() {
                     check.backends(&rule.backend_refs, number, &route.metadata);
+                    check.filters(&rule.filters, number, &route.metadata);
                 }
             }
+            Resource::BackendPolicy(policy) => check.backend_policy(policy),
             Resource::TrafficPolicy(policy) => check.policy(policy),
             Resource::Subscription(subscription) => check.subscription(subscription),
             Resource::Topic(topic) => check.topic(topic),
             Resource::EndpointSlice(slice) => check.slice(&slice.metadata),
-            Resource::Service(_) | Resource::EventBus(_) => {}
+            Resource::Service(_) | Resource::ReferenceGrant(_) | Resource::EventBus(_) => {}
         }
     }
     for list in [&mut findings.errors, &mut findings.warnings] {
@@ -131,7 +134,57 @@ impl Check<'_> {
         }
     }
 
+    fn filters(&mut self, filters: &[HttpFilter], rule: usize, metadata: &Metadata) {
+        for (number, filter) in filters.iter().enumerate() {
+            let at = |more: &[(&'static str, Option<usize>)]| {
+                let mut path = vec![("rules", Some(rule)), ("filters", Some(number))];
+                path.extend_from_slice(more);
+                spec(&path)
+            };
+            if let Some(mirror) = &filter.request_mirror {
+                let found = routes::backend_port(&mirror.backend_ref, &metadata.namespace)
+                    .and_then(|port| authority::resolve(self.index, &port));
+                if let Err(why) = found {
+                    let path = at(&[("requestMirror", None), ("backendRef", None)]);
+                    self.error(&path, why);
+                }
+            }
+            if let Some(named) = &filter.extension_ref {
+                let ours = named.group == GROUP && named.kind == "TrafficPolicy";
+                let key = object("TrafficPolicy", &metadata.namespace, &named.name);
+                if !ours {
+                    let text =
+                        format!("{}/{} is not {GROUP}/TrafficPolicy", named.group, named.kind);
+                    self.error(&at(&[("extensionRef", None), ("kind", None)]), text);
+                } else if self.index.get(&key).is_none() {
+                    let path = at(&[("extensionRef", None), ("name", None)]);
+                    self.error(&path, format!("there is no {key}"));
+                }
+            }
+        }
+    }
+
+    fn backend_policy(&mut self, policy: &XBackendTrafficPolicy) {
+        for (number, target) in policy.spec.target_refs.iter().enumerate() {
+            let at = |field| spec(&[("targetRefs", Some(number)), (field, None)]);
+            if target.kind != "Service" || !matches!(target.group.as_str(), "" | "core") {
+                let text = format!("targets of kind {:?} are not supported", target.kind);
+                self.error(&at("kind"), text);
+                continue;
+            }
+            let service = ServiceKey::new(&policy.metadata.namespace, &target.name);
+            if let Err(why) = self.service(&service) {
+                self.error(&at("name"), why);
+            }
+        }
+    }
+
     fn policy(&mut self, policy: &TrafficPolicy) {
+        let key = object("TrafficPolicy", &policy.metadata.namespace, &policy.metadata.name);
+        if policy.spec.target_refs.is_empty() && self.index.referrers(&key).next().is_none() {
+            let text = "the policy has no targetRefs and no route's ExtensionRef names it";
+            self.warning(&spec(&[("targetRefs", None)]), text.to_owned());
+        }
         for (number, target) in policy.spec.target_refs.iter().enumerate() {
             let at = |field| spec(&[("targetRefs", Some(number)), (field, None)]);
             if let Some(group) = &target.group
@@ -184,9 +237,14 @@ impl Check<'_> {
         if target.kind == TargetKind::Service {
             return;
         }
+        let whole = |name: &'static str, given: bool| (name, given, vec![(name, None)]);
         let fields = [
-            ("retryBudget", policy.spec.retry_budget.is_some(), vec![("retryBudget", None)]),
-            ("loadBalancer", policy.spec.load_balancer.is_some(), vec![("loadBalancer", None)]),
+            whole("retryBudget", policy.spec.retry_budget.is_some()),
+            whole("loadBalancer", policy.spec.load_balancer.is_some()),
+            whole("outlierDetection", policy.spec.outlier_detection.is_some()),
+            whole("concurrency", policy.spec.concurrency.is_some()),
+            whole("connections", policy.spec.connections.is_some()),
+            whole("rateLimit", policy.spec.rate_limit.is_some()),
             (
                 "timeouts.connect",
                 policy.spec.timeouts.connect.is_some(),

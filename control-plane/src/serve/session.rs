@@ -14,6 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::subscription::Subscription;
 use crate::compile;
+use crate::index::ServiceKey;
 use crate::store::Store;
 use crate::telemetry::{Counted, Metrics};
 
@@ -170,11 +171,17 @@ impl Session {
 
     /// Looks at everything that a change may have touched.
     async fn refresh(&mut self) -> Result<(), Gone> {
-        let events_changed = self
-            .node
-            .as_ref()
-            .is_some_and(|node| self.store.read(|view| view.events_touched_after(node.generation)));
-        if events_changed {
+        let own_changed = self.node.as_ref().is_some_and(|node| {
+            let own = |name: &String| ServiceKey::new(self.who.namespace(), name);
+            self.store.read(|view| {
+                view.events_touched_after(node.generation)
+                    || node
+                        .services
+                        .iter()
+                        .any(|name| view.touched_after(&own(name), node.generation))
+            })
+        });
+        if own_changed {
             self.send_workload().await?;
         }
         let stale: Vec<String> = self.store.read(|view| {
@@ -219,7 +226,8 @@ impl Session {
             return Ok(());
         };
         let (workload, generation) = self.store.read(|view| {
-            (compile::workload(view.index, &self.who, &node.services), view.generation)
+            let (who, instance, services) = (&self.who, &node.instance, &node.services);
+            (compile::workload(view.index, who, instance, services), view.generation)
         });
         node.generation = generation;
         if node.sent.as_ref() == Some(&workload) {

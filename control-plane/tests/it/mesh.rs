@@ -52,6 +52,7 @@ impl Mesh {
             lease: Duration::from_secs(15),
             ports_file: None,
             exit_with_parent: false,
+            require_reference_grants: false,
             log_format: None,
             log_level: "info".into(),
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::connect::Connector;
@@ -18,8 +19,10 @@ use crate::http::headers;
 use crate::http::server::{self, Ending};
 use crate::identity::SvidWatch;
 use crate::inbound::Inbound;
+use crate::inbound::guard::Guards;
 use crate::listen::Acceptor;
 use crate::net;
+use crate::outbound::replica::Healths;
 use crate::outbound::{Outbound, destination};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::CallMetrics;
@@ -42,6 +45,8 @@ pub(super) struct Shared {
     pub(super) metrics: CallMetrics,
     pub(super) access_log: AccessLog,
     pub(super) drain: Drain,
+    pub(super) healths: Healths,
+    pub(super) guards: watch::Receiver<Arc<Guards>>,
 }
 
 impl Shared {
@@ -55,7 +60,19 @@ impl Shared {
     pub(super) fn outbound(&self, connector: Arc<Connector>) -> Arc<Outbound> {
         let (metrics, access_log) = (self.metrics.clone(), self.access_log.clone());
         let force = self.drain.force.clone();
-        Arc::new(Outbound::new(self.discovery.clone(), connector, (metrics, access_log), force))
+        let context = destination::Context {
+            connector,
+            healths: self.healths.clone(),
+            zone: self.config.args.zone.as_str().into(),
+            name: self.name().into(),
+        };
+        Arc::new(Outbound::new(self.discovery.clone(), context, (metrics, access_log), force))
+    }
+
+    /// `namespace/name` of the workload.
+    fn name(&self) -> String {
+        let args = &self.config.args;
+        format!("{}/{}", args.namespace, args.service.first().map_or("", String::as_str))
     }
 }
 
@@ -88,10 +105,9 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
     let args = &shared.config.args;
     let drain = &shared.drain;
     let connector = shared.connector();
-    let service = format!("{}/{}", args.namespace, args.service.first().map_or("", String::as_str));
     let inbound = Arc::new(Inbound::new(
-        shared.svid.clone(),
-        (&shared.config.app_ports, args.app_host, &service),
+        (shared.svid.clone(), shared.guards.clone()),
+        (&shared.config.app_ports, args.app_host, &shared.name()),
         &connector,
         (&shared.metrics, shared.access_log.clone()),
         drain.force.clone(),

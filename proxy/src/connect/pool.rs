@@ -110,6 +110,8 @@ impl Pool {
             status: failure.status,
             details: failure.details.clone(),
             progress: Progress::Unprocessed,
+            retry_after: None,
+            grpc_status: None,
         })
     }
 

@@ -50,6 +50,8 @@ pub struct Endpoint {
     pub identity: Option<SpiffeId>,
     /// Name of the replica.
     pub instance: Arc<str>,
+    /// Its zone; may be empty.
+    pub zone: Arc<str>,
 }
 
 impl TryFrom<&proto::Endpoint> for Endpoint {
@@ -63,7 +65,8 @@ impl TryFrom<&proto::Endpoint> for Endpoint {
             "" => None,
             id => Some(id.parse().map_err(|err| format!("endpoint identity: {err}"))?),
         };
-        Ok(Self { address, port, identity, instance: raw.instance.as_str().into() })
+        let (instance, zone) = (raw.instance.as_str().into(), raw.zone.as_str().into());
+        Ok(Self { address, port, identity, instance, zone })
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -216,6 +216,23 @@ impl Replay {
         let generation = source.generation;
         drop(source);
         Some(Self { shared: Arc::clone(&self.shared), generation, position: 0 })
+    }
+
+    /// A copy of all of it; `None` while it is still coming, and when it was too large to be kept.
+    #[must_use]
+    pub fn copy(&self) -> Option<Bytes> {
+        let source = self.shared.lock();
+        let whole = source.ended || source.rest.is_end_stream();
+        if !whole || source.overflowed {
+            return None;
+        }
+        let mut copy = BytesMut::with_capacity(source.kept_bytes);
+        for kept in &source.kept {
+            if let Kept::Data(data) = kept {
+                copy.extend_from_slice(data);
+            }
+        }
+        Some(copy.freeze())
     }
 
     /// A handle that outlives the try that consumes the body.

@@ -7,15 +7,24 @@ use http::{HeaderMap, Method, Request, Uri, Version, request};
 
 use crate::error::{ErrorType, Failure};
 
+/// Which service an application means where `Host` says something else.
+pub const DESTINATION: HeaderName = HeaderName::from_static("duet-destination");
 /// Number of the try, from 2 on; set by the caller's sidecar.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("duet-attempt");
 /// Present with the value `1.1` where the application spoke HTTP/1 although the mesh carries HTTP/2.
 pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("duet-original-version");
 /// On a failure reply of the called side's sidecar: how far the request had come, `unprocessed`, `unknown` or
-/// `final`, so that the caller's sidecar can decide about another try.
+/// `final`, or `shed` (unprocessed, because it is busy), so that the caller's sidecar can decide about another try.
 pub const PROGRESS: HeaderName = HeaderName::from_static("duet-progress");
+/// Milliseconds that are left for a request, shrinking at each hop. Applications may pass it on with their own calls; gRPC
+/// has `grpc-timeout` for the same.
+pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("duet-timeout-ms");
+/// gRPC over HTTP/2, `Timeout`.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Who called: `By=<us>;URI=<them>`, as Envoy writes it. Always ours, never the caller's.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// Where a request came from, and through whom.
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// RFC 9209.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// Makes a request safe to repeat (draft-ietf-httpapi-idempotency-key-header).
@@ -84,6 +93,16 @@ fn is_internal(name: &HeaderName) -> bool {
     matches!(rest, "attempt" | "progress" | "original-version")
 }
 
+/// Puts headers in place of those of the same names.
+pub fn replace(headers: &mut HeaderMap, with: HeaderMap) {
+    for (name, value) in with {
+        // Names of repeated headers come once; ours never repeat.
+        if let Some(name) = name {
+            headers.insert(name, value);
+        }
+    }
+}
+
 /// Copies a head out of its connection's read buffer, which is then free for the next read. Thousands of connections
 /// that wait for an answer would each hold a second buffer otherwise.
 pub fn detach<B>(request: &mut Request<B>) {
@@ -143,6 +162,23 @@ pub fn authority(head: &request::Parts) -> Result<Authority, Failure> {
         }
         Ok(authority)
     })
+}
+
+/// The destination where it is not what `Host` says, as when a connection was redirected: `duet-destination`.
+///
+/// # Errors
+/// When it is malformed or there is more than one.
+pub fn take_destination(headers: &mut HeaderMap) -> Result<Option<Authority>, Failure> {
+    let Some(value) = headers.get(DESTINATION) else {
+        return Ok(None);
+    };
+    let bad = || Failure::new(ErrorType::HttpRequestError, "malformed duet-destination header");
+    if headers.get_all(DESTINATION).iter().nth(1).is_some() {
+        return Err(bad());
+    }
+    let authority = Authority::try_from(value.as_bytes()).map_err(|_err| bad())?;
+    headers.remove(DESTINATION);
+    Ok(Some(authority))
 }
 
 /// The path and query, `/` where there is none.

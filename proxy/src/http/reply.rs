@@ -38,6 +38,11 @@ impl Asked {
 pub fn failure(failure: &Failure, asked: Asked) -> Response<Body> {
     let mut response = if asked.grpc { grpc(failure) } else { http(failure, asked) };
     response.headers_mut().insert(PROXY_STATUS, proxy_status(failure));
+    if let Some(wait) = failure.retry_after {
+        // Whole seconds (RFC 9110 section 10.2.3), at least one.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
     response
 }
 
@@ -74,16 +79,25 @@ fn http(failure: &Failure, asked: Asked) -> Response<Body> {
     response
 }
 
-/// gRPC's mapping of HTTP statuses to its own codes (grpc/doc/http-grpc-status-mapping.md).
-fn grpc(failure: &Failure) -> Response<Body> {
-    let code = match failure.status {
+/// gRPC's mapping of HTTP statuses to its own codes (grpc/doc/http-grpc-status-mapping.md), but for 429, which is what
+/// `RESOURCE_EXHAUSTED` means.
+#[must_use]
+pub fn grpc_code(failure: &Failure) -> u16 {
+    let mapped = || match failure.status {
         StatusCode::BAD_REQUEST => 13,
+        StatusCode::UNAUTHORIZED => 16,
         StatusCode::FORBIDDEN => 7,
         StatusCode::NOT_FOUND => 12,
+        StatusCode::TOO_MANY_REQUESTS => 8,
         StatusCode::GATEWAY_TIMEOUT => 4,
         StatusCode::INTERNAL_SERVER_ERROR => 13,
         _ => 14,
     };
+    failure.grpc_status.unwrap_or_else(mapped)
+}
+
+fn grpc(failure: &Failure) -> Response<Body> {
+    let code = grpc_code(failure);
     let message: String = format!("duet: {failure}").chars().map(grpc_message_char).collect();
     let mut response = Response::new(Body::Empty);
     let headers = response.headers_mut();

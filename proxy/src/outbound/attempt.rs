@@ -11,15 +11,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::destination::{Backend, Destination, InFlight, Replica, Rule};
-use super::{Call, CallBody};
-use crate::balance::{peak_ewma, pick};
+use super::choose::{Choice, choose};
+use super::destination::{Backend, Destination};
+use super::replica::{InFlight, Replica};
+use super::rule::Rule;
+use super::{Call, CallBody, in_time};
+use crate::balance::peak_ewma;
 use crate::connect::Transport;
 use crate::error::{ErrorType, Failure, Progress};
 use crate::filter::Filters;
 use crate::http::body::{Body, BodyError, Watch, Watched};
-use crate::http::headers;
 use crate::http::upgrade::{self, Upgrade};
+use crate::http::{deadline, headers};
 use crate::record::Record;
 
 /// Endpoints that a call has tried.
@@ -32,18 +35,43 @@ impl Tried {
         u32::try_from(self.0.len()).unwrap_or(u32::MAX)
     }
 
-    fn has(&self, replica: &Arc<Replica>) -> bool {
+    pub(super) fn has(&self, replica: &Arc<Replica>) -> bool {
         self.0.iter().any(|tried| Arc::ptr_eq(tried, replica))
     }
 }
 
+/// A try that is ready to go. It borrows nothing of the call, so that two can be under way.
+#[derive(Debug)]
+pub(super) struct Try<'d> {
+    destination: &'d Arc<Destination>,
+    choice: Choice<'d>,
+    transport: Transport,
+    head: request::Parts,
+    body: CallBody,
+    limit: Option<Duration>,
+}
+
+/// A try without an answer, and the body where it is untouched.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub failure: Failure,
+    pub body: Option<CallBody>,
+}
+
 /// A response whose body has not been read yet, with all that has to live as long as it.
 #[derive(Debug)]
-pub(super) struct Answer<'r> {
+pub(super) struct Answer<'d> {
     response: Response<Body>,
     in_flight: InFlight,
-    filters: &'r Filters,
+    filters: &'d Filters,
     tasks: TaskTracker,
+    /// Another endpoint has not been tried.
+    others: bool,
+    /// It probed an ejected endpoint.
+    probe: bool,
+    token: u64,
+    /// gRPC tells in its trailers.
+    later: Option<Later>,
 }
 
 impl Answer<'_> {
@@ -54,90 +82,167 @@ impl Answer<'_> {
             self.tasks.spawn(tunnel.run(force.clone()));
         }
     }
+
+    /// Whether it is worth more than waiting for another try's answer.
+    pub(super) fn is_good(&self) -> bool {
+        !self.response.status().is_server_error()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
 }
 
-/// Makes one try.
-pub(super) async fn run<'r>(
+/// Chooses an endpoint and makes everything ready.
+pub(super) fn prepare<'d>(
     call: &mut Call,
-    destination: &Destination,
-    rule: &'r Rule,
+    destination: &'d Arc<Destination>,
+    rule: &'d Rule,
     tried: &mut Tried,
-) -> Result<Answer<'r>, Failure> {
-    let (index, filters) = rule.choose()?;
-    let Some((backend, replicas)) = destination.backend(index) else {
-        return Err(Failure::new(ErrorType::ProxyInternalError, "the backend is gone"));
-    };
-    let replica = choose(destination, replicas, tried).ok_or_else(|| {
-        let text = format!("{} has no endpoint that is ready", backend.name());
-        Failure::new(ErrorType::DestinationUnavailable, text)
-    })?;
-    tried.0.push(Arc::clone(&replica));
+) -> Result<Try<'d>, Failure> {
+    let choice = choose(destination, rule, &call.head, call.session, tried)?;
+    tried.0.push(Arc::clone(&choice.replica));
     call.record.attempts(tried.count());
-    let in_flight = replica.enter();
-    let started = Instant::now();
-    let exchange = exchange(call, backend, &replica, filters, tried.count());
-    let outcome = match rule.try_timeout {
-        Some(limit) => tokio::time::timeout(limit, exchange).await.unwrap_or_else(|_elapsed| {
-            let text =
-                format!("{} did not answer a try within {limit:?}", replica.pool.target().address);
-            let failure = Failure::new(ErrorType::HttpResponseTimeout, text);
-            Err(failure.with_progress(Progress::Unknown))
-        }),
-        None => exchange.await,
-    };
-    let failed = match &outcome {
-        Ok(response) => response.status().is_server_error() || response.status() == 429,
-        Err(failure) => failure.progress != Progress::Final,
-    };
-    let took = started.elapsed();
-    let sample = if failed { took.max(peak_ewma::PENALTY) } else { took };
-    replica.observe(sample, destination.clock());
-    let tasks = replica.pool.tasks().clone();
-    outcome.map(|response| Answer { response, in_flight, filters, tasks })
-}
-
-/// An endpoint that this call has not tried; one that it has, where there is no other.
-fn choose(
-    destination: &Destination,
-    replicas: &[Arc<Replica>],
-    tried: &Tried,
-) -> Option<Arc<Replica>> {
-    let now = destination.clock();
-    let cost = |index: usize| replicas.get(index).map_or(f64::MAX, |replica| replica.cost(now));
-    let fresh = |index: usize| replicas.get(index).is_some_and(|replica| !tried.has(replica));
-    let index = pick(replicas.len(), &mut rand::rng(), cost, fresh)
-        .or_else(|| pick(replicas.len(), &mut rand::rng(), cost, |_| true))?;
-    replicas.get(index).map(Arc::clone)
-}
-
-async fn exchange(
-    call: &mut Call,
-    backend: &Backend,
-    replica: &Replica,
-    filters: &Filters,
-    attempt: u32,
-) -> Result<Response<Body>, Failure> {
     // An upgrade takes a connection of its own.
     let transport = match call.upgrade {
         Some(_) => Transport::Upgrade,
-        None => transport(replica, backend.protocol, call.head.version),
+        None => transport(&choice.replica, choice.backend.protocol, call.head.version),
     };
-    let mut sender = replica.pool.sender(transport, backend.connect_timeout).await?;
-    let head = head(call, filters, transport, replica.pool.target().identity.is_some(), attempt);
-    let body = match call.body.take() {
-        Some(CallBody::Once(body)) => Body::Incoming(body),
-        Some(CallBody::Replay(body)) => Body::Replay(body),
-        Some(CallBody::None) | None => Body::Empty,
+    let mesh = choice.replica.pool.target().identity.is_some();
+    let head = head(call, choice.filters, transport, mesh, tried.count());
+    let body = match &call.body {
+        // Every try can have it.
+        Some(CallBody::None) => CallBody::None,
+        _ => call.body.take().unwrap_or(CallBody::None),
     };
-    if matches!(body, Body::Empty) {
-        // Nothing is lost by sending it: the next try can have it again.
-        call.body = Some(CallBody::None);
+    Ok(Try { destination, choice, transport, head, body, limit: rule.try_timeout })
+}
+
+impl<'d> Try<'d> {
+    /// Makes the try.
+    pub(super) async fn run(self) -> Result<Answer<'d>, Failed> {
+        let Self { destination, choice, transport, head, body, limit } = self;
+        let Choice { backend, endpoints, filters, replica, mut in_flight } = choice;
+        let started = Instant::now();
+        let exchange = std::pin::pin!(exchange(backend, &replica, transport, head, body));
+        let deadline = limit.map(|limit| started + limit);
+        let outcome = in_time(exchange, deadline).await;
+        let outcome =
+            outcome.unwrap_or_else(|| Err(timed_out(&replica, limit.unwrap_or_default())));
+        let took = started.elapsed();
+        let verdict = match &outcome {
+            Ok(response) => judge(response),
+            Err(failed) => Judged::of(failed.failure.progress == Progress::Final),
+        };
+        let slow = verdict.penalty || matches!(&outcome, Ok(answer) if answer.status() == 429);
+        let sample = if slow { took.max(peak_ewma::PENALTY) } else { took };
+        replica.observe(sample, destination.clock());
+        let probe = in_flight.take_probe();
+        let mut later = None;
+        match verdict.good {
+            Some(good) => {
+                destination.answered((backend, endpoints), &replica, good, probe);
+            }
+            // A probe is not left open for as long as a stream may take.
+            None if verdict.in_trailers && !probe => {
+                let index = destination.position(backend);
+                later = Some(Later {
+                    destination: Arc::clone(destination),
+                    index,
+                    replica: Arc::clone(&replica),
+                });
+            }
+            None if probe && verdict.in_trailers => {
+                destination.answered((backend, endpoints), &replica, true, true);
+            }
+            None if probe => replica.health.abandoned(),
+            None => {}
+        }
+        let tasks = replica.pool.tasks().clone();
+        let others = endpoints.replicas.len() > 1;
+        let token = replica.token;
+        outcome.map(|response| Answer {
+            response,
+            in_flight,
+            filters,
+            tasks,
+            others,
+            probe,
+            token,
+            later,
+        })
     }
-    sender.send(Request::from_parts(head, body)).await
+}
+
+fn timed_out(replica: &Replica, limit: Duration) -> Failed {
+    let text = format!("{} did not answer a try within {limit:?}", replica.pool.target().address);
+    let failure = Failure::new(ErrorType::HttpResponseTimeout, text);
+    Failed { failure: failure.with_progress(Progress::Unknown), body: None }
+}
+
+/// What an answer says of the endpoint that gave it.
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    /// `None`: nothing, or nothing yet.
+    good: Option<bool>,
+    /// Its trailers will say.
+    in_trailers: bool,
+    /// Its latency says nothing good either.
+    penalty: bool,
+}
+
+impl Judged {
+    fn of(good: bool) -> Self {
+        Self { good: Some(good), in_trailers: false, penalty: !good }
+    }
+}
+
+fn judge(response: &Response<Body>) -> Judged {
+    let headers = response.headers();
+    // Busy is not broken: ejecting it would leave the others with even more.
+    if headers.get(headers::PROGRESS).is_some_and(|progress| progress == "shed") {
+        return Judged { good: None, in_trailers: false, penalty: true };
+    }
+    if response.status().is_server_error() {
+        return Judged::of(false);
+    }
+    if !headers::is_grpc(headers) {
+        return Judged::of(true);
+    }
+    match headers::grpc_status(headers) {
+        Some(code) => Judged::of(!is_server_fault(code)),
+        None => Judged { good: None, in_trailers: true, penalty: false },
+    }
+}
+
+/// gRPC statuses that say that the server, not the request, was the trouble.
+fn is_server_fault(code: u16) -> bool {
+    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS
+    matches!(code, 2 | 4 | 13 | 14 | 15)
+}
+
+async fn exchange(
+    backend: &Backend,
+    replica: &Replica,
+    transport: Transport,
+    head: request::Parts,
+    body: CallBody,
+) -> Result<Response<Body>, Failed> {
+    let mut sender = match replica.pool.sender(transport, backend.connect_timeout).await {
+        Ok(sender) => sender,
+        Err(failure) => return Err(Failed { failure, body: Some(body) }),
+    };
+    let body = match body {
+        CallBody::Once(body) => Body::Incoming(body),
+        CallBody::Replay(body) => Body::Replay(body),
+        CallBody::None => Body::Empty,
+    };
+    let sent = sender.send(Request::from_parts(head, body)).await;
+    sent.map_err(|failure| Failed { failure, body: None })
 }
 
 /// Sidecars speak HTTP/2 with each other; an application gets what it speaks.
-fn transport(replica: &Replica, protocol: Protocol, version: Version) -> Transport {
+pub(super) fn transport(replica: &Replica, protocol: Protocol, version: Version) -> Transport {
     let mesh = replica.pool.target().identity.is_some();
     match protocol {
         _ if mesh => Transport::Http2,
@@ -166,6 +271,10 @@ fn head(
     if attempt > 1 {
         head.headers.insert(headers::ATTEMPT, HeaderValue::from(attempt));
     }
+    if let Some(limit) = call.deadline.filter(|_| call.bounds_body) {
+        let left = limit.saturating_duration_since(Instant::now());
+        deadline::write(&mut head.headers, left, headers::is_grpc(&call.head.headers));
+    }
     match transport {
         Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
@@ -178,27 +287,26 @@ pub(super) fn progress(answer: &Answer<'_>, rule: &Rule) -> Option<Progress> {
     let headers = answer.response.headers();
     // The other sidecar failed, and knows how far the request had come.
     if let Some(value) = headers.get(headers::PROGRESS) {
-        return Some(match value.as_bytes() {
-            b"unprocessed" => Progress::Unprocessed,
-            b"unknown" => Progress::Unknown,
-            _ => Progress::Final,
-        });
+        return match value.as_bytes() {
+            b"unprocessed" => Some(Progress::Unprocessed),
+            b"unknown" => Some(Progress::Unknown),
+            // Somebody else may have room; the same one has not.
+            b"shed" if answer.others => Some(Progress::Unprocessed),
+            _ => None,
+        };
     }
-    let status = answer.response.status().as_u16();
-    if rule.retry.codes.contains(&status) {
+    let status = answer.response.status();
+    // The probe was the mesh's idea, not the caller's: it should not be the one to pay.
+    if rule.retry.codes.contains(&status.as_u16()) || (answer.probe && status.is_server_error()) {
         return Some(Progress::Unknown);
     }
-    rule.retry.wants(status, headers).then_some(Progress::Allowed)
+    rule.retry.wants(status.as_u16(), headers).then_some(Progress::Allowed)
 }
 
 /// The response to the caller, watched until its last byte.
-pub(super) fn respond(
-    answer: Answer<'_>,
-    mut record: Record,
-    rule: &Rule,
-    (deadline, idle): (Option<Instant>, Option<Duration>),
-) -> Response<Body> {
-    let Answer { response, in_flight, filters, tasks: _ } = answer;
+pub(super) fn respond(answer: Answer<'_>, call: Call, rule: &Rule) -> Response<Body> {
+    let Answer { response, in_flight, filters, token, later, .. } = answer;
+    let mut record = call.record;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
     if head.headers.contains_key(headers::PROGRESS)
@@ -215,25 +323,48 @@ pub(super) fn respond(
     }
     filters.apply_response(&mut head.headers);
     rule.filters.apply_response(&mut head.headers);
+    if let Some(more) = call.cross_origin {
+        headers::replace(&mut head.headers, *more);
+    }
+    if let Some(session) = &rule.session {
+        session.write(call.session, token, &mut head.headers);
+    }
     record.answered(head.status, &head.headers);
-    let mut end = End { record, _in_flight: in_flight };
+    let mut end = End { record, later, _in_flight: in_flight };
     if body.is_end_stream() {
         end.end(Ok(None));
         return Response::from_parts(head, body);
     }
-    let watched = Watched::new(body, Box::new(end), deadline, idle);
+    let deadline = call.deadline.filter(|_| call.bounds_body);
+    let watched = Watched::new(body, Box::new(end), deadline, rule.idle_timeout);
     Response::from_parts(head, Body::Watched(Box::new(watched)))
+}
+
+/// Where a gRPC status goes that comes in trailers.
+#[derive(Debug)]
+struct Later {
+    destination: Arc<Destination>,
+    index: usize,
+    replica: Arc<Replica>,
 }
 
 /// What happens when the response's last byte is through.
 #[derive(Debug)]
 struct End {
     record: Record,
+    later: Option<Later>,
     _in_flight: InFlight,
 }
 
 impl Watch for End {
     fn end(&mut self, end: Result<Option<&HeaderMap>, &BodyError>) {
+        if let Some(Later { destination, index, replica }) = self.later.take()
+            && let Some(backend) = destination.backend(index)
+            && let Ok(Some(trailers)) = end
+            && let Some(code) = headers::grpc_status(trailers)
+        {
+            destination.answered(backend, &replica, !is_server_fault(code), false);
+        }
         self.record.end(end);
     }
 }

@@ -1,30 +1,26 @@
 //! A destination as a worker uses it: compiled configuration, shared by all workers, and this worker's own
 //! endpoints with their connections and latency estimates.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use duet_api::proto;
-use http::request;
-use parking_lot::Mutex;
-use rand::Rng as _;
-use tokio::time::Instant;
+use http::{HeaderName, request};
 
-use crate::balance::peak_ewma::PeakEwma;
-use crate::connect::{Pool, SharedConnector, Target};
+use super::choose::Endpoints;
+use super::replica::{Healths, Replica, Replicas};
+use super::rule::Rule;
+use crate::balance::maglev;
+use crate::connect::{SharedConnector, Target};
 use crate::discovery::{Endpoint, Snapshot};
 use crate::error::{ErrorType, Failure};
-use crate::filter::Filters;
 use crate::policy::budget::{BudgetLimits, RetryBudget};
-use crate::policy::retry::RetryPolicy;
+use crate::policy::outlier::{Limits, Verdict};
 use crate::route::RouteTable;
 use crate::telemetry::metrics::ServiceMetrics;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest silence on a response where no policy says anything.
-const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What the control plane says of a destination, compiled once for all workers.
 #[derive(Debug)]
@@ -37,36 +33,7 @@ pub struct Config {
     budget: Arc<RetryBudget>,
 }
 
-/// What happens to the requests that match.
-#[derive(Debug)]
-pub struct Rule {
-    /// For people.
-    pub name: Arc<str>,
-    /// The route resource.
-    pub route: Arc<str>,
-    /// Changes.
-    pub filters: Filters,
-    /// When to try again.
-    pub retry: RetryPolicy,
-    /// Bound on the whole exchange; zero: none; absent: the default.
-    pub request_timeout: Option<Duration>,
-    /// Bound on one try.
-    pub try_timeout: Option<Duration>,
-    /// Longest silence.
-    pub idle_timeout: Option<Duration>,
-    backends: Vec<Weighted>,
-    total_weight: u32,
-}
-
-#[derive(Debug)]
-struct Weighted {
-    /// Index into the configuration's backends, or why there is none.
-    backend: Result<usize, String>,
-    weight: u32,
-    filters: Filters,
-}
-
-/// A service's port.
+/// A service's port, and how its endpoints are used.
 #[derive(Debug)]
 pub struct Backend {
     name: Arc<str>,
@@ -74,6 +41,37 @@ pub struct Backend {
     pub protocol: proto::Protocol,
     /// Bound on connecting.
     pub connect_timeout: Duration,
+    /// How an endpoint is chosen.
+    pub balancer: Balancer,
+    /// What Maglev hashes.
+    pub hash_on: Option<HashOn>,
+    /// Time until a new endpoint gets its full share.
+    pub slow_start: Option<Duration>,
+    /// When an endpoint is left alone.
+    pub outliers: Limits,
+    prefer_zone: bool,
+}
+
+/// Load balancing algorithms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are those of TrafficPolicy")]
+pub enum Balancer {
+    PeakEwma,
+    LeastRequest,
+    RoundRobin,
+    Random,
+    Maglev,
+}
+
+/// What Maglev hashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    /// A header's value.
+    Header(HeaderName),
+    /// A cookie's value.
+    Cookie(String),
+    /// Where the request comes from.
+    Source,
 }
 
 /// Compiles the control plane's form; see [`crate::discovery::Compile`].
@@ -90,9 +88,14 @@ pub fn compile(raw: &proto::Destination, former: Option<&Config>) -> Result<Conf
     });
     let budget = former.map(|former| &former.budget).filter(|budget| budget.limits() == limits);
     let budget = budget.map_or_else(|| Arc::new(RetryBudget::new(limits)), Arc::clone);
-    let backends: Vec<Backend> = raw.backends.iter().map(Backend::new).collect();
-    let rule =
-        |rule| Rule::compile(rule, &backends).map_err(|error| format!("{}: {error}", rule.name));
+    let backends: Vec<Backend> =
+        raw.backends.iter().map(Backend::compile).collect::<Result<_, _>>()?;
+    let rule = |rule: &proto::Rule| {
+        // Only rules with state of their own look for what they were before.
+        let rules = former.filter(|_| rule.hedge.is_some()).map(|former| &former.rules);
+        let before = rules.into_iter().flatten().find(|before| *before.name == *rule.name);
+        Rule::compile(rule, &backends, before).map_err(|error| format!("{}: {error}", rule.name))
+    };
     Ok(Config {
         service: raw.service.as_str().into(),
         routes: RouteTable::compile(&raw.rules)?,
@@ -103,80 +106,94 @@ pub fn compile(raw: &proto::Destination, former: Option<&Config>) -> Result<Conf
 }
 
 impl Backend {
-    fn new(raw: &proto::Backend) -> Self {
-        Self {
+    fn compile(raw: &proto::Backend) -> Result<Self, String> {
+        use proto::hash_on::Kind;
+        let hash_on = match raw.hash_on.as_ref().and_then(|on| on.kind.as_ref()) {
+            None => None,
+            Some(Kind::Header(name)) => {
+                Some(HashOn::Header(name.parse().map_err(|_err| format!("header {name:?}"))?))
+            }
+            Some(Kind::Cookie(name)) => Some(HashOn::Cookie(name.clone())),
+            Some(Kind::Source(_)) => Some(HashOn::Source),
+        };
+        Ok(Self {
             name: raw.name.as_str().into(),
             protocol: raw.protocol(),
             connect_timeout: duration(raw.connect_timeout).unwrap_or(DEFAULT_CONNECT_TIMEOUT),
-        }
-    }
-}
-
-fn duration(raw: Option<prost_types::Duration>) -> Option<Duration> {
-    raw.and_then(|raw| Duration::try_from(raw).ok())
-}
-
-fn prefix(rule: &proto::Rule) -> Option<&str> {
-    match rule.r#match.as_ref()?.path.as_ref()?.kind.as_ref()? {
-        proto::path_match::Kind::Prefix(prefix) => Some(prefix),
-        proto::path_match::Kind::Exact(_) | proto::path_match::Kind::Regex(_) => None,
-    }
-}
-
-impl Rule {
-    fn compile(raw: &proto::Rule, backends: &[Backend]) -> Result<Self, String> {
-        let prefix = prefix(raw);
-        let weighted = |raw: &proto::WeightedBackend| {
-            let index = backends.iter().position(|backend| *backend.name == *raw.backend);
-            let backend = if raw.invalid.is_empty() {
-                index.ok_or_else(|| format!("no backend {:?}", raw.backend))
-            } else {
-                Err(raw.invalid.clone())
-            };
-            let filters = Filters::compile(&raw.filters, prefix)?;
-            Ok::<_, String>(Weighted { backend, weight: raw.weight, filters })
-        };
-        let weighted = raw.backends.iter().map(weighted).collect::<Result<Vec<_>, _>>()?;
-        let total_weight =
-            weighted.iter().try_fold(0_u32, |sum, next| sum.checked_add(next.weight));
-        let timeouts = raw.timeouts.unwrap_or_default();
-        let idle = duration(timeouts.idle).unwrap_or(DEFAULT_IDLE_TIMEOUT);
-        Ok(Self {
-            name: raw.name.as_str().into(),
-            route: raw.route.as_str().into(),
-            filters: Filters::compile(&raw.filters, prefix)?,
-            retry: RetryPolicy::new(raw.retry.as_ref()),
-            request_timeout: duration(timeouts.request),
-            try_timeout: duration(timeouts.backend_request).filter(|limit| !limit.is_zero()),
-            idle_timeout: Some(idle).filter(|limit| !limit.is_zero()),
-            total_weight: total_weight.ok_or("the sum of the weights is too large")?,
-            backends: weighted,
+            balancer: match raw.load_balancer() {
+                proto::LoadBalancer::PeakEwma => Balancer::PeakEwma,
+                proto::LoadBalancer::LeastRequest => Balancer::LeastRequest,
+                proto::LoadBalancer::RoundRobin => Balancer::RoundRobin,
+                proto::LoadBalancer::Random => Balancer::Random,
+                proto::LoadBalancer::Maglev => Balancer::Maglev,
+            },
+            hash_on,
+            slow_start: duration(raw.slow_start),
+            outliers: raw.outlier_detection.as_ref().map(outliers).unwrap_or_default(),
+            prefer_zone: raw.prefer_zone,
         })
     }
 
-    /// One of the backends, by weight: its index in the configuration, and its own filters.
-    ///
-    /// # Errors
-    /// With status 500 for the share of a broken reference, and when there is nothing to choose from (Gateway API,
-    /// `HTTPRouteRule.backendRefs`).
-    pub fn choose(&self) -> Result<(usize, &Filters), Failure> {
-        let broken = |text: String| Failure::new(ErrorType::ProxyConfigurationError, text);
-        let mut ticket = match self.total_weight {
-            0 => return Err(broken(format!("{}: no backend has any weight", self.name))),
-            total if self.backends.len() > 1 => rand::rng().random_range(0..total),
-            _ => 0,
-        };
-        for weighted in &self.backends {
-            if ticket < weighted.weight {
-                return match &weighted.backend {
-                    Ok(index) => Ok((*index, &weighted.filters)),
-                    Err(reason) => Err(broken(format!("{}: {reason}", self.name))),
-                };
-            }
-            ticket -= weighted.weight;
-        }
-        Err(broken(format!("{}: no backend", self.name)))
+    /// `namespace/name:port`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
+
+    fn endpoints(&self, found: &[Endpoint], replicas: Vec<Arc<Replica>>, zone: &str) -> Endpoints {
+        let mut endpoints = Endpoints { replicas, ..Endpoints::default() };
+        if self.balancer == Balancer::Maglev {
+            let names: Vec<String> = found
+                .iter()
+                .map(|endpoint| format!("{}/{}", endpoint.address, endpoint.port))
+                .collect();
+            endpoints.table = maglev::Table::new(&names);
+        }
+        if self.prefer_zone && !zone.is_empty() {
+            for (index, endpoint) in found.iter().enumerate() {
+                let list = match *endpoint.zone == *zone {
+                    true => &mut endpoints.local,
+                    false => &mut endpoints.remote,
+                };
+                list.push(index);
+            }
+        }
+        // Workers begin at different places, so that together they go around evenly.
+        endpoints.cursor = AtomicUsize::new(rand::random::<u32>() as usize);
+        endpoints
+    }
+}
+
+fn outliers(raw: &proto::OutlierDetection) -> Limits {
+    let defaults = Limits::default();
+    let millis = |raw: Option<prost_types::Duration>, default| {
+        duration(raw).map_or(default, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+    };
+    Limits {
+        consecutive_failures: raw.consecutive_failures,
+        min_success_percent: raw.min_success_percent,
+        min_requests: raw.min_requests,
+        min_ejection: millis(raw.min_ejection, defaults.min_ejection),
+        max_ejection: millis(raw.max_ejection, defaults.max_ejection),
+        max_ejection_percent: raw.max_ejection_percent,
+    }
+}
+
+pub(super) fn duration(raw: Option<prost_types::Duration>) -> Option<Duration> {
+    raw.and_then(|raw| Duration::try_from(raw).ok())
+}
+
+/// What the destinations of one worker share.
+#[derive(Debug)]
+pub struct Context {
+    /// Makes connections.
+    pub connector: SharedConnector,
+    /// Of all workers.
+    pub healths: Healths,
+    /// The sidecar's own zone; may be empty.
+    pub zone: Arc<str>,
+    /// The workload's own name.
+    pub name: Arc<str>,
 }
 
 /// A destination, of one worker, at one version.
@@ -184,24 +201,11 @@ impl Rule {
 pub struct Destination {
     config: Arc<Config>,
     /// Per backend of the configuration.
-    endpoints: Vec<Vec<Arc<Replica>>>,
+    endpoints: Vec<Endpoints>,
     /// Handles for counting.
     pub metrics: Arc<ServiceMetrics>,
-    started: Instant,
+    context: Arc<Context>,
 }
-
-/// One endpoint, of one worker: its connections and how it has been doing.
-#[derive(Debug)]
-pub struct Replica {
-    /// Open connections.
-    pub pool: Arc<Pool>,
-    in_flight: AtomicU32,
-    latency: Mutex<PeakEwma>,
-}
-
-/// Replicas of a worker by target, shared between destinations so that `orders` and `orders:80` use the same
-/// connections.
-pub type Replicas = HashMap<Target, std::sync::Weak<Replica>>;
 
 impl Destination {
     /// Builds from a snapshot; replicas that are known keep their connections and estimates.
@@ -209,8 +213,8 @@ impl Destination {
     pub fn new(
         snapshot: &Snapshot<Config>,
         replicas: &mut Replicas,
-        connector: &SharedConnector,
-        (metrics, started): (Arc<ServiceMetrics>, Instant),
+        metrics: Arc<ServiceMetrics>,
+        context: &Arc<Context>,
     ) -> Self {
         let config = Arc::clone(&snapshot.config);
         let mut replica = |endpoint: &Endpoint| {
@@ -219,28 +223,19 @@ impl Destination {
                 identity: endpoint.identity.clone(),
                 port: endpoint.port,
             };
-            if let Some(known) = replicas.get(&target).and_then(std::sync::Weak::upgrade) {
-                return known;
-            }
-            let new = Arc::new(Replica {
-                pool: Pool::new(target.clone(), Arc::clone(connector)),
-                in_flight: AtomicU32::new(0),
-                latency: Mutex::new(PeakEwma::new(started.elapsed().as_secs_f64())),
-            });
-            replicas.insert(target, Arc::downgrade(&new));
-            new
+            Replica::at(target, replicas, &context.connector, &context.healths)
         };
-        let of = |backend: &Backend| snapshot.endpoints.get(&backend.name);
-        let endpoints: Vec<Vec<Arc<Replica>>> = config
-            .backends
-            .iter()
-            .map(|backend| of(backend).map(|list| list.iter().map(&mut replica).collect()))
-            .map(Option::unwrap_or_default)
-            .collect();
-        let known = endpoints.iter().map(Vec::len).sum::<usize>();
+        let mut of = |backend: &Backend| {
+            let found = snapshot.endpoints.get(&backend.name);
+            let found = found.map(|list| list.as_slice()).unwrap_or_default();
+            let replicas = found.iter().map(&mut replica).collect();
+            backend.endpoints(found, replicas, &context.zone)
+        };
+        let endpoints: Vec<Endpoints> = config.backends.iter().map(&mut of).collect();
+        let known = endpoints.iter().map(|one| one.replicas.len()).sum::<usize>();
         metrics.endpoints.set(i64::try_from(known).unwrap_or(i64::MAX));
         replicas.retain(|_, replica| replica.strong_count() > 0);
-        Self { config, endpoints, metrics, started }
+        Self { config, endpoints, metrics, context: Arc::clone(context) }
     }
 
     /// `namespace/name:port`.
@@ -258,13 +253,7 @@ impl Destination {
     /// There are backends, and none has an endpoint.
     #[must_use]
     pub fn is_deserted(&self) -> bool {
-        !self.endpoints.is_empty() && self.endpoints.iter().all(Vec::is_empty)
-    }
-
-    /// Whole seconds of the worker's clock, for the budget.
-    #[must_use]
-    pub fn seconds(&self) -> u64 {
-        self.started.elapsed().as_secs()
+        !self.endpoints.is_empty() && self.endpoints.iter().all(|one| one.replicas.is_empty())
     }
 
     /// The rule that a request falls under.
@@ -287,53 +276,69 @@ impl Destination {
 
     /// A backend of the configuration with its endpoints.
     #[must_use]
-    pub fn backend(&self, index: usize) -> Option<(&Backend, &[Arc<Replica>])> {
-        let backend = self.config.backends.get(index)?;
-        Some((backend, self.endpoints.get(index).map(Vec::as_slice).unwrap_or_default()))
+    pub fn backend(&self, index: usize) -> Option<(&Backend, &Endpoints)> {
+        Some((self.config.backends.get(index)?, self.endpoints.get(index)?))
     }
 
-    /// Seconds of the worker's clock, for latency estimates.
+    /// Index of a backend of this destination.
+    #[must_use]
+    pub fn position(&self, backend: &Backend) -> usize {
+        let found = self.config.backends.iter().position(|one| std::ptr::eq(one, backend));
+        found.unwrap_or(usize::MAX)
+    }
+
+    /// Whole seconds of the clock that all workers share, for budgets.
+    #[must_use]
+    pub fn seconds(&self) -> u64 {
+        self.context.healths.elapsed().as_secs()
+    }
+
+    /// The same clock in milliseconds, for health.
+    #[must_use]
+    pub fn millis(&self) -> u64 {
+        self.context.healths.millis()
+    }
+
+    /// The same clock, for latency estimates.
     #[must_use]
     pub fn clock(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
+        self.context.healths.elapsed().as_secs_f64()
     }
-}
 
-impl Backend {
-    /// `namespace/name:port`.
+    /// The calling workload.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl Replica {
-    /// What one more request would cost: expected latency times the requests that it would share with.
-    #[must_use]
-    pub fn cost(&self, now: f64) -> f64 {
-        let in_flight = f64::from(self.in_flight.load(Ordering::Relaxed));
-        self.latency.lock().value(now) * (in_flight + 1.0)
+    pub fn own_name(&self) -> &str {
+        &self.context.name
     }
 
-    /// Takes in how long a try took.
-    pub fn observe(&self, sample: Duration, now: f64) {
-        self.latency.lock().observe(sample, now);
-    }
-
-    /// Counts a request in flight until dropped.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-}
-
-/// A request in flight at a replica.
-#[derive(Debug)]
-pub struct InFlight(Arc<Replica>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    /// Takes in whether an endpoint's answer was good.
+    pub fn answered(
+        &self,
+        (backend, endpoints): (&Backend, &Endpoints),
+        replica: &Replica,
+        good: bool,
+        probe: bool,
+    ) {
+        let (limits, now) = (&backend.outliers, self.millis());
+        match replica.health.answered(good, probe, limits, now) {
+            Verdict::Same => {}
+            Verdict::Recovered => {
+                self.metrics.policy("recovered");
+                let address = replica.pool.target().address;
+                tracing::info!(%address, service = %backend.name, "endpoint is well again");
+            }
+            Verdict::Eject => {
+                let others = endpoints.replicas.iter();
+                let ejected = others.filter(|one| one.health.is_ejected()).count();
+                // One that was ejected and failed its probe is among them.
+                let room = limits.most_ejected(endpoints.replicas.len());
+                if probe || ejected < room {
+                    let millis = replica.health.eject(limits, now, rand::random());
+                    self.metrics.policy("ejected");
+                    let address = replica.pool.target().address;
+                    tracing::info!(%address, service = %backend.name, millis, "endpoint ejected");
+                }
+            }
+        }
     }
 }

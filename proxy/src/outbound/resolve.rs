@@ -7,10 +7,9 @@ use std::time::Duration;
 use http::uri::Authority;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::destination::{Config, Destination, Replicas};
-use crate::connect::SharedConnector;
+use super::destination::{Config, Context, Destination};
+use super::replica::Replicas;
 use crate::discovery::{Discovery, View};
 use crate::error::{ErrorType, Failure};
 use crate::telemetry::metrics::CallMetrics;
@@ -26,9 +25,8 @@ const NO_ENDPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Destinations {
     discovery: Discovery<Config>,
-    connector: SharedConnector,
+    context: Arc<Context>,
     metrics: CallMetrics,
-    started: Instant,
     // Held for a look-up or a rebuild, never across an await; only this worker's tasks take it.
     known: Mutex<Known>,
 }
@@ -50,11 +48,10 @@ struct Entry {
 impl Destinations {
     pub(super) fn new(
         discovery: Discovery<Config>,
-        connector: SharedConnector,
+        context: Arc<Context>,
         metrics: CallMetrics,
     ) -> Self {
-        let (started, known) = (Instant::now(), Mutex::default());
-        Self { discovery, connector, metrics, started, known }
+        Self { discovery, context, metrics, known: Mutex::default() }
     }
 
     /// The destination. One that has backends but no endpoint at all gets a moment to find one.
@@ -142,12 +139,8 @@ impl Destinations {
                     Some(built) if built.service() == service => Arc::clone(&built.metrics),
                     _ => Arc::new(self.metrics.service("outbound", service)),
                 };
-                let destination = Destination::new(
-                    &snapshot,
-                    &mut known.replicas,
-                    &self.connector,
-                    (metrics, self.started),
-                );
+                let replicas = &mut known.replicas;
+                let destination = Destination::new(&snapshot, replicas, metrics, &self.context);
                 let built = Arc::new(destination);
                 entry.built = Some(Arc::clone(&built));
                 Ok(Some(built))

@@ -74,6 +74,39 @@ impl RetryPolicy {
     }
 }
 
+/// What an answer says of when, and whether, to ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushback {
+    /// Not before.
+    After(Duration),
+    /// Not at all.
+    Never,
+}
+
+impl Pushback {
+    /// Reads `Retry-After` (seconds; RFC 9110 section 10.2.3) and `grpc-retry-pushback-ms` (gRPC proposal A6: what is not a
+    /// number of milliseconds means never).
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        if let Some(value) = headers.get("grpc-retry-pushback-ms") {
+            let millis = value.to_str().ok().and_then(|text| text.parse::<u32>().ok());
+            let after = |millis: u32| Self::After(Duration::from_millis(millis.into()));
+            return Some(millis.map_or(Self::Never, after));
+        }
+        let value = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+        value.parse::<u32>().ok().map(|seconds| Self::After(Duration::from_secs(seconds.into())))
+    }
+
+    /// The wait before the next try, given the policy's own; `None`: there is to be none.
+    #[must_use]
+    pub fn wait(self, own: Duration) -> Option<Duration> {
+        match self {
+            Self::After(wait) => Some(wait.max(own)),
+            Self::Never => None,
+        }
+    }
+}
+
 /// Whether a request may be repeated after a try that came this far.
 #[must_use]
 pub fn is_safe(progress: Progress, method: &Method, headers: &HeaderMap) -> bool {
@@ -107,6 +140,22 @@ mod tests {
         assert_eq!(policy.wait(2, 1.0), Duration::from_millis(50));
         assert_eq!(policy.wait(9, 1.0), Duration::from_millis(250));
         assert_eq!(policy.wait(1, 0.0), Duration::from_micros(12_500));
+    }
+
+    #[test]
+    fn servers_say_when_to_ask_again() {
+        let of = |name: &'static str, value: &'static str| {
+            let name = http::HeaderName::from_static(name);
+            Pushback::of(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]))
+        };
+        let own = Duration::from_millis(25);
+        let two = Pushback::After(Duration::from_secs(2));
+        assert_eq!(of("retry-after", "2"), Some(two));
+        assert_eq!(two.wait(own), Some(Duration::from_secs(2)));
+        assert_eq!(Pushback::After(Duration::ZERO).wait(own), Some(own));
+        assert_eq!(of("retry-after", "soon"), None);
+        assert_eq!(of("grpc-retry-pushback-ms", "-1"), Some(Pushback::Never));
+        assert_eq!(Pushback::Never.wait(own), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct CallMetrics {
     active: IntGaugeVec,
     /// Retries by service and what became of the wish: `sent`, `budget`, `body_too_large`, `unsafe`.
     retries: IntCounterVec,
+    /// What policies did, by service and action.
+    policies: IntCounterVec,
     /// Connections opened by us, by direction.
     pub connections: IntCounterVec,
     /// Connections accepted, by listener.
@@ -53,6 +55,11 @@ impl CallMetrics {
                 "duet_retries_total",
                 "Wishes to try again, by outcome: sent, budget, body_too_large, unsafe.",
                 &["service", "outcome"],
+            )?,
+            policies: counter(
+                "duet_policy_actions_total",
+                "What policies did to calls, by direction, service and action.",
+                &["direction", "service", "action"],
             )?,
             connections: counter(
                 "duet_connections_opened_total",
@@ -182,6 +189,11 @@ impl ServiceMetrics {
         ]);
         counter.inc();
         outcomes.push((outcome, peer.into(), counter));
+    }
+
+    /// Counts something that a policy did: `ejected`, `shed` and so on, from a fixed list.
+    pub fn policy(&self, action: &'static str) {
+        self.family.policies.with_label_values(&[self.direction, &self.service, action]).inc();
     }
 
     /// Counts a wish to retry that was not granted.

@@ -1,7 +1,8 @@
 //! Filters that do not fit together.
 
 use duet_api::resource::{
-    FilterType, HeaderModifier, HttpFilter, HttpRule, PathMatchType, PathModifier, PathModifierType,
+    CorsFilter, FilterType, Fraction, HeaderModifier, HttpFilter, HttpRule, MirrorFilter,
+    PathMatchType, PathModifier, PathModifierType,
 };
 
 use super::Lint;
@@ -14,7 +15,9 @@ impl Lint<'_> {
         for (number, filter) in filters.iter().enumerate() {
             self.path.push(Field::Index(number));
             self.filter(filter);
-            if kinds.iter().take(number).any(|kind| *kind == filter.kind) {
+            let repeats =
+                matches!(filter.kind, FilterType::RequestMirror | FilterType::ExtensionRef);
+            if !repeats && kinds.iter().take(number).any(|kind| *kind == filter.kind) {
                 self.error(format!("the filter {:?} is there twice", filter.kind));
             }
             self.path.pop();
@@ -31,6 +34,9 @@ impl Lint<'_> {
             (FilterType::ResponseHeaderModifier, filter.response_header_modifier.is_some()),
             (FilterType::RequestRedirect, filter.request_redirect.is_some()),
             (FilterType::UrlRewrite, filter.url_rewrite.is_some()),
+            (FilterType::RequestMirror, filter.request_mirror.is_some()),
+            (FilterType::Cors, filter.cors.is_some()),
+            (FilterType::ExtensionRef, filter.extension_ref.is_some()),
         ];
         for (kind, given) in given {
             if given != (kind == filter.kind) {
@@ -64,6 +70,53 @@ impl Lint<'_> {
                 lint.path_modifier(rewrite.path.as_ref());
             });
         }
+        if let Some(mirror) = &filter.request_mirror {
+            self.at("requestMirror", |lint| lint.mirror(mirror));
+        }
+        if let Some(cors) = &filter.cors {
+            self.at("cors", |lint| lint.cors(cors));
+        }
+    }
+
+    fn mirror(&mut self, mirror: &MirrorFilter) {
+        if let Some(percent) = mirror.percent.filter(|percent| *percent > 100) {
+            self.at("percent", |lint| lint.error(format!("{percent} is more than 100")));
+        }
+        let Some(Fraction { numerator, denominator }) = mirror.fraction else {
+            return;
+        };
+        self.at("fraction", |lint| {
+            if mirror.percent.is_some() {
+                lint.error("percent and fraction do not go together".to_owned());
+            } else if denominator == 0 || numerator > denominator {
+                lint.error(format!("{numerator}/{denominator} is not a share"));
+            }
+        });
+    }
+
+    fn cors(&mut self, cors: &CorsFilter) {
+        self.each("allowOrigins", &cors.allow_origins, |lint, origin| {
+            let well_formed = origin == "*"
+                || origin.split_once("://").is_some_and(|(scheme, host)| {
+                    let rest = host.strip_prefix('*').unwrap_or(host);
+                    let plain = |c: char| c.is_ascii_alphanumeric() || "-.:[]".contains(c);
+                    scheme.bytes().all(|b| b.is_ascii_alphanumeric())
+                        && !scheme.is_empty()
+                        && !host.is_empty()
+                        && rest.chars().all(plain)
+                });
+            if !well_formed {
+                lint.error(format!("{origin:?} is neither \"*\" nor scheme://host[:port]"));
+            }
+        });
+        let names = [
+            ("allowMethods", &cors.allow_methods),
+            ("allowHeaders", &cors.allow_headers),
+            ("exposeHeaders", &cors.expose_headers),
+        ];
+        for (field, names) in names {
+            self.each(field, names, |lint, name| lint.header_name(name));
+        }
     }
 
     fn headers(&mut self, field: &'static str, modifier: Option<&HeaderModifier>) {
@@ -84,7 +137,7 @@ impl Lint<'_> {
     }
 
     /// A token (RFC 9110 5.6.2).
-    fn header_name(&mut self, name: &str) {
+    pub(super) fn header_name(&mut self, name: &str) {
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || !name.bytes().all(token) {
             self.error(format!("{name:?} is not a header's name"));
@@ -129,15 +182,26 @@ impl Lint<'_> {
         }
     }
 
-    pub(super) fn no_redirect(&mut self, filters: &[HttpFilter], why: &str) {
-        if filters.iter().any(|filter| filter.kind == FilterType::RequestRedirect) {
-            self.at("filters", |lint| lint.error(why.to_owned()));
+    /// What belongs to a rule as a whole.
+    pub(super) fn no_route_filters(&mut self, filters: &[HttpFilter]) {
+        let whole = |filter: &&HttpFilter| {
+            matches!(
+                filter.kind,
+                FilterType::RequestRedirect | FilterType::Cors | FilterType::ExtensionRef
+            )
+        };
+        if let Some(filter) = filters.iter().find(whole) {
+            let text = format!("a backend cannot have a filter of type {:?}", filter.kind);
+            self.at("filters", |lint| lint.error(text));
         }
     }
 
     pub(super) fn headers_only(&mut self, filters: &[HttpFilter], why: &str) {
         let other = |filter: &HttpFilter| {
-            matches!(filter.kind, FilterType::RequestRedirect | FilterType::UrlRewrite)
+            matches!(
+                filter.kind,
+                FilterType::RequestRedirect | FilterType::UrlRewrite | FilterType::Cors
+            )
         };
         if filters.iter().any(other) {
             self.at("filters", |lint| lint.error(why.to_owned()));
@@ -151,5 +215,8 @@ fn filter_field(kind: FilterType) -> &'static str {
         FilterType::ResponseHeaderModifier => "responseHeaderModifier",
         FilterType::RequestRedirect => "requestRedirect",
         FilterType::UrlRewrite => "urlRewrite",
+        FilterType::RequestMirror => "requestMirror",
+        FilterType::Cors => "cors",
+        FilterType::ExtensionRef => "extensionRef",
     }
 }

@@ -1,0 +1,200 @@
+//! What the stages of one call share.
+
+use std::time::Duration;
+
+use http::uri::Authority;
+use http::{HeaderMap, Response, StatusCode, request};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::{self, Answer, Tried};
+use super::destination::Destination;
+use super::rule::Rule;
+use super::session::Token;
+use super::timed_out;
+use crate::error::{ErrorType, Failure, Progress};
+use crate::http::body::{Body, Replay};
+use crate::http::upgrade::Upgrade;
+use crate::http::{deadline, headers};
+use crate::policy::fault::Fate;
+use crate::policy::retry::is_safe;
+use crate::record::Record;
+
+/// Bound on the wait for response headers where no policy says anything.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// One call.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub head: request::Parts,
+    pub authority: Authority,
+    pub body: Option<CallBody>,
+    pub deadline: Option<Instant>,
+    /// The deadline bounds the response's body too, and travels on.
+    pub bounds_body: bool,
+    /// The caller wants another protocol on this connection.
+    pub upgrade: Option<Upgrade>,
+    /// What the response says besides to a cross-origin request.
+    pub cross_origin: Option<Box<HeaderMap>>,
+    /// The endpoint that the client got before.
+    pub session: Option<Token>,
+    pub record: Record,
+}
+
+/// The request's body, by whether another try may need it.
+#[derive(Debug)]
+pub(super) enum CallBody {
+    None,
+    Once(Incoming),
+    Replay(Replay),
+}
+
+impl Call {
+    pub(super) fn new(
+        head: request::Parts,
+        authority: Authority,
+        body: Incoming,
+        rule: &Rule,
+        record: Record,
+    ) -> Self {
+        use http_body::Body as _;
+        let kept = match rule.mirrors.is_empty() {
+            true if rule.retry.attempts == 0 => 0,
+            _ => rule.retry.max_body_bytes,
+        };
+        let body = if body.is_end_stream() {
+            CallBody::None
+        } else if kept == 0 {
+            CallBody::Once(body)
+        } else {
+            CallBody::Replay(Replay::new(body, kept))
+        };
+        let (limit, bounds_body) = limit(&head, rule);
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        Self {
+            head,
+            authority,
+            body: Some(body),
+            deadline,
+            bounds_body,
+            upgrade: None,
+            cross_origin: None,
+            session: None,
+            record,
+        }
+    }
+
+    pub(super) fn replay_handle(&self) -> Option<Replay> {
+        match &self.body {
+            Some(CallBody::Replay(replay)) => Some(replay.handle()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn fail(&mut self, failure: Failure) -> Failure {
+        self.record.fail(&failure);
+        failure
+    }
+
+    /// A second try beside the first is safe, and has a body to send.
+    pub(super) fn may_hedge(&self) -> bool {
+        let bodiless = matches!(self.body, Some(CallBody::None));
+        bodiless
+            && self.upgrade.is_none()
+            && headers::is_idempotent(&self.head.method, &self.head.headers)
+    }
+
+    /// Whether a wait leaves time for another try.
+    pub(super) fn has_time_for(&self, wait: Duration) -> bool {
+        self.deadline.is_none_or(|deadline| Instant::now() + wait < deadline)
+    }
+
+    /// What a policy does to it on purpose.
+    pub(super) async fn suffer(
+        &mut self,
+        fate: Fate,
+        rule: &Rule,
+        destination: &Destination,
+    ) -> Result<(), Failure> {
+        if let Some(delay) = fate.delay {
+            destination.metrics.policy("fault_delay");
+            let until = Instant::now() + delay;
+            let deadline = self.deadline.filter(|deadline| *deadline < until);
+            tokio::time::sleep_until(deadline.unwrap_or(until)).await;
+            if deadline.is_some() {
+                let failure = timed_out(self, destination);
+                return Err(self.fail(failure));
+            }
+        }
+        let Some((fault, _)) = rule.fault.as_ref().filter(|_| fate.abort) else {
+            return Ok(());
+        };
+        destination.metrics.policy("fault_abort");
+        let status = StatusCode::from_u16(fault.abort_status);
+        let text = "a policy makes this call fail on purpose (fault injection)";
+        let mut failure = Failure::new(ErrorType::ProxyInternalResponse, text)
+            .with_status(status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE));
+        failure.grpc_status = Some(fault.abort_grpc_status).filter(|code| *code != 0);
+        Err(self.fail(failure))
+    }
+
+    /// The body for another try, if there is to be one.
+    pub(super) fn again(
+        &mut self,
+        progress: Progress,
+        destination: &Destination,
+        rule: &Rule,
+        tried: &Tried,
+        replay: Option<&Replay>,
+    ) -> Option<CallBody> {
+        if progress == Progress::Final || tried.count() > rule.retry.attempts {
+            return None;
+        }
+        let refuse = |reason| {
+            destination.metrics.retry_refused(reason);
+            None
+        };
+        if !is_safe(progress, &self.head.method, &self.head.headers) {
+            return refuse("unsafe");
+        }
+        // Left in place when the try failed before it took the body.
+        let body = match (self.body.take(), replay) {
+            (Some(body), _) => Some(body),
+            (None, Some(replay)) => replay.again().map(CallBody::Replay),
+            (None, None) => None,
+        };
+        let Some(body) = body else {
+            return refuse("body_too_large");
+        };
+        if !destination.budget().retry(destination.seconds()) {
+            return refuse("budget");
+        }
+        Some(body)
+    }
+
+    pub(super) fn finish(
+        mut self,
+        mut answer: Answer<'_>,
+        rule: &Rule,
+        force: &CancellationToken,
+    ) -> Response<Body> {
+        if let Some(upgrade) = self.upgrade.take() {
+            answer.switch(upgrade, force);
+        }
+        attempt::respond(answer, self, rule)
+    }
+}
+
+/// How long a call may take, and whether that bounds the response's body: as the route says, or as the caller's own
+/// deadline leaves, whichever is shorter; else the default, which nobody asked for and which cuts no stream.
+fn limit(head: &request::Parts, rule: &Rule) -> (Option<Duration>, bool) {
+    let own = rule.request_timeout.filter(|limit| !limit.is_zero());
+    let left = deadline::read(&head.headers);
+    match (own.into_iter().chain(left).min(), rule.request_timeout) {
+        (Some(limit), _) => (Some(limit), true),
+        (None, Some(_none)) => (None, true),
+        // gRPC has deadlines of its own, and a stream's headers may come with its first message only.
+        (None, None) => (Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)), false),
+    }
+}
