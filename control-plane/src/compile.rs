@@ -99,6 +99,8 @@ fn wire(duration: std::time::Duration) -> Option<prost_types::Duration> {
 }
 
 #[cfg(test)]
+mod precedence_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -323,7 +323,15 @@ async fn forward(
         Transport::Http2 => headers::for_http2(&mut head, &authority),
     }
     let body = if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) };
-    sender.send(Request::from_parts(head, body)).await
+    sender.send(Request::from_parts(head, body)).await.map_err(app_died)
+}
+
+/// An application that ends a connection without an answer is as unavailable as one that does not accept any.
+fn app_died(failure: Failure) -> Failure {
+    if failure.kind == ErrorType::ConnectionTerminated {
+        return failure.with_status(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    failure
 }
 
 /// An application that does not accept is unavailable, for everybody who asks: 503.

@@ -108,7 +108,7 @@ impl Outbound {
             return Err(Failure::new(ErrorType::HttpRequestDenied, text));
         }
         let mut authority = headers::authority(&head)?;
-        let dialled = headers::take_destination(&mut head.headers)?;
+        let dialled = headers::destination(&head.headers)?;
         let destination = self.destinations.get(dialled.as_ref().unwrap_or(&authority)).await?;
         record.destination(&destination.metrics, destination.service());
         let upgrade = Upgrade::take(&mut head);
@@ -170,20 +170,12 @@ impl Outbound {
                 Ok(answer) => attempt::progress(answer, rule),
                 Err(failure) => Some(failure.progress),
             };
-            let pushback = outcome.as_ref().ok().and_then(|answer| Pushback::of(answer.headers()));
-            let wait = rule.retry.wait(tried.count(), rand::random());
-            let wait = match pushback {
-                _ if progress == Some(Progress::Unprocessed) => Some(wait),
-                Some(pushback) => pushback.wait(wait),
-                None => Some(wait),
-            };
-            let wait = wait.filter(|wait| call.has_time_for(*wait));
-            let again = match (progress, wait) {
-                (Some(progress), Some(wait)) => call
-                    .again(progress, destination, rule, &tried, replay.as_ref())
-                    .map(|body| (body, wait)),
-                _ => None,
-            };
+            let again = progress.and_then(|progress| {
+                let wait = wait(progress, &outcome, rule, &tried);
+                let wait = wait.filter(|wait| call.has_time_for(*wait))?;
+                let body = call.again(progress, destination, rule, &tried, replay.as_ref())?;
+                Some((body, wait))
+            });
             let Some((body, wait)) = again else {
                 return match outcome {
                     Ok(answer) => Ok(call.finish(answer, rule, &self.force)),
@@ -281,6 +273,21 @@ async fn hedged<'d>(
                 first.await
             }
         }
+    }
+}
+
+/// The wait before another try; `None`: the server wants none.
+fn wait(
+    progress: Progress,
+    outcome: &Result<Answer<'_>, Failure>,
+    rule: &Rule,
+    tried: &Tried,
+) -> Option<Duration> {
+    let own = rule.retry.wait(tried.count(), rand::random());
+    let answer = outcome.as_ref().ok().filter(|_| progress != Progress::Unprocessed);
+    match answer.and_then(|answer| Pushback::of(answer.headers())) {
+        Some(pushback) => pushback.wait(own),
+        None => Some(own),
     }
 }
 

@@ -312,7 +312,7 @@ async fn a_post_reaches_an_application_that_dies_of_it_once() {
         }
     };
     let response = post(None).send().await.unwrap();
-    assert_eq!(response.status(), 502);
+    assert_eq!(response.status(), 503);
     assert_eq!(asked.load(Ordering::SeqCst), 1);
     // With a key it is safe to repeat: 1 + 2 retries.
     post(Some("7")).send().await.unwrap();

@@ -7,7 +7,8 @@ use http::{HeaderMap, Method, Request, Uri, Version, request};
 
 use crate::error::{ErrorType, Failure};
 
-/// Which service an application means where `Host` says something else.
+/// The service that an application dials, `<service>.<namespace>:<port>`, where that is not what `Host` or `:authority`
+/// names: what the address of a connection says where traffic is redirected to the sidecar.
 pub const DESTINATION: HeaderName = HeaderName::from_static("duet-destination");
 /// Number of the try, from 2 on; set by the caller's sidecar.
 pub const ATTEMPT: HeaderName = HeaderName::from_static("duet-attempt");
@@ -90,7 +91,7 @@ fn is_internal(name: &HeaderName) -> bool {
     let Some(rest) = name.as_str().strip_prefix("duet-") else {
         return false;
     };
-    matches!(rest, "attempt" | "progress" | "original-version")
+    matches!(rest, "attempt" | "progress" | "original-version" | "destination")
 }
 
 /// Puts headers in place of those of the same names.
@@ -164,21 +165,23 @@ pub fn authority(head: &request::Parts) -> Result<Authority, Failure> {
     })
 }
 
-/// The destination where it is not what `Host` says, as when a connection was redirected: `duet-destination`.
+/// What the application dials, where it says so apart from the request's authority.
 ///
 /// # Errors
-/// When it is malformed or there is more than one.
-pub fn take_destination(headers: &mut HeaderMap) -> Result<Option<Authority>, Failure> {
-    let Some(value) = headers.get(DESTINATION) else {
+/// When it says so more than once, or what it says is malformed.
+pub fn destination(headers: &HeaderMap) -> Result<Option<Authority>, Failure> {
+    let mut values = headers.get_all(&DESTINATION).iter();
+    let Some(value) = values.next() else {
         return Ok(None);
     };
-    let bad = || Failure::new(ErrorType::HttpRequestError, "malformed duet-destination header");
-    if headers.get_all(DESTINATION).iter().nth(1).is_some() {
-        return Err(bad());
+    let bad = |text: &'static str| Failure::new(ErrorType::HttpRequestError, text);
+    if values.next().is_some() {
+        return Err(bad("more than one duet-destination header"));
     }
-    let authority = Authority::try_from(value.as_bytes()).map_err(|_err| bad())?;
-    headers.remove(DESTINATION);
-    Ok(Some(authority))
+    match Authority::try_from(value.as_bytes()) {
+        Ok(authority) if !authority.as_str().contains('@') => Ok(Some(authority)),
+        Ok(_) | Err(_) => Err(bad("malformed duet-destination header")),
+    }
 }
 
 /// The path and query, `/` where there is none.
@@ -272,6 +275,19 @@ mod tests {
         assert!(of(Request::get("/").header("host", "a b")).is_err());
         let h2 = Request::get("http://a/").version(Version::HTTP_2).header("host", "b");
         assert!(of(h2).is_err());
+    }
+
+    #[test]
+    fn the_destination_may_differ_from_the_authority() {
+        let of = |request| destination(&head(request).headers).map(|a| a.map(|a| a.to_string()));
+        assert_eq!(of(Request::get("/").header("host", "a")).unwrap(), None);
+        let told = Request::get("/").header("host", "a").header("duet-destination", "b.c:80");
+        assert_eq!(of(told).unwrap().as_deref(), Some("b.c:80"));
+        for bad in ["u@a", "a b", ""] {
+            assert!(of(Request::get("/").header("duet-destination", bad)).is_err(), "{bad}");
+        }
+        let twice = Request::get("/").header("duet-destination", "a");
+        assert!(of(twice.header("duet-destination", "b")).is_err());
     }
 
     #[test]

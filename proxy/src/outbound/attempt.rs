@@ -136,12 +136,13 @@ impl<'d> Try<'d> {
         };
         let slow = verdict.penalty || matches!(&outcome, Ok(answer) if answer.status() == 429);
         let sample = if slow { took.max(peak_ewma::PENALTY) } else { took };
-        replica.observe(sample, destination.clock());
+        let now = destination.now();
+        replica.observe(sample, now.as_secs_f64());
         let probe = in_flight.take_probe();
         let mut later = None;
         match verdict.good {
             Some(good) => {
-                destination.answered((backend, endpoints), &replica, good, probe);
+                destination.answered((backend, endpoints), &replica, (good, probe), now);
             }
             // A probe is not left open for as long as a stream may take.
             None if verdict.in_trailers && !probe => {
@@ -153,7 +154,7 @@ impl<'d> Try<'d> {
                 });
             }
             None if probe && verdict.in_trailers => {
-                destination.answered((backend, endpoints), &replica, true, true);
+                destination.answered((backend, endpoints), &replica, (true, true), now);
             }
             None if probe => replica.health.abandoned(),
             None => {}
@@ -363,7 +364,8 @@ impl Watch for End {
             && let Ok(Some(trailers)) = end
             && let Some(code) = headers::grpc_status(trailers)
         {
-            destination.answered(backend, &replica, !is_server_fault(code), false);
+            let verdict = (!is_server_fault(code), false);
+            destination.answered(backend, &replica, verdict, destination.now());
         }
         self.record.end(end);
     }

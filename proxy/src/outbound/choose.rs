@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::request;
 use rand::Rng as _;
 
 use super::attempt::Tried;
 use super::destination::{Backend, Balancer, Destination, HashOn};
-use super::replica::{InFlight, Replica};
+use super::replica::{InFlight, Replica, millis};
 use super::rule::Rule;
 use super::session::Token;
 use crate::balance::{maglev, next, pick};
@@ -61,13 +62,14 @@ pub(super) fn choose<'d>(
     let Some((backend, endpoints)) = destination.backend(index) else {
         return Err(Failure::new(ErrorType::ProxyInternalError, "the backend is gone"));
     };
-    let search = Search { destination, backend, endpoints, key: key(backend, destination, head) };
+    let key = key(backend, destination, head);
+    let search = Search { now: destination.now(), backend, endpoints, key };
     // Somebody else may claim a probe in between.
     for _ in 0..3 {
         let fresh = |replica: &Arc<Replica>| !tried.has(replica);
         let found = search.find(fresh).or_else(|| search.find(|_| true));
         let Some(replica) = found else { break };
-        if let Some(probe) = replica.health.claim(destination.millis()) {
+        if let Some(probe) = replica.health.claim(millis(search.now)) {
             let in_flight = replica.enter(probe);
             return Ok(Choice { backend, endpoints, filters, replica, in_flight });
         }
@@ -99,7 +101,7 @@ fn of_session<'d>(
         if tried.has(replica) {
             return None;
         }
-        let in_flight = replica.enter(replica.health.claim(destination.millis())?);
+        let in_flight = replica.enter(replica.health.claim(millis(destination.now()))?);
         Some(Choice { backend, endpoints, filters, replica: Arc::clone(replica), in_flight })
     })
 }
@@ -118,7 +120,8 @@ fn key(backend: &Backend, destination: &Destination, head: &request::Parts) -> O
 }
 
 struct Search<'d> {
-    destination: &'d Destination,
+    /// One reading of the clock for all of it.
+    now: Duration,
     backend: &'d Backend,
     endpoints: &'d Endpoints,
     key: Option<u64>,
@@ -128,7 +131,7 @@ impl Search<'_> {
     /// An endpoint that is usable now and `allowed`.
     fn find(&self, allowed: impl Fn(&Arc<Replica>) -> bool) -> Option<Arc<Replica>> {
         let Endpoints { replicas, local, remote, .. } = self.endpoints;
-        let millis = self.destination.millis();
+        let millis = millis(self.now);
         let usable = |index: usize| {
             replicas.get(index).is_some_and(|one| one.health.is_usable(millis) && allowed(one))
         };
@@ -149,7 +152,7 @@ impl Search<'_> {
         let Endpoints { replicas, cursor, table, .. } = self.endpoints;
         let at = |n: usize| subset.map_or(n, |subset| subset.get(n).copied().unwrap_or(usize::MAX));
         let count = subset.map_or(replicas.len(), <[usize]>::len);
-        let now = self.destination.clock();
+        let now = self.now.as_secs_f64();
         let share = |index: usize| {
             replicas.get(index).map_or(1.0, |one| one.share(self.backend.slow_start, now))
         };

@@ -9,7 +9,7 @@ use duet_api::proto;
 use http::{HeaderName, request};
 
 use super::choose::Endpoints;
-use super::replica::{Healths, Replica, Replicas};
+use super::replica::{Healths, Replica, Replicas, millis};
 use super::rule::Rule;
 use crate::balance::maglev;
 use crate::connect::{SharedConnector, Target};
@@ -106,7 +106,7 @@ pub fn compile(raw: &proto::Destination, former: Option<&Config>) -> Result<Conf
 }
 
 impl Backend {
-    fn compile(raw: &proto::Backend) -> Result<Self, String> {
+    pub(super) fn compile(raw: &proto::Backend) -> Result<Self, String> {
         use proto::hash_on::Kind;
         let hash_on = match raw.hash_on.as_ref().and_then(|on| on.kind.as_ref()) {
             None => None,
@@ -293,16 +293,10 @@ impl Destination {
         self.context.healths.elapsed().as_secs()
     }
 
-    /// The same clock in milliseconds, for health.
+    /// The clock that all workers share.
     #[must_use]
-    pub fn millis(&self) -> u64 {
-        self.context.healths.millis()
-    }
-
-    /// The same clock, for latency estimates.
-    #[must_use]
-    pub fn clock(&self) -> f64 {
-        self.context.healths.elapsed().as_secs_f64()
+    pub fn now(&self) -> Duration {
+        self.context.healths.elapsed()
     }
 
     /// The calling workload.
@@ -316,10 +310,10 @@ impl Destination {
         &self,
         (backend, endpoints): (&Backend, &Endpoints),
         replica: &Replica,
-        good: bool,
-        probe: bool,
+        (good, probe): (bool, bool),
+        now: Duration,
     ) {
-        let (limits, now) = (&backend.outliers, self.millis());
+        let (limits, now) = (&backend.outliers, millis(now));
         match replica.health.answered(good, probe, limits, now) {
             Verdict::Same => {}
             Verdict::Recovered => {

@@ -11,6 +11,7 @@ use rand::Rng as _;
 
 use super::attempt::transport;
 use super::destination::Destination;
+use super::replica::millis;
 use super::rule::Rule;
 use super::{Call, CallBody};
 use crate::balance::pick;
@@ -86,7 +87,8 @@ fn send(
     body: Body,
 ) {
     let Some((backend, endpoints)) = destination.backend(index) else { return };
-    let (now, millis) = (destination.clock(), destination.millis());
+    let now = destination.now();
+    let (now, millis) = (now.as_secs_f64(), millis(now));
     let replica = |index: usize| endpoints.replicas.get(index);
     let cost = |index: usize| replica(index).map_or(f64::MAX, |one| one.cost(now));
     let well = |index: usize| replica(index).is_some_and(|one| one.health.is_usable(millis));

@@ -46,12 +46,12 @@ impl Healths {
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
+}
 
-    /// The same in milliseconds.
-    #[must_use]
-    pub fn millis(&self) -> u64 {
-        u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
+/// A time of that clock, as health counts it.
+#[must_use]
+pub fn millis(now: Duration) -> u64 {
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One endpoint, of one worker.

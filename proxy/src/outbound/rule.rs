@@ -169,3 +169,68 @@ fn hedging(raw: Option<&proto::Hedge>, former: Option<&Rule>) -> Option<Arc<Hedg
     let same = former.filter(|hedging| hedging.is(after, raw.max_percent));
     Some(same.map_or_else(|| Arc::new(Hedging::new(after, raw.max_percent)), Arc::clone))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rule(weights: &[(u32, bool)]) -> (Rule, Vec<Backend>) {
+        let names: Vec<String> = (0..weights.len()).map(|n| format!("a/b{n}:80")).collect();
+        let backend = |name: &String| proto::Backend { name: name.clone(), ..Default::default() };
+        let backends: Vec<Backend> =
+            names.iter().map(|name| Backend::compile(&backend(name)).unwrap()).collect();
+        let weighted = weights.iter().zip(&names).map(|((weight, broken), name)| {
+            let invalid = if *broken { format!("{name} is broken") } else { String::new() };
+            let backend = name.clone();
+            proto::WeightedBackend { backend, weight: *weight, invalid, filters: Vec::new() }
+        });
+        let raw = proto::Rule { backends: weighted.collect(), ..Default::default() };
+        (Rule::compile(&raw, &backends, None).unwrap(), backends)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(50))]
+
+        #[test]
+        fn backends_get_their_weight_and_broken_ones_fail_theirs(
+            weights in prop::collection::vec((0_u32..20, any::<bool>()), 1..7),
+        ) {
+            let total: u32 = weights.iter().map(|(weight, _)| weight).sum();
+            let (rule, _) = rule(&weights);
+            let draws = 20_000;
+            let (mut hits, mut failed) = (vec![0; weights.len()], 0);
+            for _ in 0..draws {
+                match rule.choose() {
+                    Ok((index, _)) => hits[index] += 1,
+                    Err(failure) => {
+                        prop_assert_eq!(failure.status, http::StatusCode::INTERNAL_SERVER_ERROR);
+                        failed += 1;
+                    }
+                }
+            }
+            if total == 0 {
+                prop_assert_eq!(failed, draws);
+                return Ok(());
+            }
+            let near = |count: i32, weight: u32| {
+                let share = f64::from(count) / f64::from(draws);
+                (share - f64::from(weight) / f64::from(total)).abs() < 0.025
+            };
+            for (hit, (weight, broken)) in hits.iter().zip(&weights) {
+                prop_assert!(near(*hit, if *broken { 0 } else { *weight }), "{hits:?}");
+                prop_assert!(*weight > 0 || *hit == 0);
+            }
+            let broken: u32 = weights.iter().filter(|(_, broken)| *broken).map(|(w, _)| w).sum();
+            prop_assert!(near(failed, broken), "{failed} failed");
+        }
+    }
+
+    #[test]
+    fn weights_that_overflow_are_refused() {
+        let backend = proto::WeightedBackend { weight: u32::MAX, ..Default::default() };
+        let raw = proto::Rule { backends: vec![backend.clone(), backend], ..Default::default() };
+        assert!(Rule::compile(&raw, &[], None).unwrap_err().contains("too large"));
+    }
+}
