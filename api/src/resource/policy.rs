@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::core::IgnoredEq;
 use super::meta::Metadata;
@@ -150,7 +150,7 @@ pub(super) fn codes<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<u1
 }
 
 /// gRPC status codes, named as in gRPC's status code document, in kebab case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the names are gRPC's own")]
 pub enum GrpcCode {
@@ -165,7 +165,7 @@ pub enum GrpcCode {
 }
 
 /// Bound on all retries of calls to a service together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
     /// Retries per 100 requests, counted over 10 s. Default: 20.
@@ -201,7 +201,7 @@ pub struct LoadBalancer {
 }
 
 /// Load balancing algorithms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadBalancerType {
     /// The better of two random endpoints by peak-sensitive latency average times load.
     PeakEwma,
