@@ -2,29 +2,36 @@
 //!
 //! A field is taken from the first of: the route rule's own `timeouts` and `retry`; a policy on the rule
 //! (`sectionName`); on the route; on the service's port (`sectionName`); on the service; the default. `retry` as a whole is
-//! one field, as is `retryBudget`. Of two policies on the same target the first by name counts; the other is reported
-//! by [`super::validate`].
+//! one field, as is `retryBudget`. Of two policies on the same target the older counts where both say when they were
+//! created, else the first by name; the other is reported by [`super::validate`].
 
 use std::time::Duration;
 
 use duet_api::proto;
 use duet_api::resource::{
-    GrpcCode, ObjectKey, Resource, Retry, RetryBudget, RouteRetry, RouteTimeouts, TrafficPolicy,
-    TrafficPolicySpec,
+    GrpcCode, Located, ObjectKey, Resource, Retry, RetryBudget, RouteRetry, RouteTimeouts,
+    TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{ServicePort, wire};
 use crate::index::Index;
 
-const ATTEMPTS: u32 = 2;
-const BACKOFF: Duration = Duration::from_millis(25);
-const MAX_BODY_BYTES: u64 = 64 << 10;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
+pub(super) const ATTEMPTS: u32 = 2;
+pub(super) const BACKOFF: Duration = Duration::from_millis(25);
+pub(super) const MAX_BODY_BYTES: u64 = 64 << 10;
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
 /// Policies that apply somewhere, the most specific first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Chain<'i>(Vec<&'i TrafficPolicySpec>);
+pub(super) struct Chain<'i>(Vec<Link<'i>>);
+
+/// A policy, and where it was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link<'i> {
+    pub(super) located: &'i Located,
+    pub(super) policy: &'i TrafficPolicy,
+}
 
 impl<'i> Chain<'i> {
     /// Those on a service's port and on the service.
@@ -48,8 +55,22 @@ impl<'i> Chain<'i> {
         Self(chain)
     }
 
+    /// The same with those of another chain behind.
+    pub(super) fn before(mut self, other: &Self) -> Self {
+        self.0.extend(&other.0);
+        self
+    }
+
     fn first<T>(&self, field: impl Fn(&'i TrafficPolicySpec) -> Option<T>) -> Option<T> {
-        self.0.iter().find_map(|spec| field(spec))
+        self.first_located(field).map(|(value, _)| value)
+    }
+
+    /// A field's value, and the resource that gives it.
+    pub(super) fn first_located<T>(
+        &self,
+        field: impl Fn(&'i TrafficPolicySpec) -> Option<T>,
+    ) -> Option<(T, &'i Located)> {
+        self.0.iter().find_map(|link| Some((field(&link.policy.spec)?, link.located)))
     }
 
     /// Bounds on waiting. What nobody set stays absent: the sidecar's default is not a plain number.
@@ -115,24 +136,22 @@ pub(super) fn connect_timeout(
 }
 
 /// The first policy on a section of a target, then the first on the whole target.
-fn on_target<'i>(
-    index: &'i Index,
-    target: &ObjectKey,
-    section: Option<&str>,
-) -> Vec<&'i TrafficPolicySpec> {
+fn on_target<'i>(index: &'i Index, target: &ObjectKey, section: Option<&str>) -> Vec<Link<'i>> {
     let section = section.filter(|section| !section.is_empty());
     let on_section = section.and_then(|section| first_policy(index, target, Some(section)));
     let on_whole = first_policy(index, target, None);
-    on_section.into_iter().chain(on_whole).map(|policy| &policy.spec).collect()
+    on_section.into_iter().chain(on_whole).collect()
 }
 
-/// The policy that counts on a target: the first by name of those that name exactly it.
+/// The policy that counts on a target, of those that name exactly it. They come by name; one that was created earlier
+/// takes the place of the one before (Gateway API's rule), where both say when.
 pub(super) fn first_policy<'i>(
     index: &'i Index,
     target: &ObjectKey,
     section: Option<&str>,
-) -> Option<&'i TrafficPolicy> {
-    index.referrers(target).find_map(|located| {
+) -> Option<Link<'i>> {
+    let created = |link: &Link<'_>| link.policy.metadata.creation_timestamp;
+    let named = index.referrers(target).filter_map(|located| {
         let Resource::TrafficPolicy(policy) = &located.resource else {
             return None;
         };
@@ -141,6 +160,10 @@ pub(super) fn first_policy<'i>(
                 && reference.name == target.name
                 && reference.section_name.as_deref() == section
         });
-        names.then_some(policy)
+        names.then_some(Link { located, policy })
+    });
+    named.reduce(|first, next| match (created(&first), created(&next)) {
+        (Some(first_at), Some(next_at)) if next_at < first_at => next,
+        _ => first,
     })
 }
