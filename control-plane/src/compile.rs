@@ -20,6 +20,7 @@ pub mod lint;
 mod matches;
 mod policy;
 mod routes;
+mod shadow;
 pub mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};

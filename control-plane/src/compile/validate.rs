@@ -1,5 +1,5 @@
-//! References between resources: which of them lead nowhere, and which policies contend for one target. What is found
-//! here breaks only itself; everything else applies.
+//! What is wrong between resources: references that lead nowhere, policies that contend for one target, and rules that
+//! others shadow. What is found here breaks only itself; everything else applies.
 
 use duet_api::resource::{
     BackendRef, Field, FilterType, HttpRule, Located, Metadata, ObjectKey, ParentRef, ParseError,
@@ -7,7 +7,7 @@ use duet_api::resource::{
 };
 
 use super::fields::Scope;
-use super::{authority, events, fields, policy, routes};
+use super::{authority, events, fields, policy, routes, shadow};
 use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, parent_service, target_object};
 
 /// What was found, in the order of files and lines.
@@ -46,6 +46,7 @@ pub fn validate(index: &Index) -> Findings {
             Resource::Service(_) | Resource::EventBus(_) => {}
         }
     }
+    findings.warnings.extend(shadow::warnings(index));
     for list in [&mut findings.errors, &mut findings.warnings] {
         list.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     }

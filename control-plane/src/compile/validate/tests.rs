@@ -144,7 +144,7 @@ fn the_older_of_two_policies_counts_where_both_say_when() {
 }
 
 #[test]
-fn rules_that_lead_nowhere_are_warned_of() {
+fn rules_that_lead_nowhere_and_rules_that_are_shadowed_are_warned_of() {
     let warnings = |spec: &str| {
         let (errors, warnings) = findings(&route(spec));
         assert_eq!(errors, Vec::<String>::new(), "{spec}");
@@ -158,6 +158,10 @@ fn rules_that_lead_nowhere_are_warned_of() {
         (
             ", rules: [{backendRefs: [{name: a, port: 80, weight: 0}]}]",
             "spec.rules[0].backendRefs: no backend",
+        ),
+        (
+            &format!(", rules: [{{{backends}}}, {{{backends}}}]"),
+            "spec.rules[1]: this rule is never chosen: HTTPRoute default/r rule 0 match 0 (test.yaml:3) takes",
         ),
     ] {
         let warnings = warnings(&format!("{{{parent}{rest}}}"));
