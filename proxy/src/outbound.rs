@@ -32,7 +32,7 @@ use destination::{Config, Destination, Rule};
 use resolve::Destinations;
 
 /// Bound on the wait for response headers where no policy says anything.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The outgoing side of one worker. Also used by the API server, for invocations.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use crate::telemetry::metrics::ServiceMetrics;
 
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest silence on a response where no policy says anything.
-const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What the control plane says of a destination, compiled once for all workers.
 #[derive(Debug)]
@@ -116,7 +116,9 @@ fn duration(raw: Option<prost_types::Duration>) -> Option<Duration> {
     raw.and_then(|raw| Duration::try_from(raw).ok())
 }
 
-fn prefix(rule: &proto::Rule) -> Option<&str> {
+/// The path prefix that a rule matches, if it is one: what its filters may replace.
+#[must_use]
+pub fn prefix(rule: &proto::Rule) -> Option<&str> {
     match rule.r#match.as_ref()?.path.as_ref()?.kind.as_ref()? {
         proto::path_match::Kind::Prefix(prefix) => Some(prefix),
         proto::path_match::Kind::Exact(_) | proto::path_match::Kind::Regex(_) => None,
