@@ -43,6 +43,23 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     if groups == 0 { Err(error()) } else { Ok(total) }
 }
 
+/// Writes a duration as [`parse`] reads it, in units as large as possible: `1m30s`, `500ms`, `7d`. What is finer than a
+/// millisecond is left out.
+#[must_use]
+pub fn format(duration: Duration) -> String {
+    const DAY: u64 = 86_400;
+    let seconds = duration.as_secs();
+    let millis = u64::from(duration.subsec_millis());
+    if seconds.is_multiple_of(DAY) && seconds > 0 && millis == 0 {
+        return format!("{}d", seconds / DAY);
+    }
+    let parts =
+        [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s"), (millis, "ms")];
+    let given = parts.iter().filter(|(number, _)| *number > 0);
+    let text: String = given.map(|(number, unit)| format!("{number}{unit}")).collect();
+    if text.is_empty() { "0s".to_owned() } else { text }
+}
+
 /// For `#[serde(deserialize_with)]` on an optional field.
 ///
 /// # Errors
@@ -70,6 +87,25 @@ mod tests {
         assert_eq!(parse("1h30m").unwrap(), Duration::from_secs(5400));
         assert_eq!(parse("7d").unwrap(), Duration::from_secs(604_800));
         assert_eq!(parse("99999h99999m99999s99999ms").unwrap().as_secs(), 366_096_438);
+    }
+
+    #[test]
+    fn durations_are_written_as_people_write_them() {
+        let cases = [
+            (0, "0s"),
+            (25, "25ms"),
+            (15_000, "15s"),
+            (90_000, "1m30s"),
+            (300_000, "5m"),
+            (5_400_001, "1h30m1ms"),
+            (604_800_000, "7d"),
+            (90_000_000, "25h"),
+        ];
+        for (millis, text) in cases {
+            let duration = Duration::from_millis(millis);
+            assert_eq!(format(duration), text);
+            assert_eq!(parse(text).unwrap(), duration);
+        }
     }
 
     #[test]

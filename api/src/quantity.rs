@@ -33,6 +33,17 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     number.checked_mul(factor).filter(|n| *n < 1 << 63).ok_or_else(error)
 }
 
+/// Writes a byte count as [`parse`] reads it, in the largest binary unit that it is a multiple of: `64Ki`, `65537`.
+#[must_use]
+pub fn format(bytes: u64) -> String {
+    let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let unit = units.iter().find(|(_, shift)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    match unit {
+        Some((name, shift)) => format!("{}{name}", bytes >> shift),
+        None => bytes.to_string(),
+    }
+}
+
 /// A count as a YAML number or a string.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -65,6 +76,13 @@ mod tests {
         assert_eq!(parse("64Ki").unwrap(), 65_536);
         assert_eq!(parse("1Gi").unwrap(), 1 << 30);
         assert_eq!(parse("10M").unwrap(), 10_000_000);
+    }
+
+    #[test]
+    fn counts_are_written_as_people_write_them() {
+        for text in ["0", "1", "64Ki", "65537", "1536Ki", "1Gi", "3Ti"] {
+            assert_eq!(format(parse(text).unwrap()), text);
+        }
     }
 
     #[test]

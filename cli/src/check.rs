@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::output;
+use crate::output::{self, Format, Printing};
+use crate::resources::Resources;
 
 /// Validate resource files.
 #[derive(Debug, clap::Args)]
@@ -11,30 +12,25 @@ use crate::output;
 Examples:
   duet check mesh/                  every .yaml file in a folder
   duet check a.yaml b.yaml          several files together: references between them are looked up
+  duet check examples/shop          the resources of a duet.yaml, together with its apps
   duet check -o json mesh/          for tools")]
 pub(crate) struct Args {
-    /// Files and folders; checked together.
+    /// Files and folders, checked together; the folder of a duet.yaml stands for that mesh.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// How to print.
-    #[arg(short, long, default_value = "text")]
-    output: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Text,
-    Json,
+    #[command(flatten)]
+    printing: Printing,
 }
 
 /// Exit code 1 when there are errors; warnings alone are fine.
 pub(crate) fn check(args: &Args) -> anyhow::Result<ExitCode> {
-    let report = duet_control_plane::check::check(&args.paths);
+    let resources = Resources::find(&args.paths)?;
+    let report = duet_control_plane::check::check(&resources.paths, &resources.expected);
     let findings = || {
         let errors = report.errors.iter().map(|error| ("error", error));
         errors.chain(report.warnings.iter().map(|warning| ("warning", warning)))
     };
-    match args.output {
+    match args.printing.format() {
         Format::Text => {
             for (severity, finding) in findings() {
                 output::line(&format!("{severity}: {finding}"));

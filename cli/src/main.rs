@@ -1,15 +1,18 @@
 //! `duet`: the one command people type.
 //!
 //! - [`up`] runs a whole mesh on this machine from a `duet.yaml`; [`run`] puts a sidecar beside one process.
-//! - [`check`] validates resources; [`token`] makes join tokens.
+//! - [`check`] validates resources, [`explain`] says what they mean for one request; [`token`] makes join tokens.
 //! - `control-plane` and `proxy` are the two servers themselves, from their own crates.
 //!
-//! [`process`] starts, watches and ends child processes; [`output`] is the only place that prints.
+//! [`process`] starts, watches and ends child processes; [`resources`] finds what commands are given to read;
+//! [`output`] is the only place that prints.
 
 mod check;
 mod exec_app;
+mod explain;
 mod output;
 mod process;
+mod resources;
 mod run;
 mod token;
 mod up;
@@ -29,7 +32,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 Examples:
   duet up examples/shop                     run a mesh with all its services on this machine
   duet run --service web --port 8000 -- python3 -m http.server 8000
-  duet check examples/shop/mesh             find mistakes in resources before they are applied
+  duet check examples/shop                  find mistakes in resources before they are applied
+  duet explain --config examples/shop --from orders http://inventory/stock
   duet completion bash > /etc/bash_completion.d/duet")]
 struct Cli {
     #[command(subcommand)]
@@ -51,6 +55,8 @@ enum Command {
     Proxy(Box<duet_proxy::Args>),
     /// Validate resource files without applying them.
     Check(check::Args),
+    /// Say how a request would be treated, without sending it.
+    Explain(explain::Args),
     /// Make, list and revoke join tokens.
     Token(token::Args),
     /// Print a shell completion script.
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
         Command::ControlPlane(args) => duet_control_plane::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Proxy(args) => duet_proxy::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::check(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Token(args) => token::token(args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             output::completion(shell, &mut Cli::command());

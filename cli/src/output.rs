@@ -5,6 +5,29 @@ use std::io::{IsTerminal as _, Write as _};
 /// Colours that are readable on light and dark; red is kept for errors.
 const COLOURS: [u8; 10] = [36, 33, 32, 35, 34, 96, 93, 92, 95, 94];
 
+/// How a command prints what it found.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Printing {
+    /// How to print.
+    #[arg(short, long, default_value = "text")]
+    output: Format,
+    /// The same as `--output json`.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+impl Printing {
+    pub(crate) fn format(self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+}
+
 /// A line for the user.
 pub(crate) fn line(text: &str) {
     // A reader that left (`duet up | head`) is no reason to stop.

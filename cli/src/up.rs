@@ -21,6 +21,7 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::output;
+use crate::resources::expected;
 use config::{Mesh, Port};
 use launch::Launcher;
 use state::{ControlPlane, Folder, State};
@@ -159,7 +160,7 @@ fn check_resources(mesh: &Mesh, folder: &Path) -> anyhow::Result<()> {
             bail!("resources: {} does not exist", path.display());
         }
     }
-    let report = duet_control_plane::check::check(&paths);
+    let report = duet_control_plane::check::check(&paths, &expected(mesh)?);
     let unreadable = |error: &&ParseError| {
         let text = std::fs::read_to_string(&*error.file);
         text.map_or(true, |text| !parse(&error.file, &text).errors.is_empty())

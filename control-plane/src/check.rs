@@ -2,11 +2,12 @@
 //! [`crate::compile`] and [`crate::index`].
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use duet_api::resource::ParseError;
 
 use crate::compile::validate::validate;
-use crate::index::{Change, Index};
+use crate::index::{Change, Index, Replica};
 use crate::sources::files::{self, FileSet};
 
 /// What was found.
@@ -20,20 +21,30 @@ pub struct Report {
     pub warnings: Vec<ParseError>,
 }
 
-/// Checks files and folders. Services that only registrations would make known count as missing.
+/// What files and folders hold, as far as it can be used, and what of them cannot be. Services that only registrations
+/// would make known are missing, except for those of `expected`, replicas that are going to register.
 #[must_use]
-pub fn check(paths: &[PathBuf]) -> Report {
+pub fn load(paths: &[PathBuf], expected: &[Replica]) -> (Index, Vec<ParseError>) {
     let scan = files::scan(paths);
     let loaded = FileSet::default().update(files::read(&scan), &scan.failed);
     let mut index = Index::default();
     for located in loaded.resources.values() {
-        index.apply(Change::Put(std::sync::Arc::clone(located)));
+        index.apply(Change::Put(Arc::clone(located)));
     }
+    for replica in expected {
+        index.apply(Change::PutReplica(replica.clone()));
+    }
+    (index, loaded.errors)
+}
+
+/// Checks what [`load`] gives.
+#[must_use]
+pub fn check(paths: &[PathBuf], expected: &[Replica]) -> Report {
+    let (index, mut errors) = load(paths, expected);
     let mut findings = validate(&index);
-    let mut errors = loaded.errors;
     errors.append(&mut findings.errors);
     errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    Report { resources: loaded.resources.len(), errors, warnings: findings.warnings }
+    Report { resources: index.resources().count(), errors, warnings: findings.warnings }
 }
 
 #[cfg(test)]
@@ -63,7 +74,7 @@ spec: {ports: [{prot: 80}]}
 ";
         std::fs::write(&file, yaml).unwrap();
         let gone = dir.path().join("gone");
-        let report = check(&[dir.path().to_owned(), gone]);
+        let report = check(&[dir.path().to_owned(), gone], &[]);
         assert_eq!(report.resources, 2);
         let errors: Vec<String> = report.errors.iter().map(ToString::to_string).collect();
         assert_eq!(errors.len(), 3, "{errors:?}");

@@ -1,6 +1,6 @@
 //! From the index to what one sidecar needs: pure functions, no locks, no clock. [`destination`] answers a `Subscribe`,
 //! [`workload`] a `Node`; [`validate`] finds what is wrong with references, and [`lint`] what is wrong inside one
-//! resource. Imports [`crate::index`].
+//! resource; [`explain`] says which resource each part of a destination comes from. Imports [`crate::index`].
 //!
 //! # From a name to rules
 //!
@@ -13,6 +13,8 @@ pub mod access;
 pub mod authority;
 mod endpoints;
 mod events;
+pub mod explain;
+mod fields;
 mod filters;
 mod inbound;
 pub mod lint;
@@ -20,6 +22,7 @@ mod matches;
 mod policy;
 mod protect;
 mod routes;
+mod shadow;
 pub mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -42,6 +42,9 @@ use mirror::Copies;
 use resolve::Destinations;
 use rule::Rule;
 
+/// Bound on the wait for response headers where no policy says anything.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The outgoing side of one worker. Also used by the API server, for invocations.
 #[derive(Debug)]
 pub struct Outbound {

@@ -1,6 +1,7 @@
 //! Which rule a request falls under. Pure: `(request head, &RouteTable) -> index of the rule`.
 //!
 //! The control plane has put the rules in the order of Gateway API's precedence, so the first match wins.
+//! [`RouteTable::mismatches`] says for one rule why a request does not fall under it, for people who ask.
 
 mod index;
 
@@ -45,6 +46,27 @@ impl RouteTable {
             |at: usize| self.matchers.get(at).is_some_and(|matcher| matcher.matches(head));
         self.index.first(head.uri.path(), matches)
     }
+
+    /// Why a rule does not match; nothing where it does, and where there is no such rule.
+    #[must_use]
+    pub fn mismatches(&self, rule: usize, head: &request::Parts) -> Vec<Mismatch> {
+        self.matchers.get(rule).map(|matcher| matcher.mismatches(head)).unwrap_or_default()
+    }
+}
+
+/// A condition that a request does not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// On the path.
+    Path,
+    /// On the method.
+    Method,
+    /// On this header.
+    Header(HeaderName),
+    /// On this query parameter.
+    Query(String),
+    /// The rule is for gRPC calls.
+    NotGrpc,
 }
 
 #[derive(Debug)]
@@ -112,6 +134,23 @@ impl Matcher {
             && self.headers.iter().all(|(name, value)| header_matches(head, name, value))
             && self.query.iter().all(|(name, value)| query_matches(head, name, value))
             && (!self.grpc || is_grpc(&head.headers))
+    }
+
+    /// The same conditions as in [`Self::matches`], which stops at the first and is asked for every request.
+    fn mismatches(&self, head: &request::Parts) -> Vec<Mismatch> {
+        let path = !self.path.matches(head.uri.path());
+        let method = self.method.as_ref().is_some_and(|method| *method != head.method);
+        let not_grpc = self.grpc && !is_grpc(&head.headers);
+        let headers =
+            self.headers.iter().filter(|(name, value)| !header_matches(head, name, value));
+        let query = self.query.iter().filter(|(name, value)| !query_matches(head, name, value));
+        let mut found = Vec::new();
+        found.extend(not_grpc.then_some(Mismatch::NotGrpc));
+        found.extend(path.then_some(Mismatch::Path));
+        found.extend(method.then_some(Mismatch::Method));
+        found.extend(headers.map(|(name, _)| Mismatch::Header(name.clone())));
+        found.extend(query.map(|(name, _)| Mismatch::Query(name.clone())));
+        found
     }
 }
 
@@ -247,8 +286,40 @@ mod tests {
         check(&query, Request::get("/?q=c&q=a+b"), false);
     }
 
+    #[test]
+    fn every_condition_that_is_not_met_is_named() {
+        let value = |name: &str| proto::ValueMatch {
+            name: name.to_owned(),
+            kind: Some(value_match::Kind::Exact("1".to_owned())),
+        };
+        let wanted = proto::Match {
+            method: "POST".to_owned(),
+            headers: vec![value("x-a"), value("x-b")],
+            query_params: vec![value("q")],
+            grpc: true,
+            ..path(path_match::Kind::Exact("/a".to_owned()))
+        };
+        let table = RouteTable::compile(&[rule(wanted)]).unwrap();
+        let mismatches = |request: request::Builder| {
+            table.mismatches(0, &request.body(()).unwrap().into_parts().0)
+        };
+        let (b, q) = (HeaderName::from_static("x-b"), "q".to_owned());
+        assert_eq!(
+            mismatches(Request::get("/b?q=2").header("x-a", "1")),
+            [
+                Mismatch::NotGrpc,
+                Mismatch::Path,
+                Mismatch::Method,
+                Mismatch::Header(b),
+                Mismatch::Query(q)
+            ]
+        );
+        let good = Request::post("/a?q=1").header("x-a", "1").header("x-b", "1");
+        assert_eq!(mismatches(good.header("content-type", "application/grpc")), []);
+    }
+
     proptest::proptest! {
-        /// The index finds what looking at every rule in order finds.
+        /// What is named agrees with what matches, and the index finds what looking at every rule in order finds.
         #[test]
         fn the_index_agrees_with_a_scan(
             rules in proptest::collection::vec(("[epra]", "(/[ab]?){0,3}", "(GET|POST)?"), 0..30),
@@ -267,6 +338,8 @@ mod tests {
             let head = Request::get(asked).body(()).unwrap().into_parts().0;
             let scanned = table.matchers.iter().position(|matcher| matcher.matches(&head));
             proptest::prop_assert_eq!(table.find(&head), scanned);
+            let met = |rule: &usize| table.mismatches(*rule, &head).is_empty();
+            proptest::prop_assert_eq!((0..rules.len()).find(met), scanned);
         }
     }
 

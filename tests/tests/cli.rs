@@ -152,14 +152,17 @@ fn mistakes_are_named_with_their_place() {
         said.contains("policy.yaml:6:14: spec.timeouts.request") || said.contains("policy.yaml:6:"),
         "{said}"
     );
-    let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop/mesh");
-    let check = duet(&["check", shop.to_str().unwrap()]);
-    assert!(check.status.success(), "{}", text(&check.stdout));
+    let shop = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/shop");
+    for path in [shop.join("mesh"), shop] {
+        let check = duet(&["check", path.to_str().unwrap()]);
+        let said = text(&check.stdout);
+        assert!(check.status.success() && said.contains("0 warnings"), "{said}");
+    }
 }
 
 #[test]
 fn help_version_and_completion_are_there() {
-    for command in ["up", "run", "control-plane", "proxy", "check", "token"] {
+    for command in ["up", "run", "control-plane", "proxy", "check", "explain", "token"] {
         let help = duet(&[command, "--help"]);
         assert!(help.status.success() && text(&help.stdout).contains("Example"), "{command}");
     }

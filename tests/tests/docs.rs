@@ -68,7 +68,7 @@ fn every_resource_in_the_pages_parses() {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    let help: String = ["control-plane", "proxy", "up", "run", "check", "token create"]
+    let help: String = ["control-plane", "proxy", "up", "run", "check", "explain", "token create"]
         .iter()
         .map(|command| {
             let mut arguments: Vec<&str> = command.split(' ').collect();
@@ -84,6 +84,57 @@ fn every_flag_in_the_readme_exists() {
                 assert!(help.contains(flag), "{flag} in {line:?}");
             }
         }
+    }
+}
+
+/// The words of a command line, with single quotes.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (number, part) in line.split('\'').enumerate() {
+        let quoted = number % 2 == 1;
+        for (number, piece) in part.split(if quoted { '\'' } else { ' ' }).enumerate() {
+            if number > 0 {
+                words.push(String::new());
+            }
+            words.last_mut().unwrap().push_str(piece);
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Every example of `duet explain` prints what the page says. `DUET_UPDATE_DOCS=1` writes the page anew.
+#[test]
+fn explained_calls_are_those_of_the_page() {
+    let page = root().join("docs/explain.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let update = std::env::var_os("DUET_UPDATE_DOCS").is_some();
+    let mut examples = 0;
+    let current: Vec<String> = text
+        .split("```console\n")
+        .enumerate()
+        .map(|(number, part)| {
+            let Some((block, rest)) = part.split_once("```").filter(|_| number > 0) else {
+                return part.to_owned();
+            };
+            examples += 1;
+            let command = block.lines().next().unwrap();
+            let arguments = words(command.strip_prefix("$ duet ").unwrap());
+            let mut duet = Command::new(program("duet"));
+            let output = duet.args(arguments).current_dir(root()).output().unwrap();
+            assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+            let now = format!("{command}\n{}", String::from_utf8(output.stdout).unwrap());
+            assert!(
+                update || block == now,
+                "DUET_UPDATE_DOCS=1 writes docs/explain.md anew; it says\n{block}\nnow it is\n{now}"
+            );
+            format!("{now}```{rest}")
+        })
+        .collect();
+    let current = current.join("```console\n");
+    assert!(examples >= 5, "{examples} examples only");
+    if update {
+        std::fs::write(page, current).unwrap();
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::DEFAULT_NAMESPACE;
 
-/// Kubernetes object metadata. Fields that only a cluster fills in are accepted and not kept.
+/// Kubernetes object metadata. Other fields that only a cluster fills in are accepted and not kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", from = "RawMetadata")]
 pub struct Metadata {
@@ -20,6 +20,8 @@ pub struct Metadata {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// When a cluster took the resource in; files rarely have it. Of two that contend the older counts.
+    pub creation_timestamp: Option<jiff::Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -41,8 +43,7 @@ struct RawMetadata {
     _generation: IgnoredAny,
     #[serde(default, rename = "generateName")]
     _generate_name: IgnoredAny,
-    #[serde(default, rename = "creationTimestamp")]
-    _creation_timestamp: IgnoredAny,
+    creation_timestamp: Option<jiff::Timestamp>,
     #[serde(default, rename = "managedFields")]
     _managed_fields: IgnoredAny,
     #[serde(default, rename = "ownerReferences")]
@@ -58,6 +59,7 @@ impl From<RawMetadata> for Metadata {
             namespace: raw.namespace,
             labels: raw.labels,
             annotations: raw.annotations,
+            creation_timestamp: raw.creation_timestamp,
         }
     }
 }

@@ -192,6 +192,13 @@ impl Origin {
         self.at(place, field, &message.into())
     }
 
+    /// The line in the file of a field's value; of its nearest existing parent where the field is absent.
+    #[must_use]
+    pub fn line_of(&self, path: &[Field]) -> usize {
+        let (line, _) = locate(&self.text, path).unwrap_or((1, 1));
+        self.line + line - 1
+    }
+
     fn at(&self, (line, column): (usize, usize), field: String, message: &str) -> ParseError {
         let file = Arc::clone(&self.file);
         ParseError { file, line: self.line + line - 1, column, field, message: message.to_owned() }

@@ -5,7 +5,7 @@ mod protect;
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use balance::{HashOn, LoadBalancer, LoadBalancerType, OutlierDetection, ZonePreference};
 pub use protect::{
@@ -162,7 +162,7 @@ pub(super) fn codes<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<u1
 }
 
 /// gRPC status codes, named as in gRPC's status code document, in kebab case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the names are gRPC's own")]
 pub enum GrpcCode {
@@ -177,7 +177,7 @@ pub enum GrpcCode {
 }
 
 /// Bound on all retries of calls to a service together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetryBudget {
     /// Retries per 100 requests, counted over 10 s. Default: 20.

@@ -4,6 +4,8 @@
 mod filters;
 mod policy;
 
+use std::collections::BTreeSet;
+
 use duet_api::resource::{
     Field, FilterType, GrpcMatch, GrpcRoute, HttpMatch, HttpRoute, HttpRule, Located, MatchType,
     ParseError, PathMatch, PathMatchType, Resource, ValueMatch,
@@ -98,7 +100,21 @@ impl Lint<'_> {
         }
     }
 
+    /// A policy's `sectionName` means one rule.
+    fn rule_names<'n>(&mut self, names: impl Iterator<Item = Option<&'n str>>) {
+        let mut seen = BTreeSet::new();
+        for (number, name) in names.enumerate() {
+            let Some(name) = name.filter(|name| !seen.insert(*name)) else {
+                continue;
+            };
+            self.path.extend([Field::Name("rules"), Field::Index(number), Field::Name("name")]);
+            self.error(format!("another rule of the route is named {name:?} too"));
+            self.path.truncate(1);
+        }
+    }
+
     fn http_route(&mut self, route: &HttpRoute) {
+        self.rule_names(route.spec.rules.iter().map(|rule| rule.name.as_deref()));
         self.each("rules", &route.spec.rules, |lint, rule| {
             lint.each("matches", &rule.matches, Lint::http_match);
             lint.filters(&rule.filters);
@@ -121,6 +137,7 @@ impl Lint<'_> {
     fn grpc_route(&mut self, route: &GrpcRoute) {
         const HEADERS_ONLY: &str =
             "a GRPCRoute has no RequestRedirect, URLRewrite and CORS filters";
+        self.rule_names(route.spec.rules.iter().map(|rule| rule.name.as_deref()));
         self.each("rules", &route.spec.rules, |lint, rule| {
             lint.each("matches", &rule.matches, Lint::grpc_match);
             lint.filters(&rule.filters);

@@ -2,32 +2,40 @@
 //!
 //! A field is taken from the first of: the route rule's own `timeouts` and `retry`; a policy on the rule
 //! (`sectionName`); on the route; on the service's port (`sectionName`); on the service; the default. `retry` as a whole is
-//! one field, as is `retryBudget`. Of two policies on the same target the first by name counts; the other is reported
-//! by [`super::validate`]. Gateway API's own `XBackendTrafficPolicy` comes before the defaults.
+//! one field, as is `retryBudget`. Of two policies on the same target the older counts where both say when they were
+//! created, else the first by name; the other is reported by [`super::validate`]. Gateway API's own
+//! `XBackendTrafficPolicy` comes before the defaults.
 
 use std::time::Duration;
 
 use duet_api::proto;
 use duet_api::resource::{
-    BackendPolicySpec, GrpcCode, HttpFilter, ObjectKey, Resource, Retry, RetryBudget, RouteRetry,
-    RouteTimeouts, SessionPersistence, TrafficPolicy, TrafficPolicySpec,
+    BackendPolicySpec, GrpcCode, HttpFilter, Located, ObjectKey, Resource, Retry, RetryBudget,
+    RouteRetry, RouteTimeouts, SessionPersistence, TrafficPolicy, TrafficPolicySpec,
 };
 
 use super::{ServicePort, protect, wire};
 use crate::index::{Index, object};
 
-const ATTEMPTS: u32 = 2;
-const BACKOFF: Duration = Duration::from_millis(25);
-const MAX_BODY_BYTES: u64 = 64 << 10;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
+pub(super) const ATTEMPTS: u32 = 2;
+pub(super) const BACKOFF: Duration = Duration::from_millis(25);
+pub(super) const MAX_BODY_BYTES: u64 = 64 << 10;
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
 /// Policies that apply somewhere, the most specific first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chain<'i> {
-    specs: Vec<&'i TrafficPolicySpec>,
+    links: Vec<Link<'i>>,
     /// Gateway API's own policy on the service.
-    standard: Option<&'i BackendPolicySpec>,
+    standard: Option<(&'i BackendPolicySpec, &'i Located)>,
+}
+
+/// A policy, and where it was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link<'i> {
+    pub(super) located: &'i Located,
+    pub(super) policy: &'i TrafficPolicy,
 }
 
 impl<'i> Chain<'i> {
@@ -37,7 +45,7 @@ impl<'i> Chain<'i> {
         let named = index.service(&port.service).and_then(|service| {
             service.spec.ports.iter().find(|p| p.port == port.port).map(|p| p.name.as_str())
         });
-        Self { specs: on_target(index, &target, named), standard: standard(index, &target) }
+        Self { links: on_target(index, &target, named), standard: standard(index, &target) }
     }
 
     /// The same with those on a route's rule and on the route in front.
@@ -47,9 +55,9 @@ impl<'i> Chain<'i> {
         route: &ObjectKey,
         rule: Option<&str>,
     ) -> Self {
-        let mut specs = on_target(index, route, rule);
-        specs.extend(&self.specs);
-        Self { specs, ..*self }
+        let mut links = on_target(index, route, rule);
+        links.extend(&self.links);
+        Self { links, ..*self }
     }
 
     /// The same with those that a rule's filters name in front, and why one of them cannot be used: the rule's requests
@@ -60,23 +68,31 @@ impl<'i> Chain<'i> {
         route: &ObjectKey,
         filters: &[HttpFilter],
     ) -> (Self, Option<String>) {
-        let (mut specs, mut broken) = (Vec::new(), None);
+        let (mut links, mut broken) = (Vec::new(), None);
         for named in filters.iter().filter_map(|filter| filter.extension_ref.as_ref()) {
             let key = object("TrafficPolicy", &route.namespace, &named.name);
             let ours = named.group == duet_api::resource::GROUP && named.kind == key.kind;
-            let found = index.get(&key).filter(|_| ours).map(|located| &located.resource);
-            if let Some(Resource::TrafficPolicy(policy)) = found {
-                specs.push(&*policy.spec);
+            let found = index.get(&key).filter(|_| ours).map(|located| &**located);
+            if let Some(located) = found
+                && let Resource::TrafficPolicy(policy) = &located.resource
+            {
+                links.push(Link { located, policy });
             } else {
                 broken = Some(format!("{route}: there is no {} {:?}", named.kind, named.name));
             }
         }
-        specs.extend(&self.specs);
-        (Self { specs, ..*self }, broken)
+        links.extend(&self.links);
+        (Self { links, ..*self }, broken)
+    }
+
+    /// The same with those of another chain behind.
+    pub(super) fn before(mut self, other: &Self) -> Self {
+        self.links.extend(&other.links);
+        self
     }
 
     fn first<T>(&self, field: impl Fn(&'i TrafficPolicySpec) -> Option<T>) -> Option<T> {
-        self.specs.iter().find_map(|spec| field(spec))
+        self.first_located(field).map(|(value, _)| value)
     }
 
     /// What keeps a client at one endpoint.
@@ -84,7 +100,7 @@ impl<'i> Chain<'i> {
         &self,
         own: Option<&SessionPersistence>,
     ) -> Option<proto::SessionPersistence> {
-        let standard = self.standard.and_then(|spec| spec.session_persistence.as_ref());
+        let standard = self.standard.and_then(|(spec, _)| spec.session_persistence.as_ref());
         own.or(standard).map(protect::session)
     }
 
@@ -96,6 +112,14 @@ impl<'i> Chain<'i> {
     /// When a second try is sent beside the first.
     pub(super) fn hedge(&self) -> Option<proto::Hedge> {
         self.first(|spec| spec.hedge).map(protect::hedge)
+    }
+
+    /// A field's value, and the resource that gives it.
+    pub(super) fn first_located<T>(
+        &self,
+        field: impl Fn(&'i TrafficPolicySpec) -> Option<T>,
+    ) -> Option<(T, &'i Located)> {
+        self.links.iter().find_map(|link| Some((field(&link.policy.spec)?, link.located)))
     }
 
     /// Bounds on waiting. What nobody set stays absent: the sidecar's default is not a plain number.
@@ -147,10 +171,11 @@ pub(super) fn grpc_code(code: GrpcCode) -> u32 {
 /// The bound on all retries of calls to a service.
 pub(super) fn retry_budget(index: &Index, port: &ServicePort) -> proto::RetryBudget {
     let chain = Chain::of_service(index, port);
-    let standard = chain.standard.and_then(|spec| spec.retry_constraint).map(|limit| RetryBudget {
-        percent: limit.budget.percent,
-        min_per_second: limit.min_retry_rate.per_second(),
-    });
+    let standard =
+        chain.standard.and_then(|(spec, _)| spec.retry_constraint).map(|limit| RetryBudget {
+            percent: limit.budget.percent,
+            min_per_second: limit.min_retry_rate.per_second(),
+        });
     let budget = chain.first(|spec| spec.retry_budget).or(standard).unwrap_or(BUDGET);
     proto::RetryBudget { percent: budget.percent, min_per_second: budget.min_per_second }
 }
@@ -190,24 +215,22 @@ pub(super) fn protection(index: &Index, port: &ServicePort) -> Option<proto::Inb
 }
 
 /// The first policy on a section of a target, then the first on the whole target.
-fn on_target<'i>(
-    index: &'i Index,
-    target: &ObjectKey,
-    section: Option<&str>,
-) -> Vec<&'i TrafficPolicySpec> {
+fn on_target<'i>(index: &'i Index, target: &ObjectKey, section: Option<&str>) -> Vec<Link<'i>> {
     let section = section.filter(|section| !section.is_empty());
     let on_section = section.and_then(|section| first_policy(index, target, Some(section)));
     let on_whole = first_policy(index, target, None);
-    on_section.into_iter().chain(on_whole).map(|policy| &*policy.spec).collect()
+    on_section.into_iter().chain(on_whole).collect()
 }
 
-/// The policy that counts on a target: the first by name of those that name exactly it.
+/// The policy that counts on a target, of those that name exactly it. They come by name; one that was created earlier
+/// takes the place of the one before (Gateway API's rule), where both say when.
 pub(super) fn first_policy<'i>(
     index: &'i Index,
     target: &ObjectKey,
     section: Option<&str>,
-) -> Option<&'i TrafficPolicy> {
-    index.referrers(target).find_map(|located| {
+) -> Option<Link<'i>> {
+    let created = |link: &Link<'_>| link.policy.metadata.creation_timestamp;
+    let named = index.referrers(target).filter_map(|located| {
         let Resource::TrafficPolicy(policy) = &located.resource else {
             return None;
         };
@@ -216,15 +239,22 @@ pub(super) fn first_policy<'i>(
                 && reference.name == target.name
                 && reference.section_name.as_deref() == section
         });
-        names.then_some(policy)
+        names.then_some(Link { located, policy })
+    });
+    named.reduce(|first, next| match (created(&first), created(&next)) {
+        (Some(first_at), Some(next_at)) if next_at < first_at => next,
+        _ => first,
     })
 }
 
 /// Gateway API's own policy on a service: the first by name.
-fn standard<'i>(index: &'i Index, target: &ObjectKey) -> Option<&'i BackendPolicySpec> {
+fn standard<'i>(
+    index: &'i Index,
+    target: &ObjectKey,
+) -> Option<(&'i BackendPolicySpec, &'i Located)> {
     index.referrers(target).find_map(|located| {
         if let Resource::BackendPolicy(policy) = &located.resource {
-            Some(&policy.spec)
+            Some((&policy.spec, &**located))
         } else {
             None
         }

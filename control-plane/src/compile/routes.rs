@@ -11,13 +11,13 @@ use std::collections::BTreeSet;
 use duet_api::proto;
 use duet_api::resource::{
     BackendRef, FilterType, GrpcMatch, GrpcRoute, GrpcRule, HttpFilter, HttpMatch, HttpRoute,
-    HttpRule, Metadata, ObjectKey, ParentRef, Resource,
+    HttpRule, Located, ObjectKey, ParentRef, Resource,
 };
 
 use super::matches::{Rank, grpc_match, grpc_rank, http_match, http_rank};
 use super::policy::Chain;
 use super::{ServicePort, authority, filters};
-use crate::index::{Index, ServiceKey, object, parent_service, route_parents};
+use crate::index::{Index, ServiceKey, parent_service, route_parents};
 
 /// Rules with every backend that they name.
 #[derive(Debug, Default)]
@@ -30,54 +30,80 @@ pub(super) struct Rules {
     pub missing: BTreeSet<ServiceKey>,
 }
 
+/// A rule of a route, and where it stands: in the order, and in which resource.
+#[derive(Debug)]
+pub(super) struct RankedRule<'i> {
+    pub(super) rank: Rank,
+    pub(super) rule: proto::Rule,
+    pub(super) located: &'i Located,
+}
+
 /// The rules for calls from a namespace to a service's port.
 pub(super) fn rules(index: &Index, from: &str, dialled: &ServicePort) -> Rules {
+    let (mut found, ranked) = ranked_rules(index, from, dialled);
+    found.rules.extend(ranked.into_iter().map(|ranked| ranked.rule));
+    found
+}
+
+/// The same with the rules of routes apart; the default rule has no place.
+pub(super) fn ranked_rules<'i>(
+    index: &'i Index,
+    from: &str,
+    dialled: &ServicePort,
+) -> (Rules, Vec<RankedRule<'i>>) {
     let routes = attached(index, from, dialled);
     let policies = Chain::of_service(index, dialled);
     let mut build = Build { index, policies, matches: Vec::new(), found: Rules::default() };
     if routes.is_empty() {
         build.default_rule(dialled);
-        return build.found;
     }
-    for route in routes {
-        if let Resource::HttpRoute(route) = route {
-            build.http_route(route);
-        } else if let Resource::GrpcRoute(route) = route {
-            build.grpc_route(route);
+    for located in routes {
+        let place = Place::new(located);
+        if let Resource::HttpRoute(route) = &located.resource {
+            build.http_route(route, &place);
+        } else if let Resource::GrpcRoute(route) = &located.resource {
+            build.grpc_route(route, &place);
         }
     }
-    build.matches.sort_by(|(a, _), (b, _)| a.cmp(b));
-    build.found.rules = build.matches.into_iter().map(|(_, rule)| rule).collect();
-    build.found
+    build.matches.sort_by(|a, b| a.rank.cmp(&b.rank));
+    (build.found, build.matches)
 }
 
 /// The routes that count for callers of a namespace.
-fn attached<'i>(index: &'i Index, from: &str, dialled: &ServicePort) -> Vec<&'i Resource> {
-    let port = index
-        .service(&dialled.service)
-        .and_then(|service| service.spec.ports.iter().find(|port| port.port == dialled.port));
-    let port_name = port.map(|port| port.name.as_str());
-    let attaches = |parent: &ParentRef, route: &Metadata| {
-        parent_service(parent, route).as_ref() == Some(&dialled.service)
-            && parent.port.is_none_or(|port| port == dialled.port)
-            && parent.section_name.as_deref().is_none_or(|name| port_name == Some(name))
-    };
-    let routes = index.referrers(&dialled.service.object()).map(|located| &located.resource);
-    let routes = routes.filter(|route| {
-        let mut parents = route_parents(route).into_iter().flatten();
-        parents.any(|parent| attaches(parent, route.metadata()))
-    });
-    let (own, foreign): (Vec<_>, Vec<_>) =
-        routes.partition(|route| route.metadata().namespace == dialled.service.namespace);
-    let mut consumer = foreign;
-    consumer.retain(|route| route.metadata().namespace == from);
+pub(super) fn attached<'i>(
+    index: &'i Index,
+    from: &str,
+    dialled: &ServicePort,
+) -> Vec<&'i Located> {
+    let routes = index.referrers(&dialled.service.object()).map(|located| &**located);
+    let routes = routes.filter(|located| attaches(index, &located.resource, dialled));
+    let of =
+        |located: &Located, namespace: &str| located.resource.metadata().namespace == namespace;
+    let (own, mut consumer): (Vec<_>, Vec<_>) =
+        routes.partition(|located| of(located, &dialled.service.namespace));
+    consumer.retain(|located| of(located, from));
     if consumer.is_empty() { own } else { consumer }
+}
+
+/// Whether a parent of a route is the service's port.
+pub(super) fn attaches(index: &Index, route: &Resource, dialled: &ServicePort) -> bool {
+    let port_named = |name: &str| {
+        let service = index.service(&dialled.service);
+        let mut ports = service.into_iter().flat_map(|service| &service.spec.ports);
+        ports.any(|port| port.port == dialled.port && port.name == name)
+    };
+    let mut parents = route_parents(route).into_iter().flatten();
+    parents.any(|parent: &ParentRef| {
+        parent_service(parent, route.metadata()).as_ref() == Some(&dialled.service)
+            && parent.port.is_none_or(|port| port == dialled.port)
+            && parent.section_name.as_deref().is_none_or(port_named)
+    })
 }
 
 struct Build<'i> {
     index: &'i Index,
     policies: Chain<'i>,
-    matches: Vec<(Rank, proto::Rule)>,
+    matches: Vec<RankedRule<'i>>,
     found: Rules,
 }
 
@@ -102,8 +128,7 @@ impl<'i> Build<'i> {
         });
     }
 
-    fn http_route(&mut self, route: &'i HttpRoute) {
-        let place = Place::new("HTTPRoute", &route.metadata);
+    fn http_route(&mut self, route: &'i HttpRoute, place: &Place<'i>) {
         let rules = or_one(&route.spec.rules, &ANY_HTTP_RULE);
         for (number, rule) in rules.iter().enumerate() {
             let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
@@ -111,10 +136,10 @@ impl<'i> Build<'i> {
             let redirects = rule.filters.iter().any(|f| f.kind == FilterType::RequestRedirect);
             let template = proto::Rule {
                 route: place.route.clone(),
-                filters: self.filters(&rule.filters, &place),
+                filters: self.filters(&rule.filters, place),
                 backends: match broken {
                     Some(why) => vec![nowhere(why)],
-                    None => self.backends(&rule.backend_refs, &place, redirects),
+                    None => self.backends(&rule.backend_refs, place, redirects),
                 },
                 timeouts: Some(chain.timeouts(rule.timeouts.as_ref())),
                 retry: Some(chain.retry(rule.retry.as_ref())),
@@ -126,23 +151,22 @@ impl<'i> Build<'i> {
             let any = HttpMatch::default();
             for (position, found) in or_one(&rule.matches, &any).iter().enumerate() {
                 let rank = http_rank(found, &place.route, number, position);
-                self.push(rank, &template, http_match(found), &place);
+                self.push(rank, &template, http_match(found), place);
             }
         }
     }
 
-    fn grpc_route(&mut self, route: &'i GrpcRoute) {
-        let place = Place::new("GRPCRoute", &route.metadata);
+    fn grpc_route(&mut self, route: &'i GrpcRoute, place: &Place<'i>) {
         let rules = or_one(&route.spec.rules, &ANY_GRPC_RULE);
         for (number, rule) in rules.iter().enumerate() {
             let chain = self.policies.with_route(self.index, &place.key, rule.name.as_deref());
             let (chain, broken) = chain.with_extensions(self.index, &place.key, &rule.filters);
             let template = proto::Rule {
                 route: place.route.clone(),
-                filters: self.filters(&rule.filters, &place),
+                filters: self.filters(&rule.filters, place),
                 backends: match broken {
                     Some(why) => vec![nowhere(why)],
-                    None => self.backends(&rule.backend_refs, &place, false),
+                    None => self.backends(&rule.backend_refs, place, false),
                 },
                 timeouts: Some(chain.timeouts(None)),
                 retry: Some(chain.retry(None)),
@@ -154,15 +178,15 @@ impl<'i> Build<'i> {
             let any = GrpcMatch::default();
             for (position, found) in or_one(&rule.matches, &any).iter().enumerate() {
                 let rank = grpc_rank(found, &place.route, number, position);
-                self.push(rank, &template, grpc_match(found), &place);
+                self.push(rank, &template, grpc_match(found), place);
             }
         }
     }
 
-    fn push(&mut self, rank: Rank, template: &proto::Rule, found: proto::Match, place: &Place) {
+    fn push(&mut self, rank: Rank, template: &proto::Rule, found: proto::Match, place: &Place<'i>) {
         let name = format!("{} rule {} match {}", place.key, rank.rule, rank.position);
         let rule = proto::Rule { name, r#match: Some(found), ..template.clone() };
-        self.matches.push((rank, rule));
+        self.matches.push(RankedRule { rank, rule, located: place.located });
     }
 
     /// The backends of a rule. A rule that has nowhere to send to gets one broken reference, so that its requests are
@@ -170,7 +194,7 @@ impl<'i> Build<'i> {
     fn backends(
         &mut self,
         references: &[BackendRef],
-        place: &Place,
+        place: &Place<'_>,
         redirects: bool,
     ) -> Vec<proto::WeightedBackend> {
         let mut backends: Vec<proto::WeightedBackend> = references
@@ -195,14 +219,18 @@ impl<'i> Build<'i> {
         backends
     }
 
-    fn filters(&mut self, given: &[HttpFilter], place: &Place) -> Vec<proto::Filter> {
+    fn filters(&mut self, given: &[HttpFilter], place: &Place<'_>) -> Vec<proto::Filter> {
         // A mirror that leads nowhere mirrors nothing; the check has reported it.
         filters::filters(given, |backend| {
             self.backend(backend, place).ok().map(|port| port.to_string())
         })
     }
 
-    fn backend(&mut self, reference: &BackendRef, place: &Place) -> Result<ServicePort, String> {
+    fn backend(
+        &mut self,
+        reference: &BackendRef,
+        place: &Place<'_>,
+    ) -> Result<ServicePort, String> {
         let port = backend_port(reference, &place.key.namespace)?;
         if !self.index.grants(&place.key, &port.service) {
             let why = "no ReferenceGrant lets it refer to";
@@ -223,11 +251,11 @@ fn nowhere(why: String) -> proto::WeightedBackend {
 }
 
 /// A list, or in place of an empty one what Gateway API takes it for.
-fn or_one<'a, T>(given: &'a [T], default: &'a T) -> &'a [T] {
+pub(super) fn or_one<'a, T>(given: &'a [T], default: &'a T) -> &'a [T] {
     if given.is_empty() { std::slice::from_ref(default) } else { given }
 }
 
-static ANY_HTTP_RULE: HttpRule = HttpRule {
+pub(super) static ANY_HTTP_RULE: HttpRule = HttpRule {
     name: None,
     matches: Vec::new(),
     filters: Vec::new(),
@@ -236,7 +264,7 @@ static ANY_HTTP_RULE: HttpRule = HttpRule {
     retry: None,
     session_persistence: None,
 };
-static ANY_GRPC_RULE: GrpcRule = GrpcRule {
+pub(super) static ANY_GRPC_RULE: GrpcRule = GrpcRule {
     name: None,
     matches: Vec::new(),
     filters: Vec::new(),
@@ -260,14 +288,17 @@ pub(super) fn backend_port(
     Ok(ServicePort { service, port })
 }
 
-struct Place {
+/// A route.
+struct Place<'i> {
+    located: &'i Located,
     key: ObjectKey,
+    /// `namespace/name`.
     route: String,
 }
 
-impl Place {
-    fn new(kind: &'static str, metadata: &Metadata) -> Self {
-        let key = object(kind, &metadata.namespace, &metadata.name);
-        Self { route: format!("{}/{}", key.namespace, key.name), key }
+impl<'i> Place<'i> {
+    fn new(located: &'i Located) -> Self {
+        let key = located.resource.key();
+        Self { located, route: format!("{}/{}", key.namespace, key.name), key }
     }
 }

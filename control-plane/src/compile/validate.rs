@@ -1,12 +1,14 @@
-//! References between resources: which of them lead nowhere, and which policies contend for one target. What is found
-//! here breaks only itself; everything else applies.
+//! What is wrong between resources: references that lead nowhere, policies that contend for one target, and rules that
+//! others shadow. What is found here breaks only itself; everything else applies.
 
 use duet_api::resource::{
-    BackendRef, Field, GROUP, HttpFilter, Located, Metadata, ObjectKey, ParentRef, ParseError,
-    Resource, Subscription, TargetKind, TargetRef, Topic, TrafficPolicy, XBackendTrafficPolicy,
+    BackendRef, Field, FilterType, GROUP, HttpFilter, HttpRule, Located, Metadata, ObjectKey,
+    ParentRef, ParseError, Resource, Subscription, TargetKind, TargetRef, Topic, TrafficPolicy,
+    XBackendTrafficPolicy,
 };
 
-use super::{authority, events, policy, routes};
+use super::fields::Scope;
+use super::{authority, events, fields, policy, routes, shadow};
 use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, parent_service, target_object};
 
 /// What was found, in the order of files and lines.
@@ -26,16 +28,21 @@ pub fn validate(index: &Index) -> Findings {
         let mut check = Check { index, located, findings: &mut findings };
         match &located.resource {
             Resource::HttpRoute(route) => {
-                check.parents(&route.spec.parent_refs, &route.metadata);
+                let redirects = |rule: &HttpRule| {
+                    rule.filters.iter().any(|filter| filter.kind == FilterType::RequestRedirect)
+                };
+                let rules = route.spec.rules.iter();
+                let rules = rules.map(|rule| (rule.backend_refs.as_slice(), redirects(rule)));
+                check.route(&route.spec.parent_refs, rules.collect(), &route.metadata);
                 for (number, rule) in route.spec.rules.iter().enumerate() {
-                    check.backends(&rule.backend_refs, number, &route.metadata);
                     check.filters(&rule.filters, number, &route.metadata);
                 }
             }
             Resource::GrpcRoute(route) => {
-                check.parents(&route.spec.parent_refs, &route.metadata);
+                let rules = route.spec.rules.iter();
+                let rules = rules.map(|rule| (rule.backend_refs.as_slice(), false));
+                check.route(&route.spec.parent_refs, rules.collect(), &route.metadata);
                 for (number, rule) in route.spec.rules.iter().enumerate() {
-                    check.backends(&rule.backend_refs, number, &route.metadata);
                     check.filters(&rule.filters, number, &route.metadata);
                 }
             }
@@ -47,6 +54,7 @@ pub fn validate(index: &Index) -> Findings {
             Resource::Service(_) | Resource::ReferenceGrant(_) | Resource::EventBus(_) => {}
         }
     }
+    findings.warnings.extend(shadow::warnings(index));
     for list in [&mut findings.errors, &mut findings.warnings] {
         list.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     }
@@ -79,38 +87,76 @@ impl Check<'_> {
         ))
     }
 
-    fn parents(&mut self, parents: &[ParentRef], metadata: &Metadata) {
-        let mut attached = false;
-        for (number, parent) in parents.iter().enumerate() {
-            let Some(key) = parent_service(parent, metadata) else {
-                continue;
-            };
-            attached = true;
-            let at = |field| spec(&[("parentRefs", Some(number)), (field, None)]);
-            if let Err(why) = self.service(&key) {
-                self.error(&at("name"), why);
-                continue;
-            }
-            if let Some(port) = parent.port
-                && !authority::ports(self.index, &key).contains(&port)
-            {
-                self.error(&at("port"), format!("service {key} has no port {port}"));
-            }
-            if let Some(name) = &parent.section_name
-                && !self.has_port_named(&key, name)
-            {
-                self.error(&at("sectionName"), format!("service {key} has no port named {name:?}"));
-            }
-        }
+    /// Each rule has its backends, and whether it can do without.
+    fn route(
+        &mut self,
+        parents: &[ParentRef],
+        rules: Vec<(&[BackendRef], bool)>,
+        metadata: &Metadata,
+    ) {
+        let attached = self.parents(parents, metadata);
         if !attached {
             let text = "the route attaches to no Service and does nothing in the mesh";
             self.warning(&spec(&[("parentRefs", None)]), text.to_owned());
+        } else if rules.is_empty() {
+            let text = "a route without rules answers every request with 500";
+            self.warning(&spec(&[("rules", None)]), text.to_owned());
+        }
+        for (number, (references, redirects)) in rules.into_iter().enumerate() {
+            self.backends(references, number, metadata);
+            let deserted = references.iter().all(|reference| reference.weight == Some(0));
+            if attached && deserted && !redirects {
+                let text = "no backend has any weight: requests are answered with 500";
+                let path = spec(&[("rules", Some(number)), ("backendRefs", None)]);
+                self.warning(&path, text.to_owned());
+            }
         }
     }
 
-    fn has_port_named(&self, key: &ServiceKey, name: &str) -> bool {
-        let service = self.index.service(key);
-        service.is_some_and(|service| service.spec.ports.iter().any(|port| port.name == name))
+    /// Whether any parent is a service.
+    fn parents(&mut self, parents: &[ParentRef], metadata: &Metadata) -> bool {
+        let mut attached = false;
+        for (number, parent) in parents.iter().enumerate() {
+            if let Some(key) = parent_service(parent, metadata) {
+                attached = true;
+                self.parent(parent, number, &key);
+            } else if parent.kind.as_deref() == Some("Service") {
+                let group = parent.group.as_deref().unwrap_or_default();
+                let text = format!(
+                    "a Service of the group {group:?} means nothing here; leave the group empty"
+                );
+                self.warning(&spec(&[("parentRefs", Some(number)), ("group", None)]), text);
+            }
+        }
+        attached
+    }
+
+    fn parent(&mut self, parent: &ParentRef, number: usize, key: &ServiceKey) {
+        let at = |field| spec(&[("parentRefs", Some(number)), (field, None)]);
+        if let Err(why) = self.service(key) {
+            return self.error(&at("name"), why);
+        }
+        let ports = authority::ports(self.index, key);
+        if let Some(port) = parent.port.filter(|port| !ports.contains(port)) {
+            return self.error(&at("port"), format!("service {key} has no port {port}"));
+        }
+        let Some(name) = &parent.section_name else {
+            return;
+        };
+        let named = self.ports_named(key, name);
+        if named.is_empty() {
+            self.error(&at("sectionName"), format!("service {key} has no port named {name:?}"));
+        } else if let Some(port) = parent.port.filter(|port| !named.contains(port)) {
+            let text = format!("port {port} of service {key} is not the one named {name:?}");
+            self.error(&at("sectionName"), text);
+        }
+    }
+
+    /// Nothing where the name is empty: a port without a name has to be named by its number.
+    fn ports_named(&self, key: &ServiceKey, name: &str) -> Vec<u16> {
+        let ports = self.index.service(key).into_iter().flat_map(|service| &service.spec.ports);
+        let named = ports.filter(|port| !name.is_empty() && port.name == name);
+        named.map(|port| port.port).collect()
     }
 
     fn backends(&mut self, references: &[BackendRef], rule: usize, metadata: &Metadata) {
@@ -200,10 +246,14 @@ impl Check<'_> {
                 continue;
             }
             let counts = policy::first_policy(self.index, &key, target.section_name.as_deref());
-            if let Some(counts) = counts.filter(|counts| counts.metadata != policy.metadata) {
-                let name = &counts.metadata.name;
-                let why =
-                    format!("{key} has the TrafficPolicy {name:?} already; this one is ignored");
+            if let Some(counts) = counts.filter(|counts| counts.policy.metadata != policy.metadata)
+            {
+                let (name, origin) = (&counts.policy.metadata.name, &counts.located.origin);
+                let place =
+                    format!("{}:{}", origin.file, origin.line_of(&[Field::Name("metadata")]));
+                let why = format!(
+                    "{key} has the TrafficPolicy {name:?} already ({place}); this one is ignored"
+                );
                 self.error(&at("name"), why);
             }
             self.route_ignores(policy, target);
@@ -215,7 +265,7 @@ impl Check<'_> {
         if target.kind == TargetKind::Service {
             let service = ServiceKey::new(&key.namespace, &key.name);
             self.service(&service).map_err(|why| ("name", why))?;
-            return match section.filter(|section| !self.has_port_named(&service, section)) {
+            return match section.filter(|name| self.ports_named(&service, name).is_empty()) {
                 Some(name) => {
                     Err(("sectionName", format!("service {service} has no port named {name:?}")))
                 }
@@ -225,7 +275,8 @@ impl Check<'_> {
         let Some(route) = self.index.get(key) else {
             return Err(("name", format!("there is no {key}")));
         };
-        let has_rule = |section: &str| rule_names(&route.resource).contains(&section);
+        let has_rule =
+            |section: &str| !section.is_empty() && rule_names(&route.resource).contains(&section);
         match section.filter(|section| !has_rule(section)) {
             Some(name) => Err(("sectionName", format!("{key} has no rule named {name:?}"))),
             None => Ok(()),
@@ -237,25 +288,12 @@ impl Check<'_> {
         if target.kind == TargetKind::Service {
             return;
         }
-        let whole = |name: &'static str, given: bool| (name, given, vec![(name, None)]);
-        let fields = [
-            whole("retryBudget", policy.spec.retry_budget.is_some()),
-            whole("loadBalancer", policy.spec.load_balancer.is_some()),
-            whole("outlierDetection", policy.spec.outlier_detection.is_some()),
-            whole("concurrency", policy.spec.concurrency.is_some()),
-            whole("connections", policy.spec.connections.is_some()),
-            whole("rateLimit", policy.spec.rate_limit.is_some()),
-            (
-                "timeouts.connect",
-                policy.spec.timeouts.connect.is_some(),
-                vec![("timeouts", None), ("connect", None)],
-            ),
-        ];
-        for (name, given, path) in fields {
-            if given {
-                let text = format!("{name} counts on a Service only, not on a route");
-                self.warning(&spec(&path), text);
-            }
+        let given = |field: &fields::Field| (field.of)(&policy.spec).is_some();
+        let of_service = fields::fields().into_iter().filter(|field| field.scope != Scope::Rule);
+        for field in of_service.filter(given) {
+            let path: Vec<Field> = [Field::Name("spec")].into_iter().chain(field.steps()).collect();
+            let text = format!("{} counts on a Service only, not on a route", field.name);
+            self.warning(&path, text);
         }
     }
 

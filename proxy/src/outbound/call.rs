@@ -12,7 +12,7 @@ use super::attempt::{self, Answer, Tried};
 use super::destination::Destination;
 use super::rule::Rule;
 use super::session::Token;
-use super::timed_out;
+use super::{DEFAULT_TIMEOUT, timed_out};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, Replay};
 use crate::http::upgrade::Upgrade;
@@ -20,9 +20,6 @@ use crate::http::{deadline, headers};
 use crate::policy::fault::Fate;
 use crate::policy::retry::is_safe;
 use crate::record::Record;
-
-/// Bound on the wait for response headers where no policy says anything.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// One call.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use crate::policy::retry::RetryPolicy;
 use crate::route::RouteTable;
 
 /// Longest silence on a response where no policy says anything.
-const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What happens to the requests that match.
 #[derive(Debug)]
@@ -55,7 +55,9 @@ struct Weighted {
     filters: Filters,
 }
 
-fn prefix(rule: &proto::Rule) -> Option<&str> {
+/// The path prefix that a rule matches, if it is one: what its filters may replace.
+#[must_use]
+pub fn prefix(rule: &proto::Rule) -> Option<&str> {
     match rule.r#match.as_ref()?.path.as_ref()?.kind.as_ref()? {
         proto::path_match::Kind::Prefix(prefix) => Some(prefix),
         proto::path_match::Kind::Exact(_) | proto::path_match::Kind::Regex(_) => None,

@@ -82,6 +82,23 @@ fn fields_are_located_for_later_errors() {
     assert_eq!(error.to_string(), "a.yaml:5:38: spec.targetRefs[0].name: no such service");
     let absent = [Field::Name("spec"), Field::Name("absent")];
     assert_eq!(parsed.resources[0].origin.error(&absent, String::new()).line, 5);
+    let second = parse("a.yaml", &format!("# first\n---\n{POLICY}"));
+    let request = [Field::Name("spec"), Field::Name("timeouts"), Field::Name("request")];
+    assert_eq!(second.resources[0].origin.line_of(&request), 9);
+}
+
+#[test]
+fn a_creation_timestamp_is_kept() {
+    let with = |timestamp: &str| {
+        let metadata = format!("{{name: payments, creationTimestamp: {timestamp}}}");
+        parse("a.yaml", &POLICY.replace("{name: payments, namespace: shop}", &metadata))
+    };
+    let of = |timestamp: &str| {
+        with(timestamp).resources.first().unwrap().resource.metadata().creation_timestamp
+    };
+    assert!(of("2026-01-02T03:04:05Z") < of("'2026-01-02T03:04:06Z'"));
+    assert_eq!(of("null"), None);
+    assert!(with("yesterday").errors[0].to_string().contains("metadata.creationTimestamp"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::duration;
 
@@ -25,7 +25,7 @@ pub struct LoadBalancer {
 }
 
 /// Load balancing algorithms.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LoadBalancerType {
     /// The better of two random endpoints by peak-sensitive latency average times load.
     #[default]
@@ -41,7 +41,7 @@ pub enum LoadBalancerType {
 }
 
 /// What requests with the same endpoint have in common; one of them.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum HashOn {
     /// The value of a header of this name. Requests without it go anywhere.
@@ -58,7 +58,7 @@ fn hash_on<'de, D: Deserializer<'de>>(input: D) -> Result<Option<HashOn>, D::Err
 }
 
 /// Whether endpoints of the caller's own zone come first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ZonePreference {
     /// All zones alike.
     #[default]

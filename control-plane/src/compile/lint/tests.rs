@@ -107,6 +107,14 @@ fn grpc_routes_change_headers_only() {
 }
 
 #[test]
+fn rules_of_a_route_have_different_names() {
+    let yaml = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r}, spec: {rules: [{name: a}, {}, {}, {name: a}]}}";
+    let errors = errors(yaml);
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("spec.rules[3].name: another rule"), "{errors:?}");
+}
+
+#[test]
 fn services_and_subscriptions_are_checked() {
     let service = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 80}, {port: 80, name: b}]}}";
     assert!(errors(service)[0].contains("spec.ports[1].port: port 80 is there twice"));

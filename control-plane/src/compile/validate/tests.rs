@@ -47,6 +47,10 @@ fn routes_that_lead_nowhere_are_named() {
             "spec.parentRefs[0].sectionName: ",
         ),
         (
+            "{parentRefs: [{kind: Service, name: a, port: 81, sectionName: web}]}",
+            "spec.parentRefs[0].port: service default/a has no port 81",
+        ),
+        (
             "{parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: [{name: b, port: 80}]}]}",
             "spec.rules[0].backendRefs[0].name: no service \"b\"",
         ),
@@ -103,6 +107,72 @@ fn policies_without_target_and_second_policies_are_named() {
         error.starts_with("test.yaml:5:") && error.contains("has the TrafficPolicy \"p\" already"),
         "{error}"
     );
+}
+
+#[test]
+fn a_parent_is_one_port() {
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: b}, spec: {ports: [{name: web, port: 80}, {name: grpc, port: 81}]}}";
+    let parent = |parent: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{kind: Service, name: b{parent}}}], rules: [{{backendRefs: [{{name: a, port: 80}}]}}]}}"
+        );
+        error(&format!("{service}\n---\n{}", route(&spec)))
+    };
+    assert_eq!(parent(", port: 80, sectionName: web"), "");
+    assert!(parent(", port: 80, sectionName: grpc").contains("is not the one named \"grpc\""));
+    assert!(parent(", sectionName: ''").contains("no port named \"\""));
+}
+
+#[test]
+fn the_older_of_two_policies_counts_where_both_say_when() {
+    let policy = |name: &str, created: &str| {
+        let policy = policy(name, "{targetRefs: [{kind: Service, name: a}]}");
+        policy.replace(&format!("name: {name}}}"), &format!("name: {name}{created}}}"))
+    };
+    let (old, new) =
+        (", creationTimestamp: 2026-01-01T00:00:00Z", ", creationTimestamp: 2026-01-02T00:00:00Z");
+    for (first, second, ignored) in [
+        (new, old, "test.yaml:3:"),
+        (old, new, "test.yaml:5:"),
+        (old, old, "test.yaml:5:"),
+        ("", old, "test.yaml:5:"),
+        (new, "", "test.yaml:5:"),
+    ] {
+        let error = error(&format!("{}\n---\n{}", policy("p", first), policy("q", second)));
+        assert!(error.starts_with(ignored), "{first} {second}: {error}");
+    }
+}
+
+#[test]
+fn rules_that_lead_nowhere_and_rules_that_are_shadowed_are_warned_of() {
+    let warnings = |spec: &str| {
+        let (errors, warnings) = findings(&route(spec));
+        assert_eq!(errors, Vec::<String>::new(), "{spec}");
+        warnings
+    };
+    let parent = "parentRefs: [{kind: Service, name: a}]";
+    let backends = "backendRefs: [{name: a, port: 80}]";
+    for (rest, expected) in [
+        ("", "spec.rules: a route without rules"),
+        (", rules: [{}]", "spec.rules[0].backendRefs: no backend"),
+        (
+            ", rules: [{backendRefs: [{name: a, port: 80, weight: 0}]}]",
+            "spec.rules[0].backendRefs: no backend",
+        ),
+        (
+            &format!(", rules: [{{{backends}}}, {{{backends}}}]"),
+            "spec.rules[1]: this rule is never chosen: HTTPRoute default/r rule 0 match 0 (test.yaml:3) takes",
+        ),
+    ] {
+        let warnings = warnings(&format!("{{{parent}{rest}}}"));
+        assert!(warnings.len() == 1 && warnings[0].contains(expected), "{rest}: {warnings:?}");
+    }
+    let redirect = "{filters: [{type: RequestRedirect, requestRedirect: {hostname: b}}]}";
+    assert_eq!(warnings(&format!("{{{parent}, rules: [{redirect}]}}")), Vec::<String>::new());
+    let group = format!(
+        "{{parentRefs: [{{kind: Service, group: apps, name: a}}], rules: [{{{backends}}}]}}"
+    );
+    assert_eq!(warnings(&group).len(), 2);
 }
 
 #[test]
