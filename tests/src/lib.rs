@@ -2,6 +2,7 @@
 //! removed at the end of a test.
 //!
 //! - [`mesh`]: a control plane and sidecars, each a process of its own, beside applications in the test itself;
+//! - [`web`]: the same with one service and a caller, for tests of policies;
 //! - [`up`]: a whole mesh by `duet up`;
 //! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
 //! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
@@ -14,6 +15,7 @@
     clippy::print_stderr,
     clippy::missing_panics_doc,
     clippy::missing_errors_doc,
+    clippy::cast_precision_loss,
     reason = "fixtures of tests: a failure here is a failed test"
 )]
 
@@ -24,6 +26,7 @@ pub mod metrics;
 pub mod process;
 pub mod tools;
 pub mod up;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

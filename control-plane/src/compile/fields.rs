@@ -107,15 +107,19 @@ fn balancer(balancer: &LoadBalancer) -> Value {
     ])
 }
 
+/// As a sentence: six fields would be too wide for a table.
 fn outliers(limits: OutlierDetection) -> Value {
-    json!({
-        "consecutiveFailures": limits.consecutive_failures,
-        "minSuccessPercent": limits.min_success_percent,
-        "minRequests": limits.min_requests,
-        "minEjection": time(limits.min_ejection),
-        "maxEjection": time(limits.max_ejection),
-        "maxEjectionPercent": limits.max_ejection_percent,
-    })
+    let (least, most) = (limits.min_ejection, limits.max_ejection);
+    format!(
+        "{} failures in a row, or under {}% of {} good: left alone for {} to {}, {}% of them at most",
+        limits.consecutive_failures,
+        limits.min_success_percent,
+        limits.min_requests,
+        duration::format(least),
+        duration::format(most),
+        limits.max_ejection_percent
+    )
+    .into()
 }
 
 fn rate_limit(limit: RateLimit) -> Value {

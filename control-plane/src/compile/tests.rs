@@ -274,3 +274,98 @@ fn a_node_gets_its_subscriptions_and_every_bus() {
     let buses: Vec<_> = workload.buses.iter().map(|b| (b.name.as_str(), b.topics.len())).collect();
     assert_eq!(buses, [("audit", 1), ("default", 0)]);
 }
+
+fn traffic_policy(name: &str, spec: &str) -> String {
+    format!(
+        "\n---\n{{apiVersion: duet.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: {name}, namespace: shop}}, spec: {{{spec}}}}}"
+    )
+}
+
+#[test]
+fn a_rule_gets_the_policy_that_its_filter_names_and_500_where_there_is_none() {
+    let filter = |name: &str| {
+        format!(
+            "[{{filters: [{{type: ExtensionRef, extensionRef: {{group: duet.dev, kind: TrafficPolicy, name: {name}}}}}], \
+             backendRefs: [{{name: orders, port: 80}}]}}]"
+        )
+    };
+    let policies = traffic_policy("fast", "timeouts: {request: 1s}")
+        + &traffic_policy(
+            "all",
+            "targetRefs: [{kind: Service, name: orders}], timeouts: {request: 9s}",
+        );
+    let rule = |name: &str| {
+        let yaml = SERVICES.to_owned() + &policies + &http_route("r", "shop", &filter(name));
+        config(&index(&yaml), "shop", "orders").rules.remove(0)
+    };
+    let timeout = |rule: &proto::Rule| secs(rule.timeouts.as_ref().unwrap().request.as_ref());
+    assert_eq!(timeout(&rule("fast")), Some(Duration::from_secs(1)));
+    let broken = rule("nobody");
+    assert!(broken.backends[0].invalid.contains("nobody"), "{:?}", broken.backends);
+    // The services behind a route hear of a change of the policy that it names.
+    let mut index =
+        index(&(SERVICES.to_owned() + &policies + &http_route("r", "shop", &filter("fast"))));
+    let affected =
+        index.apply(Change::Remove(crate::index::object("TrafficPolicy", "shop", "fast")));
+    assert!(affected.services.contains(&ServiceKey::new("shop", "orders")), "{affected:?}");
+}
+
+#[test]
+fn gateway_apis_own_policy_sets_the_budget_and_the_session_unless_ours_does() {
+    let standard = "\n---\n{apiVersion: gateway.networking.x-k8s.io/v1alpha1, kind: XBackendTrafficPolicy, metadata: {name: x, \
+                    namespace: shop}, spec: {targetRefs: [{group: '', kind: Service, name: orders}], retryConstraint: {budget: \
+                    {percent: 5, interval: 10s}, minRetryRate: {count: 30, interval: 10s}}, sessionPersistence: {type: Header}}}";
+    let config =
+        |more: &str| config(&index(&(SERVICES.to_owned() + standard + more)), "shop", "orders");
+    let plain = config("");
+    let budget = plain.retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_per_second), (5, 3));
+    let session = plain.rules[0].session.as_ref().unwrap();
+    assert_eq!((session.name.as_str(), session.header), ("duet-session", true));
+    let ours = traffic_policy(
+        "p",
+        "targetRefs: [{kind: Service, name: orders}], retryBudget: {percent: 50}",
+    );
+    assert_eq!(config(&ours).retry_budget.unwrap().percent, 50);
+}
+
+#[test]
+fn grants_count_only_where_they_are_required() {
+    let yaml = "{apiVersion: v1, kind: Service, metadata: {name: orders, namespace: shop}, spec: {ports: [{port: 80}]}}\n---\n\
+                {apiVersion: v1, kind: Service, metadata: {name: far, namespace: ops}, spec: {ports: [{port: 80}]}}"
+        .to_owned()
+        + &http_route("r", "shop", "[{backendRefs: [{name: far, namespace: ops, port: 80}]}]");
+    let grant = "\n---\n{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {name: g, namespace: ops}, \
+                 spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: '', kind: \
+                 Service, name: far}]}}";
+    let refused = |yaml: &str, required: bool| {
+        let mut index = index(yaml);
+        index.require_grants(required);
+        !config(&index, "shop", "orders").rules[0].backends[0].invalid.is_empty()
+    };
+    assert!(!refused(&yaml, false));
+    assert!(refused(&yaml, true));
+    assert!(!refused(&(yaml + grant), true));
+}
+
+#[test]
+fn a_replica_is_told_what_protects_its_ports() {
+    let policy = traffic_policy(
+        "p",
+        "targetRefs: [{kind: Service, name: orders, sectionName: web}], rateLimit: {requests: 5, perCaller: {requests: 2, per: 1m}}, \
+         concurrency: {adaptive: true}, connections: {max: 9}",
+    );
+    let mut index = index(&(SERVICES.to_owned() + &policy));
+    register(&mut index, "orders", "o1", &["web=8080", "grpc=7070/grpc"]);
+    let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
+    let told =
+        |instance: &str| workload(&index, &who, instance, &["orders".to_owned()].into()).inbound;
+    let [policy] = told("o1").try_into().unwrap();
+    assert_eq!((policy.service.as_str(), &policy.ports[..]), ("shop/orders", &[8080][..]));
+    assert_eq!(
+        (policy.rate_limit.unwrap().burst, policy.caller_rate_limit.unwrap().requests),
+        (5, 2)
+    );
+    assert_eq!((policy.concurrency.unwrap().adaptive, policy.max_connections), (true, 9));
+    assert_eq!(told("somebody else"), []);
+}

@@ -112,10 +112,7 @@ impl Replica {
     /// Share of its full load that it should get, 0.1 to 1, where endpoints start slowly.
     #[must_use]
     pub fn share(&self, slow_start: Option<Duration>, now: f64) -> f64 {
-        let Some(window) = slow_start.filter(|window| !window.is_zero()) else {
-            return 1.0;
-        };
-        ((now - self.since) / window.as_secs_f64()).clamp(LEAST_SHARE, 1.0)
+        share(self.since, slow_start, now)
     }
 
     /// Takes in how long a try took.
@@ -129,6 +126,13 @@ impl Replica {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight { replica: Arc::clone(self), probe }
     }
+}
+
+fn share(since: f64, slow_start: Option<Duration>, now: f64) -> f64 {
+    let Some(window) = slow_start.filter(|window| !window.is_zero()) else {
+        return 1.0;
+    };
+    ((now - since) / window.as_secs_f64()).clamp(LEAST_SHARE, 1.0)
 }
 
 /// A request in flight at a replica.
@@ -152,5 +156,20 @@ impl Drop for InFlight {
         if self.probe {
             self.replica.health.abandoned();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_endpoint_gets_its_full_share_step_by_step() {
+        let window = Some(Duration::from_secs(30));
+        assert!((share(100.0, window, 100.0) - LEAST_SHARE).abs() < 1e-9);
+        assert!((share(100.0, window, 115.0) - 0.5).abs() < 1e-9);
+        assert!((share(100.0, window, 200.0) - 1.0).abs() < 1e-9);
+        assert!((share(100.0, None, 100.0) - 1.0).abs() < 1e-9);
+        assert!((share(100.0, Some(Duration::ZERO), 100.0) - 1.0).abs() < 1e-9);
     }
 }
