@@ -8,6 +8,7 @@ pub mod guard;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -229,11 +230,12 @@ impl Inbound {
         let upgrade = Upgrade::take(&mut head);
         let guard = self.guard(port.number);
         let admitted = guard.map(|guard| guard.admit(&peer.name, &head, &port.metrics)).transpose();
-        let deadline = deadline::read(&head.headers).map(|left| Instant::now() + left);
+        let deadline =
+            deadline::read(&head.headers, asked.is_grpc()).map(|left| Instant::now() + left);
         let outcome = match admitted {
             Err(refused) => Err(refused),
             Ok(permit) => {
-                let forwarded = forward(head, body, peer, upgrade.as_ref());
+                let forwarded = std::pin::pin!(forward(head, body, peer, upgrade.as_ref()));
                 in_time(forwarded, deadline).await.map(|response| (response, permit))
             }
         };
@@ -277,8 +279,8 @@ fn progress(failure: &Failure) -> Option<&'static str> {
 }
 
 /// Nobody waits for an answer past the caller's deadline.
-async fn in_time(
-    forwarded: impl Future<Output = Result<Response<Body>, Failure>>,
+async fn in_time<F: Future<Output = Result<Response<Body>, Failure>>>(
+    forwarded: Pin<&mut F>,
     deadline: Option<Instant>,
 ) -> Result<Response<Body>, Failure> {
     let Some(deadline) = deadline else {

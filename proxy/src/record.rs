@@ -106,6 +106,18 @@ impl Record {
         Self(self.0.take())
     }
 
+    /// Whether it is a gRPC call.
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.0.as_ref().is_some_and(|open| open.asked.is_grpc())
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Option<Instant> {
+        self.0.as_ref().map(|open| open.started)
+    }
+
     /// Since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

@@ -5,13 +5,14 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::HeaderValue;
 
-use super::headers::{GRPC_TIMEOUT, TIMEOUT_MS};
+use super::headers::{GRPC_TIMEOUT, TIMEOUT_MS, has_ours};
 
-/// What the caller left; the shorter of both headers. What makes no sense counts as absent.
+/// What the caller left; for a gRPC call the shorter of both headers. What makes no sense counts as absent.
 #[must_use]
-pub fn read(headers: &HeaderMap) -> Option<Duration> {
-    let plain = headers.get(TIMEOUT_MS).and_then(|value| value.to_str().ok()?.parse().ok());
-    let grpc = headers.get(GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?));
+pub fn read(headers: &HeaderMap, grpc: bool) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let plain = has_ours(headers).then(|| text(TIMEOUT_MS)?.parse().ok()).flatten();
+    let grpc = grpc.then(|| grpc_timeout(text(GRPC_TIMEOUT)?)).flatten();
     let plain = plain.map(Duration::from_millis);
     plain.into_iter().chain(grpc).min()
 }
@@ -56,10 +57,8 @@ mod tests {
     use super::*;
 
     fn of(name: &'static str, value: &'static str) -> Option<Duration> {
-        read(&HeaderMap::from_iter([(
-            http::HeaderName::from_static(name),
-            HeaderValue::from_static(value),
-        )]))
+        let name = http::HeaderName::from_static(name);
+        read(&HeaderMap::from_iter([(name, HeaderValue::from_static(value))]), true)
     }
 
     #[test]
@@ -78,7 +77,7 @@ mod tests {
         for left in [Duration::from_micros(5), Duration::from_secs(3), Duration::from_secs(4000)] {
             let mut headers = HeaderMap::new();
             write(&mut headers, left, true);
-            assert_eq!(read(&headers), Some(left));
+            assert_eq!(read(&headers, true), Some(left));
         }
     }
 }

@@ -104,6 +104,13 @@ pub fn replace(headers: &mut HeaderMap, with: HeaderMap) {
     }
 }
 
+/// Whether any header is one of the mesh's own. Looking over the names is cheaper than a hashed look-up, and nearly
+/// always the answer is no.
+#[must_use]
+pub fn has_ours(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with("duet-"))
+}
+
 /// Copies a head out of its connection's read buffer, which is then free for the next read. Thousands of connections
 /// that wait for an answer would each hold a second buffer otherwise.
 pub fn detach<B>(request: &mut Request<B>) {
@@ -170,6 +177,9 @@ pub fn authority(head: &request::Parts) -> Result<Authority, Failure> {
 /// # Errors
 /// When it says so more than once, or what it says is malformed.
 pub fn destination(headers: &HeaderMap) -> Result<Option<Authority>, Failure> {
+    if !has_ours(headers) {
+        return Ok(None);
+    }
     let mut values = headers.get_all(&DESTINATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);

@@ -49,6 +49,7 @@ pub(super) struct Try<'d> {
     head: request::Parts,
     body: CallBody,
     limit: Option<Duration>,
+    grpc: bool,
 }
 
 /// A try without an answer, and the body where it is untouched.
@@ -110,18 +111,19 @@ pub(super) fn prepare<'d>(
     };
     let mesh = choice.replica.pool.target().identity.is_some();
     let head = head(call, choice.filters, transport, mesh, tried.count());
+    let grpc = call.grpc;
     let body = match &call.body {
         // Every try can have it.
         Some(CallBody::None) => CallBody::None,
         _ => call.body.take().unwrap_or(CallBody::None),
     };
-    Ok(Try { destination, choice, transport, head, body, limit: rule.try_timeout })
+    Ok(Try { destination, choice, transport, head, body, limit: rule.try_timeout, grpc })
 }
 
 impl<'d> Try<'d> {
     /// Makes the try.
     pub(super) async fn run(self) -> Result<Answer<'d>, Failed> {
-        let Self { destination, choice, transport, head, body, limit } = self;
+        let Self { destination, choice, transport, head, body, limit, grpc } = self;
         let Choice { backend, endpoints, filters, replica, mut in_flight } = choice;
         let started = Instant::now();
         let exchange = std::pin::pin!(exchange(backend, &replica, transport, head, body));
@@ -131,7 +133,7 @@ impl<'d> Try<'d> {
             outcome.unwrap_or_else(|| Err(timed_out(&replica, limit.unwrap_or_default())));
         let took = started.elapsed();
         let verdict = match &outcome {
-            Ok(response) => judge(response),
+            Ok(response) => judge(response, grpc),
             Err(failed) => Judged::of(failed.failure.progress == Progress::Final),
         };
         let slow = verdict.penalty || matches!(&outcome, Ok(answer) if answer.status() == 429);
@@ -198,22 +200,29 @@ impl Judged {
     }
 }
 
-fn judge(response: &Response<Body>) -> Judged {
+fn judge(response: &Response<Body>, grpc: bool) -> Judged {
     let headers = response.headers();
+    let progress = elsewhere(headers);
     // Busy is not broken: ejecting it would leave the others with even more.
-    if headers.get(headers::PROGRESS).is_some_and(|progress| progress == "shed") {
+    if progress.is_some_and(|progress| progress == "shed") {
         return Judged { good: None, in_trailers: false, penalty: true };
     }
-    if response.status().is_server_error() {
+    // A gRPC failure has its status in a header, and 200.
+    if response.status().is_server_error() || (grpc && progress.is_some()) {
         return Judged::of(false);
     }
-    if !headers::is_grpc(headers) {
+    if !grpc {
         return Judged::of(true);
     }
     match headers::grpc_status(headers) {
         Some(code) => Judged::of(!is_server_fault(code)),
         None => Judged { good: None, in_trailers: true, penalty: false },
     }
+}
+
+/// How far the request had come where the other sidecar failed it.
+fn elsewhere(headers: &HeaderMap) -> Option<&HeaderValue> {
+    if headers::has_ours(headers) { headers.get(headers::PROGRESS) } else { None }
 }
 
 /// gRPC statuses that say that the server, not the request, was the trouble.
@@ -271,10 +280,10 @@ fn head(
     }
     if attempt > 1 {
         head.headers.insert(headers::ATTEMPT, HeaderValue::from(attempt));
-    }
-    if let Some(limit) = call.deadline.filter(|_| call.bounds_body) {
-        let left = limit.saturating_duration_since(Instant::now());
-        deadline::write(&mut head.headers, left, headers::is_grpc(&call.head.headers));
+        if let Some(limit) = call.deadline.filter(|_| call.bounds_body) {
+            let left = limit.saturating_duration_since(Instant::now());
+            deadline::write(&mut head.headers, left, call.grpc);
+        }
     }
     match transport {
         Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
@@ -287,7 +296,7 @@ fn head(
 pub(super) fn progress(answer: &Answer<'_>, rule: &Rule) -> Option<Progress> {
     let headers = answer.response.headers();
     // The other sidecar failed, and knows how far the request had come.
-    if let Some(value) = headers.get(headers::PROGRESS) {
+    if let Some(value) = elsewhere(headers) {
         return match value.as_bytes() {
             b"unprocessed" => Some(Progress::Unprocessed),
             b"unknown" => Some(Progress::Unknown),
@@ -310,7 +319,7 @@ pub(super) fn respond(answer: Answer<'_>, call: Call, rule: &Rule) -> Response<B
     let mut record = call.record;
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
-    if head.headers.contains_key(headers::PROGRESS)
+    if elsewhere(&head.headers).is_some()
         && let Some(value) = head.headers.get(headers::PROXY_STATUS)
         && let Some(kind) = value.to_str().ok().and_then(ErrorType::of_proxy_status)
     {

@@ -30,6 +30,7 @@ pub(super) struct Call {
     pub deadline: Option<Instant>,
     /// The deadline bounds the response's body too, and travels on.
     pub bounds_body: bool,
+    pub grpc: bool,
     /// The caller wants another protocol on this connection.
     pub upgrade: Option<Upgrade>,
     /// What the response says besides to a cross-origin request.
@@ -49,7 +50,7 @@ pub(super) enum CallBody {
 
 impl Call {
     pub(super) fn new(
-        head: request::Parts,
+        mut head: request::Parts,
         authority: Authority,
         body: Incoming,
         rule: &Rule,
@@ -67,14 +68,21 @@ impl Call {
         } else {
             CallBody::Replay(Replay::new(body, kept))
         };
-        let (limit, bounds_body) = limit(&head, rule);
-        let deadline = limit.map(|limit| Instant::now() + limit);
+        let grpc = record.is_grpc();
+        let (limit, bounds_body) = limit(&head, rule, grpc);
+        let started = record.started().unwrap_or_else(Instant::now);
+        let deadline = limit.map(|limit| started + limit);
+        if let Some(limit) = limit.filter(|_| bounds_body) {
+            // Once for all tries, which then have room for it in their copies of the head.
+            deadline::write(&mut head.headers, limit, grpc);
+        }
         Self {
             head,
             authority,
             body: Some(body),
             deadline,
             bounds_body,
+            grpc,
             upgrade: None,
             cross_origin: None,
             session: None,
@@ -185,13 +193,13 @@ impl Call {
 
 /// How long a call may take, and whether that bounds the response's body: as the route says, or as the caller's own
 /// deadline leaves, whichever is shorter; else the default, which nobody asked for and which cuts no stream.
-fn limit(head: &request::Parts, rule: &Rule) -> (Option<Duration>, bool) {
+fn limit(head: &request::Parts, rule: &Rule, grpc: bool) -> (Option<Duration>, bool) {
     let own = rule.request_timeout.filter(|limit| !limit.is_zero());
-    let left = deadline::read(&head.headers);
+    let left = deadline::read(&head.headers, grpc);
     match (own.into_iter().chain(left).min(), rule.request_timeout) {
         (Some(limit), _) => (Some(limit), true),
         (None, Some(_none)) => (None, true),
         // gRPC has deadlines of its own, and a stream's headers may come with its first message only.
-        (None, None) => (Some(DEFAULT_TIMEOUT).filter(|_| !headers::is_grpc(&head.headers)), false),
+        (None, None) => (Some(DEFAULT_TIMEOUT).filter(|_| !grpc), false),
     }
 }
