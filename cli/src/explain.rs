@@ -2,6 +2,7 @@
 //! are and where each setting comes from, the sidecar's code which of the rules the request falls under.
 
 mod describe;
+mod notes;
 mod report;
 mod request;
 mod text;

@@ -78,6 +78,12 @@ spec:
     filters: [{type: RequestRedirect, requestRedirect: {hostname: elsewhere.example, statusCode: 301}}]
   - matches: [{path: {value: /broken}}]
     backendRefs: [{name: gone, port: 80}]
+  - matches: [{path: {value: /shared}}]
+    filters: [{type: CORS, cors: {allowOrigins: ["https://a.example"]}}]
+    backendRefs: [{name: v1, port: 80}]
+  - matches: [{path: {value: /missing}}]
+    filters: [{type: ExtensionRef, extensionRef: {group: duet.dev, kind: TrafficPolicy, name: none}}]
+    backendRefs: [{name: v1, port: 80}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
@@ -99,7 +105,7 @@ spec:
 /// Method, path, headers.
 type Asked = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-const REQUESTS: [Asked; 18] = [
+const REQUESTS: [Asked; 21] = [
     ("GET", "/api/x?y=z", &[]),
     ("POST", "/api/x", &[]),
     ("POST", "/api/x", &[("x-canary", "1")]),
@@ -114,6 +120,13 @@ const REQUESTS: [Asked; 18] = [
     ("GET", "/old", &[]),
     ("GET", "/away/x?y", &[]),
     ("GET", "/broken", &[]),
+    (
+        "OPTIONS",
+        "/shared",
+        &[("origin", "https://a.example"), ("access-control-request-method", "GET")],
+    ),
+    ("OPTIONS", "/shared", &[("origin", "https://a.example")]),
+    ("GET", "/missing", &[]),
     ("GET", "/", &[]),
     ("POST", "/stock.Stock/Get", &[("content-type", "application/grpc")]),
     ("POST", "/stock.Stock/Get", &[("content-type", "application/grpc-web")]),
@@ -135,6 +148,9 @@ async fn sent(client: &Client, sidecar: &Sidecar, asked: &Asked) -> (u16, String
     if let Some(why) = headers.get("proxy-status") {
         let error = why.to_str().unwrap().split("error=").nth(1).unwrap();
         return (status, error.split(';').next().unwrap().to_owned());
+    }
+    if status == 204 {
+        return (status, String::new());
     }
     let answer: Value = response.json().await.unwrap();
     let pairs = answer["headers"].as_array().unwrap();
@@ -163,6 +179,7 @@ fn explained(config: &Path, from: &str, (method, path, headers): &Asked) -> (u16
     let what = match outcome["kind"].as_str().unwrap() {
         "failed" => of("error"),
         "redirected" => of("location"),
+        "preflight" => String::new(),
         _ => format!("{} as {}", report["backends"][0]["backend"].as_str().unwrap(), of("url")),
     };
     (status, what)
@@ -194,7 +211,7 @@ async fn what_is_explained_is_what_happens() {
             outcomes.insert(happened.0);
         }
     }
-    assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), [200, 301, 404, 500]);
+    assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), [200, 204, 301, 404, 500]);
 }
 
 #[test]
@@ -231,6 +248,31 @@ fn people_read_why_a_rule_does_not_match_and_which_routes_do_not_count() {
     let request = grpc.lines().find(|line| line.contains("timeouts.request ")).unwrap();
     let columns: Vec<&str> = request.split_whitespace().collect();
     assert_eq!(columns, ["timeouts.request", "none", "default"], "gRPC has deadlines of its own");
+    let policy = "apiVersion: duet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: v1}
+spec:
+  targetRefs: [{kind: Service, name: v1}]
+  rateLimit: {requests: 5, perCaller: {requests: 2}}
+  timeouts: {idle: 0s}
+  hedge: {after: p90}
+  fault: {abort: {percent: 0.5}, headers: [{name: x-test, value: fault}]}
+";
+    std::fs::write(folder.path().join("policy.yaml"), policy).unwrap();
+    let limited =
+        said(&["--from", "caller", "-X", "POST", "-H", "duet-timeout-ms: 250", "http://v1/"]);
+    for expected in [
+        "per 1s, perCaller (per 1s, requests 2), requests 5",
+        "0s (no bound)",
+        "after p90, maxPercent 5",
+        "abort (percent 0.5, status 503), headers name x-test, value fault",
+        "the caller leaves 250ms: no bound on the request is longer\n",
+        "POST without Idempotency-Key is not hedged\n",
+        "the fault is not for this request: it lacks the headers\n",
+        "policy.yaml:6 (TrafficPolicy default/v1)\n",
+    ] {
+        assert!(limited.contains(expected), "{expected}\n\n{limited}");
+    }
     let old = said(&["--from", "caller", "http://web/old/x"]);
     assert!(old.contains("Outcome: sent to the backends, as http://new.example/new/x\n"), "{old}");
     let nobody = said(&["--from", "ops/caller", "http://web/"]);
@@ -283,6 +325,8 @@ fn check_warns_of_rules_that_are_never_chosen() {
         "  - matches: [{path: {value: /api}, method: GET}]\n    backendRefs: [{name: v2, port: 80}]\n  - matches: [{path: {value: /away}}]",
     );
     let shadowed = shadowed.replace("{name: gone, port: 80}", "{name: v1, port: 80}");
+    let policy = "---\n{apiVersion: duet.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: none}, spec: {}}\n";
+    let shadowed = shadowed + policy;
     std::fs::write(&file, shadowed).unwrap();
     let check = duet(&["check", file.to_str().unwrap()]);
     let said = text(&check.stdout);

@@ -5,8 +5,9 @@ use duet_api::proto::filter::Kind as FilterKind;
 use duet_api::proto::path_match::Kind as PathKind;
 use duet_api::proto::path_modifier::Kind as ChangeKind;
 use duet_api::proto::value_match::Kind as ValueKind;
+use duet_control_plane::compile::explain::Setting;
 use duet_proxy::route::Mismatch;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A condition of a rule that a request does not meet.
 pub(crate) fn mismatch(mismatch: &Mismatch, wanted: &proto::Match) -> String {
@@ -83,17 +84,44 @@ fn headers(change: &proto::HeaderModifier) -> String {
 }
 
 /// A setting's value on one line.
-pub(crate) fn value(value: &Value) -> String {
+pub(crate) fn setting(setting: &Setting) -> String {
+    match (setting.name, &setting.value) {
+        ("outlierDetection", Value::Object(limits)) => outliers(limits),
+        (name, Value::String(text)) if text == "0s" && name.starts_with("timeouts.") => {
+            "0s (no bound)".to_owned()
+        }
+        (_, other) => value(other),
+    }
+}
+
+/// As a sentence: six fields would be too wide for a table.
+fn outliers(limits: &Map<String, Value>) -> String {
+    let of = |name: &str| limits.get(name).map(value).unwrap_or_default();
+    format!(
+        "{} failures in a row, or under {}% of {} good: left alone for {} to {}, {}% of them at most",
+        of("consecutiveFailures"),
+        of("minSuccessPercent"),
+        of("minRequests"),
+        of("minEjection"),
+        of("maxEjection"),
+        of("maxEjectionPercent")
+    )
+}
+
+fn value(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
-        Value::String(text) if text == "0s" => "0s (no bound)".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(values) if values.is_empty() => "none".to_owned(),
         Value::Array(values) => values.iter().map(self::value).collect::<Vec<_>>().join(", "),
-        Value::Object(fields) => {
-            let field = |(name, inner): (&String, &Value)| format!("{name} {}", self::value(inner));
-            fields.iter().map(field).collect::<Vec<_>>().join(", ")
-        }
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::Object(fields) => fields.iter().map(field).collect::<Vec<_>>().join(", "),
+        // Without the decimals of a whole number.
+        Value::Number(number) => number.as_f64().map_or_else(String::new, |n| n.to_string()),
+        Value::Bool(_) => value.to_string(),
     }
+}
+
+fn field((name, value): (&String, &Value)) -> String {
+    let text = self::value(value);
+    if value.is_object() { format!("{name} ({text})") } else { format!("{name} {text}") }
 }

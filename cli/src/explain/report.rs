@@ -16,7 +16,7 @@ use http::{StatusCode, header, request};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::describe;
+use super::{describe, notes};
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub(crate) struct Asked {
 pub(crate) enum Outcome {
     /// Sends the request on; `url` is what the backend sees.
     Forwarded { url: String },
+    /// Answers a browser's question about cross-origin requests.
+    Preflight { status: u16 },
     /// Answers with a redirect.
     Redirected { status: u16, location: String },
     /// Answers with an error; `error` is that of `Proxy-Status`.
@@ -120,9 +122,10 @@ impl Report {
         mut head: request::Parts,
     ) -> anyhow::Result<Self> {
         let authority = headers::authority(&head)?;
+        let dialled = headers::destination(&head.headers)?;
         headers::strip_all(&mut head.headers);
         let mut report = Self::unknown(caller, &head, &authority);
-        let dialled = authority.as_str().to_ascii_lowercase();
+        let dialled = dialled.as_ref().unwrap_or(&authority).as_str().to_ascii_lowercase();
         let explanation = match explain(index, &caller.namespace, &dialled) {
             Ok(explanation) => explanation,
             Err(why) => {
@@ -182,7 +185,7 @@ impl Report {
     ) -> anyhow::Result<()> {
         self.filters = rule.filters.iter().map(describe::filter).collect();
         self.outcome = outcome(rule, head, authority)?;
-        if let Outcome::Redirected { .. } = self.outcome {
+        if matches!(self.outcome, Outcome::Redirected { .. } | Outcome::Preflight { .. }) {
             return Ok(());
         }
         let total: u32 = rule.backends.iter().map(|backend| backend.weight).sum();
@@ -193,12 +196,7 @@ impl Report {
         self.settings.iter_mut().for_each(fill);
         let of_backends = self.backends.iter_mut().flat_map(|backend| &mut backend.settings);
         of_backends.for_each(fill);
-        let retry = rule.retry.as_ref().filter(|retry| retry.attempts > 0);
-        if let Some(retry) = retry
-            && !headers::is_idempotent(&head.method, &head.headers)
-        {
-            self.notes.push(unsafe_to_repeat(retry, head));
-        }
+        self.notes = notes::of(rule, head)?;
         Ok(())
     }
 }
@@ -242,6 +240,9 @@ fn outcome(
 ) -> anyhow::Result<Outcome> {
     let filters = Filters::compile(&rule.filters, prefix(rule))
         .map_err(|why| anyhow!("sidecars refuse {}: {why}", rule.name))?;
+    if let Some(answer) = filters.cors().and_then(|cors| cors.preflight(head)) {
+        return Ok(Outcome::Preflight { status: answer.status().as_u16() });
+    }
     if let Some(redirect) = filters.redirect(head, authority) {
         let location = redirect.headers().get(header::LOCATION);
         let location = location.map(|location| String::from_utf8_lossy(location.as_bytes()));
@@ -279,17 +280,4 @@ fn of_the_sidecar(setting: &mut Setting, head: &request::Parts) {
         "timeouts.idle" => duration::format(DEFAULT_IDLE_TIMEOUT).into(),
         _ => Value::Null,
     };
-}
-
-/// Policies name statuses to retry, but which of them count depends on the request.
-fn unsafe_to_repeat(retry: &proto::Retry, head: &request::Parts) -> String {
-    let more = match headers::is_grpc(&head.headers) {
-        true if !retry.grpc_codes.is_empty() => ", or answered with one of retry.grpcCodes",
-        false if !retry.codes.is_empty() => "; retry.codes do not count for it",
-        _ => "",
-    };
-    format!(
-        "{} without Idempotency-Key is tried again only if it provably was not processed{more}",
-        head.method
-    )
 }

@@ -10,6 +10,9 @@ use super::report::{Backend, Outcome, Report, Rule};
 /// Rules after the one that is used: enough to see what comes next.
 const LATER: usize = 3;
 
+/// Values wider than this do not make room for themselves in every line.
+const WIDE: usize = 40;
+
 /// Several lines.
 pub(crate) fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -42,6 +45,7 @@ fn outcome(report: &Report) -> String {
             "sent to the backends".to_owned()
         }
         Outcome::Forwarded { url } => format!("sent to the backends, as {url}"),
+        Outcome::Preflight { status } => format!("answered with {status}, a CORS preflight"),
         Outcome::Redirected { status, location } => format!("answered with {status} to {location}"),
         Outcome::Failed { status, error, details } => {
             format!("answered with {status}, {error}: {details}")
@@ -93,9 +97,10 @@ fn backend(backend: &Backend) -> Vec<String> {
 
 /// Settings in columns: name, value, who says so.
 fn aligned(settings: &[Setting]) -> Vec<String> {
-    let values: Vec<String> = settings.iter().map(|s| describe::value(&s.value)).collect();
+    let values: Vec<String> = settings.iter().map(describe::setting).collect();
     let name_width = settings.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
-    let value_width = values.iter().map(|value| value.chars().count()).max().unwrap_or_default();
+    let widths = values.iter().map(|value| value.chars().count());
+    let value_width = widths.filter(|width| *width <= WIDE).max().unwrap_or_default();
     let line = |(setting, value): (&Setting, &String)| {
         let from = setting.from.as_ref().map_or("default".to_owned(), Place::to_string);
         format!("{:name_width$}  {value:value_width$}  {from}", setting.name)

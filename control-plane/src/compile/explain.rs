@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use duet_api::proto;
-use duet_api::resource::{Field as Step, HttpRule, Located, Resource};
+use duet_api::resource::{Field as Step, HttpFilter, Located, Resource};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{self, Field, Scope, fields};
+use super::fields::{Field, Own, Scope, fields};
 use super::policy::Chain;
 use super::routes::{self, attached, attaches};
 use super::{ServicePort, authority};
@@ -121,7 +121,7 @@ impl Explanation<'_> {
     /// A rule's name in its route, if it has one.
     #[must_use]
     pub fn rule_name(&self, rule: usize) -> Option<&str> {
-        self.sources.get(rule)?.name()
+        self.sources.get(rule)?.rule()?.name
     }
 
     /// What is in force for requests that fall under a rule.
@@ -129,17 +129,15 @@ impl Explanation<'_> {
     pub fn settings(&self, rule: usize) -> Vec<Setting> {
         let service = Chain::of_service(self.index, &self.destination);
         let source = self.sources.get(rule);
-        let chain = source.map_or_else(
-            || service.clone(),
-            |source| service.with_route(self.index, &source.route.resource.key(), source.name()),
-        );
+        let chain =
+            source.map_or_else(|| service.clone(), |source| source.chain(self.index, &service));
         let setting = |field: Field| match field.scope {
             Scope::Rule => {
                 let own = source.and_then(|source| source.own(&field));
                 Some(own.unwrap_or_else(|| of_chain(&field, &chain)))
             }
             Scope::Service => Some(of_chain(&field, &service)),
-            Scope::Backend => None,
+            Scope::Backend | Scope::Replica => None,
         };
         fields().into_iter().filter_map(setting).collect()
     }
@@ -150,11 +148,23 @@ impl Explanation<'_> {
         let Some(port) = self.backends.iter().find(|port| port.to_string() == backend) else {
             return Vec::new();
         };
+        let own = Chain::of_service(self.index, port);
         let dialled = Chain::of_service(self.index, &self.destination);
-        let chain = Chain::of_service(self.index, port).before(&dialled);
-        let fields = fields().into_iter().filter(|field| field.scope == Scope::Backend);
-        fields.map(|field| of_chain(&field, &chain)).collect()
+        let chain = own.clone().before(&dialled);
+        let setting = |field: Field| match field.scope {
+            Scope::Backend => Some(of_chain(&field, &chain)),
+            Scope::Replica => Some(of_chain(&field, &own)),
+            Scope::Rule | Scope::Service => None,
+        };
+        fields().into_iter().filter_map(setting).collect()
     }
+}
+
+/// A rule of a route, of whichever kind.
+struct Rule<'i> {
+    name: Option<&'i str>,
+    filters: &'i [HttpFilter],
+    own: Own<'i>,
 }
 
 impl<'i> Source<'i> {
@@ -162,25 +172,40 @@ impl<'i> Source<'i> {
         vec![Step::Name("spec"), Step::Name("rules"), Step::Index(self.rule)]
     }
 
-    fn name(&self) -> Option<&'i str> {
+    /// None where the route has no rules, which means one that matches everything.
+    fn rule(&self) -> Option<Rule<'i>> {
         if let Resource::GrpcRoute(route) = &self.route.resource {
-            route.spec.rules.get(self.rule)?.name.as_deref()
-        } else {
-            self.http_rule()?.name.as_deref()
-        }
-    }
-
-    fn http_rule(&self) -> Option<&'i HttpRule> {
-        if let Resource::HttpRoute(route) = &self.route.resource {
-            route.spec.rules.get(self.rule)
+            let rule = route.spec.rules.get(self.rule)?;
+            let session = rule.session_persistence.as_ref();
+            let own = Own { timeouts: None, retry: None, session };
+            Some(Rule { name: rule.name.as_deref(), filters: &rule.filters, own })
+        } else if let Resource::HttpRoute(route) = &self.route.resource {
+            let rule = route.spec.rules.get(self.rule)?;
+            let own = Own {
+                timeouts: rule.timeouts.as_ref(),
+                retry: rule.retry.as_ref(),
+                session: rule.session_persistence.as_ref(),
+            };
+            Some(Rule { name: rule.name.as_deref(), filters: &rule.filters, own })
         } else {
             None
         }
     }
 
+    /// The policies on the service, with those of the route and of the rule's filters in front.
+    fn chain(&self, index: &'i Index, service: &Chain<'i>) -> Chain<'i> {
+        let key = self.route.resource.key();
+        let rule = self.rule();
+        let name = rule.as_ref().and_then(|rule| rule.name);
+        let filters = rule.map_or(&[][..], |rule| rule.filters);
+        let (chain, _) =
+            service.with_route(index, &key, name).with_extensions(index, &key, filters);
+        chain
+    }
+
     /// What the rule says itself.
     fn own(&self, field: &Field) -> Option<Setting> {
-        let value = fields::own(self.http_rule()?, field.name)?;
+        let value = self.rule()?.own.of(field.name)?;
         let mut path = self.path();
         path.extend(field.steps());
         let resource = format!("{} rule {}", self.route.resource.key(), self.rule);
@@ -189,13 +214,21 @@ impl<'i> Source<'i> {
     }
 }
 
-/// The first policy of a chain that says something, else the default.
+/// The first policy of a chain that says something, else Gateway API's own, else the default.
 fn of_chain(field: &Field, chain: &Chain<'_>) -> Setting {
+    let below_spec = |steps: &mut dyn Iterator<Item = Step>| -> Vec<Step> {
+        [Step::Name("spec")].into_iter().chain(steps).collect()
+    };
     let found = chain.first_located(field.of).filter(|(value, _)| !value.is_null());
-    let Some((value, located)) = found else {
+    let found = found.map(|(value, located)| (value, located, below_spec(&mut field.steps())));
+    let standard = || {
+        let ((spec, located), standard) = chain.standard().zip(field.standard)?;
+        let path = below_spec(&mut std::iter::once(Step::Name(standard.name)));
+        Some(((standard.of)(spec)?, located, path))
+    };
+    let Some((value, located, path)) = found.or_else(standard) else {
         return Setting { name: field.name, value: field.default.clone(), from: None };
     };
-    let path: Vec<Step> = [Step::Name("spec")].into_iter().chain(field.steps()).collect();
     let from = Some(Place::new(located, located.resource.key().to_string(), &path));
     Setting { name: field.name, value, from }
 }

@@ -5,13 +5,15 @@
 use std::time::Duration;
 
 use duet_api::resource::{
-    Fault, Field as Step, HashOn, Hedge, HedgeAfter, HttpRule, LoadBalancer, LoadBalancerType,
-    OutlierDetection, RateLimit, TrafficPolicySpec, ZonePreference,
+    BackendPolicySpec, CookieLifetime, Fault, Field as Step, HashOn, Hedge, HedgeAfter,
+    LoadBalancer, LoadBalancerType, OutlierDetection, RateLimit, RouteRetry, RouteTimeouts,
+    SessionPersistence, SessionType, TrafficPolicySpec, ZonePreference,
 };
 use duet_api::{duration, quantity};
 use serde_json::{Value, json};
 
-use super::policy::{ATTEMPTS, BACKOFF, BUDGET, CONNECT_TIMEOUT, MAX_BODY_BYTES};
+use super::policy::{ATTEMPTS, BACKOFF, BUDGET, CONNECT_TIMEOUT, MAX_BODY_BYTES, standard_budget};
+use super::protect::SESSION_NAME;
 
 /// Which policies are asked for a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub(super) enum Scope {
     Service,
     /// Those on the backend's service, then those on the dialled service.
     Backend,
+    /// Those on the backend's service: its replicas keep to them themselves, whatever was dialled.
+    Replica,
 }
 
 /// A field of a policy, or of a part of it.
@@ -34,13 +38,22 @@ pub(super) struct Field {
     pub(super) default: Value,
     /// As a person would write it; none where a policy leaves it to another, null where it leaves it to the default.
     pub(super) of: fn(&TrafficPolicySpec) -> Option<Value>,
+    /// The same of Gateway API's own policy, which has another name for it, and comes after all others.
+    pub(super) standard: Option<Standard>,
+}
+
+/// A field of Gateway API's own policy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standard {
+    pub(super) name: &'static str,
+    pub(super) of: fn(&BackendPolicySpec) -> Option<Value>,
 }
 
 /// Every field, in the order of a request's life.
 #[rustfmt::skip]
 pub(super) fn fields() -> Vec<Field> {
-    use Scope::{Backend, Rule, Service};
-    let field = |name, scope, default, of| Field { name, scope, default, of };
+    use Scope::{Backend, Replica, Rule, Service};
+    let field = |name, scope, default, of| Field { name, scope, default, of, standard: None };
     vec![
         field("timeouts.request", Rule, Value::Null, |spec| spec.timeouts.request.map(time)),
         field("timeouts.backendRequest", Rule, Value::Null, |spec| spec.timeouts.backend_request.map(time)),
@@ -50,32 +63,54 @@ pub(super) fn fields() -> Vec<Field> {
         field("retry.grpcCodes", Rule, json!([]), |spec| Some(json!(spec.retry.as_ref()?.grpc_codes))),
         field("retry.backoff", Rule, time(BACKOFF), |spec| Some(json!(spec.retry.as_ref()?.backoff.map(time)))),
         field("retry.maxBodyBytes", Rule, bytes(MAX_BODY_BYTES), |spec| Some(json!(spec.retry.as_ref()?.max_body_bytes.map(bytes)))),
-        field("retryBudget", Service, json!(BUDGET), |spec| Some(json!(spec.retry_budget?))),
-        field("rateLimit", Service, Value::Null, |spec| spec.rate_limit.map(rate_limit)),
-        field("concurrency", Service, Value::Null, |spec| spec.concurrency.map(|c| given(&[("adaptive", json!(c.adaptive)), ("max", json!(c.max))]))),
-        field("connections", Service, Value::Null, |spec| spec.connections.map(|c| json!({"max": c.max}))),
+        field("retryBudget", Service, json!(BUDGET), |spec| Some(json!(spec.retry_budget?)))
+            .or("retryConstraint", |spec| Some(json!(standard_budget(spec)?))),
+        // Of a policy's own there is none.
+        field("sessionPersistence", Rule, Value::Null, |_| None)
+            .or("sessionPersistence", |spec| spec.session_persistence.as_ref().map(session)),
         field("hedge", Rule, Value::Null, |spec| spec.hedge.map(hedge)),
         field("fault", Rule, Value::Null, |spec| spec.fault.as_ref().map(fault)),
         field("loadBalancer", Backend, json!(LoadBalancerType::PeakEwma), |spec| spec.load_balancer.as_ref().map(balancer)),
         field("outlierDetection", Backend, outliers(OutlierDetection::default()), |spec| spec.outlier_detection.map(outliers)),
         field("timeouts.connect", Backend, time(CONNECT_TIMEOUT), |spec| spec.timeouts.connect.map(time)),
+        field("rateLimit", Replica, Value::Null, |spec| spec.rate_limit.map(rate_limit)),
+        field("concurrency", Replica, Value::Null, |spec| spec.concurrency.map(|c| given(&[("adaptive", json!(c.adaptive)), ("max", json!(c.max))]))),
+        field("connections", Replica, Value::Null, |spec| spec.connections.map(|c| json!({"max": c.max}))),
     ]
 }
 
-/// What the rule of an `HTTPRoute` says itself of a policy's field.
-pub(super) fn own(rule: &HttpRule, name: &str) -> Option<Value> {
-    let (timeouts, retry) = (rule.timeouts.as_ref(), rule.retry.as_ref());
-    match name {
-        "timeouts.request" => timeouts?.request.map(time),
-        "timeouts.backendRequest" => timeouts?.backend_request.map(time),
-        "retry.attempts" => retry?.attempts.map(|attempts| json!(attempts)),
-        "retry.codes" => Some(&retry?.codes).filter(|codes| !codes.is_empty()).map(|c| json!(c)),
-        "retry.backoff" => retry?.backoff.map(time),
-        _ => None,
+/// What a rule of a route says itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own<'r> {
+    pub(super) timeouts: Option<&'r RouteTimeouts>,
+    pub(super) retry: Option<&'r RouteRetry>,
+    pub(super) session: Option<&'r SessionPersistence>,
+}
+
+impl Own<'_> {
+    /// Of a policy's field; there the rule has the same name for it.
+    pub(super) fn of(&self, name: &str) -> Option<Value> {
+        let Self { timeouts, retry, session: own_session } = *self;
+        match name {
+            "timeouts.request" => timeouts?.request.map(time),
+            "timeouts.backendRequest" => timeouts?.backend_request.map(time),
+            "retry.attempts" => retry?.attempts.map(|attempts| json!(attempts)),
+            "retry.codes" => {
+                Some(&retry?.codes).filter(|codes| !codes.is_empty()).map(|codes| json!(codes))
+            }
+            "retry.backoff" => retry?.backoff.map(time),
+            "sessionPersistence" => own_session.map(session),
+            _ => None,
+        }
     }
 }
 
 impl Field {
+    fn or(mut self, name: &'static str, of: fn(&BackendPolicySpec) -> Option<Value>) -> Self {
+        self.standard = Some(Standard { name, of });
+        self
+    }
+
     /// The steps of its name.
     pub(super) fn steps(&self) -> impl Iterator<Item = Step> + use<> {
         self.name.split('.').map(Step::Name)
@@ -86,6 +121,20 @@ impl Field {
 fn given(fields: &[(&str, Value)]) -> Value {
     let given = fields.iter().filter(|(_, value)| !value.is_null());
     given.map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+fn session(session: &SessionPersistence) -> Value {
+    let kind = match session.kind {
+        SessionType::Cookie => "Cookie",
+        SessionType::Header => "Header",
+    };
+    let permanent = session.cookie_config.lifetime_type == CookieLifetime::Permanent;
+    given(&[
+        ("type", json!(kind)),
+        ("sessionName", json!(session.session_name.as_deref().unwrap_or(SESSION_NAME))),
+        ("absoluteTimeout", json!(session.absolute_timeout.map(time))),
+        ("lifetimeType", json!(permanent.then_some("Permanent"))),
+    ])
 }
 
 fn balancer(balancer: &LoadBalancer) -> Value {
@@ -107,19 +156,15 @@ fn balancer(balancer: &LoadBalancer) -> Value {
     ])
 }
 
-/// As a sentence: six fields would be too wide for a table.
 fn outliers(limits: OutlierDetection) -> Value {
-    let (least, most) = (limits.min_ejection, limits.max_ejection);
-    format!(
-        "{} failures in a row, or under {}% of {} good: left alone for {} to {}, {}% of them at most",
-        limits.consecutive_failures,
-        limits.min_success_percent,
-        limits.min_requests,
-        duration::format(least),
-        duration::format(most),
-        limits.max_ejection_percent
-    )
-    .into()
+    json!({
+        "consecutiveFailures": limits.consecutive_failures,
+        "minSuccessPercent": limits.min_success_percent,
+        "minRequests": limits.min_requests,
+        "minEjection": time(limits.min_ejection),
+        "maxEjection": time(limits.max_ejection),
+        "maxEjectionPercent": limits.max_ejection_percent,
+    })
 }
 
 fn rate_limit(limit: RateLimit) -> Value {
@@ -161,7 +206,11 @@ fn fault(fault: &Fault) -> Value {
         .iter()
         .map(|header| json!({"name": header.name, "value": header.value}))
         .collect();
-    given(&[("delay", json!(delay)), ("abort", json!(abort)), ("headers", json!(headers))])
+    given(&[
+        ("delay", json!(delay)),
+        ("abort", json!(abort)),
+        ("headers", json!(Some(headers).filter(|headers| !headers.is_empty()))),
+    ])
 }
 
 fn time(duration: Duration) -> Value {

@@ -85,6 +85,11 @@ impl<'i> Chain<'i> {
         (Self { links, ..*self }, broken)
     }
 
+    /// Gateway API's own policy on the service, which comes last.
+    pub(super) fn standard(&self) -> Option<(&'i BackendPolicySpec, &'i Located)> {
+        self.standard
+    }
+
     /// The same with those of another chain behind.
     pub(super) fn before(mut self, other: &Self) -> Self {
         self.links.extend(&other.links);
@@ -171,13 +176,17 @@ pub(super) fn grpc_code(code: GrpcCode) -> u32 {
 /// The bound on all retries of calls to a service.
 pub(super) fn retry_budget(index: &Index, port: &ServicePort) -> proto::RetryBudget {
     let chain = Chain::of_service(index, port);
-    let standard =
-        chain.standard.and_then(|(spec, _)| spec.retry_constraint).map(|limit| RetryBudget {
-            percent: limit.budget.percent,
-            min_per_second: limit.min_retry_rate.per_second(),
-        });
+    let standard = chain.standard.and_then(|(spec, _)| standard_budget(spec));
     let budget = chain.first(|spec| spec.retry_budget).or(standard).unwrap_or(BUDGET);
     proto::RetryBudget { percent: budget.percent, min_per_second: budget.min_per_second }
+}
+
+/// What Gateway API's own policy says of it.
+pub(super) fn standard_budget(spec: &BackendPolicySpec) -> Option<RetryBudget> {
+    spec.retry_constraint.map(|limit| RetryBudget {
+        percent: limit.budget.percent,
+        min_per_second: limit.min_retry_rate.per_second(),
+    })
 }
 
 /// The bound on making a connection to a backend: as its own service says, else as the dialled service says.
@@ -222,14 +231,12 @@ fn on_target<'i>(index: &'i Index, target: &ObjectKey, section: Option<&str>) ->
     on_section.into_iter().chain(on_whole).collect()
 }
 
-/// The policy that counts on a target, of those that name exactly it. They come by name; one that was created earlier
-/// takes the place of the one before (Gateway API's rule), where both say when.
+/// The policy that counts on a target, of those that name exactly it.
 pub(super) fn first_policy<'i>(
     index: &'i Index,
     target: &ObjectKey,
     section: Option<&str>,
 ) -> Option<Link<'i>> {
-    let created = |link: &Link<'_>| link.policy.metadata.creation_timestamp;
     let named = index.referrers(target).filter_map(|located| {
         let Resource::TrafficPolicy(policy) = &located.resource else {
             return None;
@@ -241,22 +248,29 @@ pub(super) fn first_policy<'i>(
         });
         names.then_some(Link { located, policy })
     });
-    named.reduce(|first, next| match (created(&first), created(&next)) {
-        (Some(first_at), Some(next_at)) if next_at < first_at => next,
-        _ => first,
-    })
+    older(named, |link| link.located)
 }
 
-/// Gateway API's own policy on a service: the first by name.
-fn standard<'i>(
+/// Gateway API's own policy that counts on a service.
+pub(super) fn standard<'i>(
     index: &'i Index,
     target: &ObjectKey,
 ) -> Option<(&'i BackendPolicySpec, &'i Located)> {
-    index.referrers(target).find_map(|located| {
+    let policies = index.referrers(target).filter_map(|located| {
         if let Resource::BackendPolicy(policy) = &located.resource {
             Some((&policy.spec, &**located))
         } else {
             None
         }
+    });
+    older(policies, |(_, located)| located)
+}
+
+/// The first, unless one behind it was created earlier (Gateway API's rule) and both say when. Policies come by name.
+fn older<'i, T>(policies: impl Iterator<Item = T>, located: fn(&T) -> &'i Located) -> Option<T> {
+    let created = |policy: &T| located(policy).resource.metadata().creation_timestamp;
+    policies.reduce(|first, next| match (created(&first), created(&next)) {
+        (Some(first_at), Some(next_at)) if next_at < first_at => next,
+        _ => first,
     })
 }

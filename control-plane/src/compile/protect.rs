@@ -14,7 +14,7 @@ use super::policy::grpc_code;
 use super::wire;
 
 /// Name of a session's cookie or header where the route names none.
-const SESSION_NAME: &str = "duet-session";
+pub(super) const SESSION_NAME: &str = "duet-session";
 
 pub(super) fn session(session: &SessionPersistence) -> proto::SessionPersistence {
     let name = session.session_name.as_deref().unwrap_or(SESSION_NAME);

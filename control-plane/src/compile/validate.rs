@@ -221,8 +221,25 @@ impl Check<'_> {
             let service = ServiceKey::new(&policy.metadata.namespace, &target.name);
             if let Err(why) = self.service(&service) {
                 self.error(&at("name"), why);
+            } else if let Some((_, counts)) = policy::standard(self.index, &service.object()) {
+                self.contends(&at("name"), &service.object(), counts);
             }
         }
+    }
+
+    /// Of several policies on one target one counts.
+    fn contends(&mut self, path: &[Field], target: &ObjectKey, counts: &Located) {
+        let key = counts.resource.key();
+        if key == self.located.resource.key() {
+            return;
+        }
+        let (name, origin) = (&key.name, &counts.origin);
+        let place = format!("{}:{}", origin.file, origin.line_of(&[Field::Name("metadata")]));
+        let why = format!(
+            "{target} has the {} {name:?} already ({place}); this one is ignored",
+            key.kind
+        );
+        self.error(path, why);
     }
 
     fn policy(&mut self, policy: &TrafficPolicy) {
@@ -246,15 +263,8 @@ impl Check<'_> {
                 continue;
             }
             let counts = policy::first_policy(self.index, &key, target.section_name.as_deref());
-            if let Some(counts) = counts.filter(|counts| counts.policy.metadata != policy.metadata)
-            {
-                let (name, origin) = (&counts.policy.metadata.name, &counts.located.origin);
-                let place =
-                    format!("{}:{}", origin.file, origin.line_of(&[Field::Name("metadata")]));
-                let why = format!(
-                    "{key} has the TrafficPolicy {name:?} already ({place}); this one is ignored"
-                );
-                self.error(&at("name"), why);
+            if let Some(counts) = counts {
+                self.contends(&at("name"), &key, counts.located);
             }
             self.route_ignores(policy, target);
         }

@@ -83,6 +83,76 @@ fn every_setting_names_the_line_that_gives_it() {
 }
 
 #[test]
+fn policies_that_a_filter_names_come_first_and_gateway_apis_own_last() {
+    let standard = "\
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: std, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  retryConstraint: {budget: {percent: 30}}
+  sessionPersistence: {type: Header}
+";
+    let filter =
+        "[{type: ExtensionRef, extensionRef: {group: duet.dev, kind: TrafficPolicy, name: x}}]";
+    let rule = format!("- filters: {filter}\n    backendRefs: [{{name: v2, port: 80}}]");
+    let own = "- sessionPersistence: {sessionName: s}\n    backendRefs: [{name: v2, port: 80}]";
+    let yaml = [
+        SERVICES.to_owned(),
+        route("r", "shop", "", &format!("{rule}\n  {own}")),
+        standard.to_owned(),
+        policy("on-route", "{kind: HTTPRoute, name: r}", "timeouts: {idle: 2s, request: 2s}"),
+        policy("x", "", "timeouts: {idle: 3s}"),
+    ];
+    let index = index(&yaml.concat());
+    let explanation = explain(&index, "shop", "orders").unwrap();
+    let of = |rule: usize, name: &str| shown(&explanation.settings(rule), name);
+    assert!(of(0, "timeouts.idle").ends_with("(TrafficPolicy shop/x)"));
+    assert!(of(0, "timeouts.request").ends_with("(TrafficPolicy shop/on-route)"));
+    assert!(of(1, "timeouts.idle").ends_with("(TrafficPolicy shop/on-route)"));
+    assert_eq!(
+        of(0, "retryBudget"),
+        "{\"minPerSecond\":10,\"percent\":30} test.yaml:21 (XBackendTrafficPolicy shop/std)"
+    );
+    assert_eq!(
+        of(0, "sessionPersistence"),
+        "{\"sessionName\":\"duet-session\",\"type\":\"Header\"} test.yaml:22 (XBackendTrafficPolicy shop/std)"
+    );
+    assert!(of(1, "sessionPersistence").ends_with("test.yaml:13 (HTTPRoute shop/r rule 1)"));
+}
+
+#[test]
+fn what_replicas_keep_to_themselves_is_what_their_own_service_says() {
+    let limit = |requests: u32| {
+        format!(
+            "rateLimit: {{requests: {requests}}}\n  outlierDetection: {{minRequests: {requests}}}"
+        )
+    };
+    let yaml = [
+        SERVICES.to_owned(),
+        route("r", "shop", "", "- backendRefs: [{name: v2, port: 80}]"),
+        policy("dialled", "{kind: Service, name: orders}", &limit(1)),
+    ];
+    let of = |yaml: &str, name: &str| {
+        let index = index(yaml);
+        let explanation = explain(&index, "shop", "orders").unwrap();
+        shown(&explanation.backend_settings("shop/v2:80"), name)
+    };
+    let dialled = yaml.concat();
+    assert_eq!(
+        of(&dialled, "rateLimit"),
+        "null default",
+        "nobody asks the dialled service's replicas"
+    );
+    assert!(of(&dialled, "outlierDetection").ends_with("(TrafficPolicy shop/dialled)"));
+    let both = dialled + &policy("own", "{kind: Service, name: v2}", &limit(2));
+    for name in ["rateLimit", "outlierDetection"] {
+        assert!(of(&both, name).ends_with("(TrafficPolicy shop/own)"), "{name}");
+    }
+}
+
+#[test]
 fn a_service_without_routes_has_a_rule_without_a_place() {
     let index = index(
         &[SERVICES, &policy("p", "{kind: Service, name: v2}", "timeouts: {idle: 9s}")].concat(),
@@ -132,7 +202,7 @@ fn unknown_destinations_say_what_the_caller_is_told() {
 }
 
 /// Which fields one policy, or the rule itself, gives.
-type Given = [bool; 8];
+type Given = [bool; 12];
 
 /// The fields of a policy; the values tell which of them it is. Values of a rule's own are of the same form.
 fn given(given: Given, number: u32) -> String {
@@ -152,7 +222,15 @@ fn given(given: Given, number: u32) -> String {
         [] => String::new(),
         some => format!(", retry: {{{}}}", some.join(", ")),
     };
-    format!("timeouts: {{{}}}{retry}{budget}", times.join(", "))
+    let more = [
+        format!(", hedge: {{after: {number}ms, maxPercent: {number}}}"),
+        format!(", fault: {{abort: {{percent: {number}, status: 50{number}}}}}"),
+        format!(", loadBalancer: {{type: Random, slowStart: {number}s}}"),
+        format!(", outlierDetection: {{minRequests: {number}}}"),
+    ];
+    let more = more.iter().zip(&given[8..]).filter(|(_, given)| **given);
+    let more: String = more.map(|(text, _)| text.as_str()).collect();
+    format!("timeouts: {{{}}}{retry}{budget}{more}", times.join(", "))
 }
 
 fn time(setting: &Setting) -> Option<prost_types::Duration> {
@@ -171,8 +249,9 @@ proptest! {
             "{kind: Service, name: orders}",
             "{kind: Service, name: v2}",
         ];
-        // Of its own a rule has no idle and connect timeout, and no budget.
-        let own = Given::from([own[0], own[1], false, false, own[4], own[5], own[6], false]);
+        // Of its own a rule has two timeouts and three fields of `retry` only.
+        let allowed = [0, 1, 4, 5, 6];
+        let own: Given = std::array::from_fn(|at| allowed.contains(&at) && own[at]);
         let rule = format!("- {{name: pay, backendRefs: [{{name: v2, port: 80}}], {}}}", given(own, 9));
         let mut yaml = vec![SERVICES.to_owned(), route("r", "shop", "", &rule)];
         for (number, (target, fields)) in (1..).zip(targets.iter().zip(policies)) {
@@ -201,5 +280,16 @@ proptest! {
         prop_assert_eq!(time(of("retry.backoff")), retry.backoff);
         let percent = compiled.retry_budget.unwrap().percent;
         prop_assert_eq!(&of("retryBudget").value["percent"], &Value::from(percent));
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let hedge = compiled.rules[0].hedge.map(|hedge| hedge.max_percent);
+        prop_assert_eq!(number(&of("hedge").value["maxPercent"]), hedge);
+        let abort = compiled.rules[0].fault.as_ref().map(|fault| fault.abort_status);
+        prop_assert_eq!(number(&of("fault").value["abort"]["status"]), abort);
+        let backend = &compiled.backends[0];
+        let slow_start = of("loadBalancer").value["slowStart"].as_str().map(|t| duration::parse(t).unwrap());
+        let slow_start = slow_start.and_then(|time| prost_types::Duration::try_from(time).ok());
+        prop_assert_eq!(slow_start, backend.slow_start);
+        let requests = backend.outlier_detection.map(|limits| limits.min_requests);
+        prop_assert_eq!(number(&of("outlierDetection").value["minRequests"]), requests);
     }
 }

@@ -138,8 +138,15 @@ fn the_older_of_two_policies_counts_where_both_say_when() {
         ("", old, "test.yaml:5:"),
         (new, "", "test.yaml:5:"),
     ] {
-        let error = error(&format!("{}\n---\n{}", policy("p", first), policy("q", second)));
-        assert!(error.starts_with(ignored), "{first} {second}: {error}");
+        let two = format!("{}\n---\n{}", policy("p", first), policy("q", second));
+        let standard = two.replace(
+            "duet.dev/v1alpha1, kind: Traffic",
+            "gateway.networking.x-k8s.io/v1alpha1, kind: XBackendTraffic",
+        );
+        for two in [two, standard] {
+            let error = error(&two);
+            assert!(error.starts_with(ignored), "{first} {second}: {error}");
+        }
     }
 }
 
