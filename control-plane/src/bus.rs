@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use duet_api::proto::event_bus_server::EventBus;
 use duet_api::{DEFAULT_BUS, proto};
+use duet_events::bus::ManagedBus;
 use duet_events::embedded::EmbeddedBus;
 use duet_events::log::{LogError, LogOptions};
 use tokio::sync::{Mutex, mpsc};
@@ -35,7 +36,7 @@ pub struct Buses {
     dir: PathBuf,
     registry: prometheus::Registry,
     store: Arc<Store>,
-    open: Mutex<BTreeMap<String, Arc<EmbeddedBus>>>,
+    open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
 }
 
 /// Why a bus cannot be used.
@@ -70,7 +71,7 @@ impl Buses {
     }
 
     /// The bus of a name.
-    async fn get(&self, name: &str) -> Result<Arc<EmbeddedBus>, BusError> {
+    async fn get(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
         if !self.store.read(|view| compile::knows_bus(view.index, name)) {
             return Err(BusError::Unknown(name.chars().take(255).collect()));
         }
@@ -82,7 +83,7 @@ impl Buses {
         let dir = self.dir.join(name);
         let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry).await;
         let bus = bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?;
-        let bus = Arc::new(bus);
+        let bus: Arc<dyn ManagedBus> = Arc::new(bus);
         open.insert(name.to_owned(), Arc::clone(&bus));
         tracing::info!(bus = name, folder = %dir.display(), "bus opened");
         Ok(bus)

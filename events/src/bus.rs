@@ -5,8 +5,11 @@
 
 mod answer;
 mod consumer;
+pub mod dead_letter;
 mod error;
+mod managed;
 mod spec;
+mod topic;
 
 use futures::future::BoxFuture;
 
@@ -15,8 +18,10 @@ use crate::cloudevent::Event;
 pub use answer::{AppAnswer, Settle, next_delay, on_answer};
 pub use consumer::{Consumer, ConsumerBackend, Delivery, Settler};
 pub use error::{ConsumeError, PublishError, PublishErrorKind};
+pub use managed::{ManageError, ManagedBus, StoredEvent, SubscriptionStatus, TopicStatus};
 pub(crate) use spec::check_name;
-pub use spec::{Start, SubscriptionError, SubscriptionSpec};
+pub use spec::{Bulk, Route, Start, SubscriptionError, SubscriptionSpec};
+pub use topic::TopicConfig;
 
 /// A place that keeps events and hands them to subscribers. Object-safe: the sidecar holds one `Arc<dyn EventBus>`
 /// for each bus of the mesh.

@@ -7,6 +7,7 @@ mod attribute;
 mod decode;
 mod encode;
 mod header;
+mod schedule;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use duet_api::proto;
 pub(crate) use attribute::clean_text;
 pub use decode::{WrapContext, decode};
 pub use encode::{encode_batch, encode_binary, encode_structured};
+pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 
 /// Content type of one structured event.
 pub const STRUCTURED_CONTENT_TYPE: &str = "application/cloudevents+json";

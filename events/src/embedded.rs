@@ -2,6 +2,8 @@
 //!
 //! Imports [`crate::bus`] and [`crate::log`].
 
+mod manage;
+
 use std::path::Path;
 
 use futures::future::BoxFuture;
@@ -13,7 +15,7 @@ use crate::bus::{
     SubscriptionSpec,
 };
 use crate::cloudevent::Event;
-use crate::log::{Entry, Log, LogDelivery, LogError, LogMetrics, LogOptions, TopicConfig};
+use crate::log::{Entry, Log, LogDelivery, LogError, LogMetrics, LogOptions};
 
 /// A bus kept in a folder of this machine.
 #[derive(Debug)]
@@ -40,44 +42,12 @@ impl EmbeddedBus {
         Ok(Self { name: name.to_owned(), log, metrics })
     }
 
-    /// Creates the topic or changes its settings. Topics that nobody declares are created by the first publish, with
-    /// the defaults.
-    ///
-    /// # Errors
-    /// When the name cannot be used or the log failed.
-    pub async fn ensure_topic(&self, name: &str, config: TopicConfig) -> Result<(), LogError> {
-        self.log.ensure_topic(name, config).await
-    }
-
-    /// Declares a subscription: from now on events wait for it, whether or not anyone consumes. One that exists keeps
-    /// its place; if its topic is another one now, it starts anew there.
-    ///
-    /// # Errors
-    /// When the log failed.
-    pub async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), ConsumeError> {
-        let name = spec.name.clone();
-        self.log.ensure_subscription(spec).await.map_err(|error| consume_error(&name, &error))
-    }
-
-    /// Forgets a subscription; its consumers end, and nothing is kept for it any more.
-    ///
-    /// # Errors
-    /// When the log failed.
-    pub async fn remove_subscription(&self, name: &str) -> Result<(), LogError> {
-        self.log.remove_subscription(name).await
-    }
-
     /// Events that a subscription has yet to handle; 0 for one that does not exist.
     ///
     /// # Errors
     /// When the log failed.
     pub async fn subscription_lag(&self, name: &str) -> Result<u64, LogError> {
         Ok(self.log.backlog(name).await?.events)
-    }
-
-    /// Writes what waits, ends every consumer and closes the store. Everything afterwards fails.
-    pub async fn close(&self) {
-        self.log.close().await;
     }
 }
 
@@ -125,7 +95,7 @@ fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, Co
         subscription: subscription.to_owned(),
         reason: format!("the event at position {position} is not valid: {error}"),
     })?;
-    Ok(Delivery { id, position, attempt, event })
+    Ok(Delivery { id, position, attempt, event, path: None })
 }
 
 pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {

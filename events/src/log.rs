@@ -29,42 +29,13 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::bus::{ConsumerBackend, Published, Settle, SubscriptionSpec};
+use crate::bus::{ConsumerBackend, Published, Settle, SubscriptionSpec, TopicConfig};
 use crate::cloudevent::Event;
 
 use command::{Command, Queue};
 pub use metrics::LogMetrics;
 use record::Record;
 pub(crate) use worker::now_ms;
-
-/// Settings of a topic.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicConfig {
-    /// The same (`source`, `id`) within this window is stored once; zero for no deduplication. Default: 5 min.
-    pub dedup_window: Duration,
-    /// Handled events older than this go; `None` to keep them. Default: 7 days.
-    pub retention_age: Option<Duration>,
-    /// The oldest handled events go while the topic is larger; `None` for no bound. Default: 1 Gi.
-    pub retention_bytes: Option<u64>,
-}
-
-impl Default for TopicConfig {
-    fn default() -> Self {
-        Self {
-            dedup_window: Duration::from_secs(300),
-            retention_age: Some(Duration::from_secs(7 * 86_400)),
-            retention_bytes: Some(1 << 30),
-        }
-    }
-}
-
-impl TopicConfig {
-    /// Keeps everything and takes everything: what dead-letter topics get unless they are declared.
-    #[must_use]
-    pub fn keep_all() -> Self {
-        Self { dedup_window: Duration::ZERO, retention_age: None, retention_bytes: None }
-    }
-}
 
 /// Bounds of a log's memory. The defaults suit a sidecar as well as the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 
-use crate::bus::{EventBus, PublishError, PublishErrorKind, Start, SubscriptionSpec};
+use crate::bus::{EventBus, PublishError, PublishErrorKind, Start, SubscriptionSpec, TopicConfig};
 use crate::cloudevent::Event;
 use crate::embedded::publish_error;
-use crate::log::{Entry, Log, LogError, LogMetrics, LogOptions, TopicConfig, store};
+use crate::log::{Entry, Log, LogError, LogMetrics, LogOptions, store};
 use metrics::OutboxMetrics;
 
 pub use relay::{Accepted, RelayPublisher};

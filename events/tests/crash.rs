@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use duet_events::Event;
+use duet_events::bus::ManagedBus as _;
 use duet_events::bus::{
     ConsumeError, Consumer, EventBus, PublishError, PublishErrorKind, Published, Settle, Start,
     SubscriptionSpec,

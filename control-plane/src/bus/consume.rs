@@ -7,9 +7,7 @@ use duet_api::proto;
 use duet_api::proto::consume_request::Kind as Ask;
 use duet_api::proto::consume_response::Kind as Tell;
 use duet_api::spiffe::SpiffeId;
-use duet_events::bus::{
-    ConsumeError, Consumer, Delivery, EventBus as _, Settler, SubscriptionSpec,
-};
+use duet_events::bus::{ConsumeError, Consumer, Delivery, Settler, SubscriptionSpec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -80,6 +78,7 @@ impl Session {
                         position: delivery.position,
                         attempt: delivery.attempt,
                         event: Some(delivery.event.into()),
+                        path: delivery.path.unwrap_or_default(),
                     };
                     permit.send(Ok(proto::ConsumeResponse { kind: Some(Tell::Delivery(delivery)) }));
                 }

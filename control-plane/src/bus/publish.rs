@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use duet_api::proto;
 use duet_events::Event;
-use duet_events::bus::{EventBus as _, PublishError, PublishErrorKind};
+use duet_events::bus::{PublishError, PublishErrorKind};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;

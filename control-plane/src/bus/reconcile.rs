@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_api::resource::{Resource, TopicSpec};
-use duet_events::bus::SubscriptionSpec;
-use duet_events::log::TopicConfig;
+use duet_events::bus::{SubscriptionSpec, TopicConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -159,6 +158,7 @@ impl Reconciler {
             dedup_window: spec.dedup_window,
             retention_age: spec.retention.age,
             retention_bytes: spec.retention.bytes,
+            ..TopicConfig::default()
         };
         Ok(self.buses.get(&spec.bus).await?.ensure_topic(name, config).await?)
     }

@@ -60,6 +60,7 @@ pub fn subscription(resource: &Subscription) -> proto::Subscription {
         dead_letter_topic: dead_letter.unwrap_or_else(|| format!("{}.dead-letter", spec.topic)),
         start: start.into(),
         raw_payload: false,
+        ..proto::Subscription::default()
     }
 }
 

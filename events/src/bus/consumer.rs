@@ -21,6 +21,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// The event.
     pub event: Event,
+    /// Where the subscription's routes send it; `None` for the subscription's own path.
+    pub path: Option<String>,
 }
 
 /// What a bus does for its consumers.
@@ -137,8 +139,9 @@ mod tests {
         let recorder = Arc::new(Recorder::default());
         let backend: Arc<dyn ConsumerBackend> = Arc::<Recorder>::clone(&recorder);
         let event = Event::new("1", "/s", "t").unwrap();
-        let deliveries =
-            [7, 8].map(|id| Ok(Delivery { id, position: id, attempt: 1, event: event.clone() }));
+        let deliveries = [7, 8].map(|id| {
+            Ok(Delivery { id, position: id, attempt: 1, event: event.clone(), path: None })
+        });
         let mut consumer = Consumer::new(futures::stream::iter(deliveries), backend);
         let settler = consumer.settler();
         assert!(!settler.settle(7, Settle::Ack), "not handed out yet");

@@ -35,9 +35,41 @@ pub struct SubscriptionSpec {
     pub start: Start,
     /// Deliver the bare data instead of a `CloudEvent`.
     pub raw_payload: bool,
+    /// Events with the same partition key are delivered in publish order, one at a time. Default: false.
+    pub ordered: bool,
+    /// CEL: events for which it is not true are done without a delivery. Evaluated by whoever serves the bus.
+    pub filter: Option<String>,
+    /// The first that matches says the path; `path` is for events that match none.
+    pub routes: Vec<Route>,
+    /// Every replica gets every event, by a subscription of its own.
+    pub broadcast: bool,
+    /// The sidecar remembers handled (`source`, `id`) pairs.
+    pub once: bool,
+    /// Several events in one request. `None`: one by one.
+    pub bulk: Option<Bulk>,
+    /// Without a consumer for this long, the subscription is forgotten. `None`: never.
+    pub idle_expiry: Option<Duration>,
 }
 
-/// Where a new subscription starts.
+/// Where events go that match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// CEL.
+    pub matches: String,
+    /// Path of the subscriber's endpoint.
+    pub path: String,
+}
+
+/// Bounds of a bulk delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bulk {
+    /// Most events of one request: 2 to 10 000.
+    pub max: u32,
+    /// Longest wait for more events once there is one.
+    pub wait: Duration,
+}
+
+/// Where a new subscription starts, or an old one is moved to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// With events published after it was declared.
@@ -45,6 +77,10 @@ pub enum Start {
     Latest,
     /// With everything that the topic still holds.
     Earliest,
+    /// With events published at or after this time, in milliseconds since the epoch.
+    Time(u64),
+    /// With this position.
+    Position(u64),
 }
 
 /// Why a subscription cannot be used.
@@ -80,7 +116,7 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
     type Error = SubscriptionError;
 
     fn try_from(raw: proto::Subscription) -> Result<Self, SubscriptionError> {
-        let start = raw.start();
+        let start = start(&raw);
         let name = raw.name;
         let error = |field: &'static str, reason: String| SubscriptionError {
             name: name.chars().take(MAX_NAME_BYTES).collect(),
@@ -110,6 +146,13 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
         if max_backoff < backoff {
             return Err(error("retry.maxBackoff", "is below retry.backoff".to_owned()));
         }
+        let start = start.map_err(|reason| error("start", reason.to_owned()))?;
+        let bulk = bulk(raw.bulk_max, raw.bulk_wait).map_err(|(field, why)| error(field, why))?;
+        let idle_expiry = raw.idle_expiry.map(|raw| from_wire(raw).ok_or("is negative"));
+        let idle_expiry =
+            idle_expiry.transpose().map_err(|reason| error("idleExpiry", reason.to_owned()))?;
+        let routes =
+            raw.routes.into_iter().map(|route| Route { matches: route.r#match, path: route.path });
         Ok(Self {
             bus: raw.bus,
             topic: raw.topic,
@@ -120,11 +163,15 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             backoff,
             max_backoff,
             dead_letter_topic,
-            start: match start {
-                proto::Start::Latest => Start::Latest,
-                proto::Start::Earliest => Start::Earliest,
-            },
+            start,
             raw_payload: raw.raw_payload,
+            ordered: raw.ordered,
+            filter: Some(raw.filter).filter(|filter| !filter.is_empty()),
+            routes: routes.collect(),
+            broadcast: raw.broadcast,
+            once: raw.once,
+            bulk,
+            idle_expiry,
             name,
         })
     }
@@ -132,10 +179,13 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
 
 impl From<SubscriptionSpec> for proto::Subscription {
     fn from(spec: SubscriptionSpec) -> Self {
-        let start = match spec.start {
-            Start::Latest => proto::Start::Latest,
-            Start::Earliest => proto::Start::Earliest,
+        let (start, start_time, start_position) = match spec.start {
+            Start::Latest => (proto::Start::Latest, None, 0),
+            Start::Earliest => (proto::Start::Earliest, None, 0),
+            Start::Time(ms) => (proto::Start::Time, Some(timestamp(ms)), 0),
+            Start::Position(position) => (proto::Start::Position, None, position),
         };
+        let routes = spec.routes.into_iter();
         Self {
             name: spec.name,
             bus: spec.bus,
@@ -149,7 +199,58 @@ impl From<SubscriptionSpec> for proto::Subscription {
             dead_letter_topic: spec.dead_letter_topic,
             start: start.into(),
             raw_payload: spec.raw_payload,
+            start_time,
+            start_position,
+            ordered: spec.ordered,
+            filter: spec.filter.unwrap_or_default(),
+            routes: routes
+                .map(|route| proto::EventRoute { r#match: route.matches, path: route.path })
+                .collect(),
+            broadcast: spec.broadcast,
+            once: spec.once,
+            bulk_max: spec.bulk.map_or(0, |bulk| bulk.max),
+            bulk_wait: spec.bulk.and_then(|bulk| wire(bulk.wait)),
+            idle_expiry: spec.idle_expiry.and_then(wire),
         }
+    }
+}
+
+fn start(raw: &proto::Subscription) -> Result<Start, &'static str> {
+    Ok(match raw.start() {
+        proto::Start::Latest => Start::Latest,
+        proto::Start::Earliest => Start::Earliest,
+        proto::Start::Position => Start::Position(raw.start_position),
+        proto::Start::Time => {
+            let time = raw.start_time.ok_or("has no time")?;
+            let seconds = u64::try_from(time.seconds).map_err(|_negative| "is before 1970")?;
+            let millis = u64::try_from(time.nanos).unwrap_or_default() / 1_000_000;
+            Start::Time(seconds.saturating_mul(1000).saturating_add(millis))
+        }
+    })
+}
+
+fn timestamp(ms: u64) -> prost_types::Timestamp {
+    let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
+    let nanos = i32::try_from(ms % 1000).unwrap_or_default() * 1_000_000;
+    prost_types::Timestamp { seconds, nanos }
+}
+
+fn bulk(
+    max: u32,
+    wait: Option<prost_types::Duration>,
+) -> Result<Option<Bulk>, (&'static str, String)> {
+    match max {
+        0 | 1 => Ok(None),
+        2..=10_000 => {
+            let wait = match wait {
+                None => Duration::from_secs(1),
+                Some(raw) => {
+                    from_wire(raw).ok_or_else(|| ("bulk.wait", "is negative".to_owned()))?
+                }
+            };
+            Ok(Some(Bulk { max, wait }))
+        }
+        _ => Err(("bulk.max", format!("must be at most 10000, not {max}"))),
     }
 }
 
@@ -223,8 +324,15 @@ mod tests {
     #[test]
     fn the_wire_form_round_trips() {
         let spec = SubscriptionSpec {
-            start: Start::Earliest,
+            start: Start::Time(1_700_000_000_123),
             raw_payload: true,
+            ordered: true,
+            filter: Some("event.type == 'a'".into()),
+            routes: vec![Route { matches: "true".into(), path: "/a".into() }],
+            broadcast: true,
+            once: true,
+            bulk: Some(Bulk { max: 10, wait: Duration::from_millis(5) }),
+            idle_expiry: Some(Duration::from_secs(60)),
             max_in_flight: 3,
             backoff: Duration::from_millis(1),
             ..SubscriptionSpec::new("shop/a", "default", "t").unwrap()
@@ -235,7 +343,7 @@ mod tests {
     #[test]
     fn bad_fields_are_named() {
         type Spoil = fn(&mut proto::Subscription);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 12] = [
             ("name", |raw| raw.name.clear()),
             ("name", |raw| raw.name.push('\n')),
             ("topic", |raw| raw.topic.clear()),
@@ -245,6 +353,9 @@ mod tests {
             ("delivery.ackTimeout", |raw| raw.ack_timeout = seconds(-1)),
             ("retry.backoff", |raw| raw.backoff = seconds(i64::MIN)),
             ("retry.maxBackoff", |raw| raw.backoff = seconds(301)),
+            ("start", |raw| raw.start = proto::Start::Time.into()),
+            ("bulk.max", |raw| raw.bulk_max = 10_001),
+            ("idleExpiry", |raw| raw.idle_expiry = seconds(-1)),
         ];
         for (field, spoil) in cases {
             let mut raw = raw();

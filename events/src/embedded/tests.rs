@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
-use crate::bus::{Settle, Start};
+use crate::bus::{ManagedBus as _, Settle, Start, TopicConfig};
 
 async fn open(dir: &TempDir) -> EmbeddedBus {
     let registry = prometheus::Registry::new();

@@ -153,6 +153,8 @@ impl Engine {
         let cursor = match spec.start {
             Start::Latest => topic.end(),
             Start::Earliest => topic.row().first,
+            Start::Position(position) => position.clamp(topic.row().first, topic.end()),
+            Start::Time(ms) => topic.first_at(ms, view(&mut self.reader, &self.store)?)?,
         };
         let row = SubscriptionRow {
             id: self.new_id(),

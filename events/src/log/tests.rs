@@ -205,7 +205,7 @@ fn short_lived() -> TopicConfig {
     TopicConfig {
         dedup_window: Duration::ZERO,
         retention_age: Some(Duration::from_millis(100)),
-        retention_bytes: None,
+        ..TopicConfig::keep_all()
     }
 }
 

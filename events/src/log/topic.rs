@@ -119,6 +119,20 @@ impl Topic {
         self.row.next
     }
 
+    /// The first position published at or after a time. Publishing times never fall, but for a clock that was set
+    /// back.
+    pub(super) fn first_at(&self, ms: u64, reader: &Reader) -> Result<u64, LogError> {
+        let (mut low, mut high) = (self.row.first, self.stored_end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match reader.get(self.place(middle))? {
+                Found::Record(record, _) if record.published_ms >= ms => high = middle,
+                Found::Record(..) | Found::Damaged(_) | Found::Nothing => low = middle + 1,
+            }
+        }
+        Ok(low)
+    }
+
     /// Adds an event to the batch, unless the window holds it already.
     pub(super) fn append(
         &mut self,

@@ -150,7 +150,8 @@ impl Stream {
             reason: format!("the event at position {} is not valid: {error}", raw.position),
         })?;
         let (id, position, attempt) = (raw.delivery, raw.position, raw.attempt);
-        Ok(Delivery { id, position, attempt, event })
+        let path = Some(raw.path).filter(|path| !path.is_empty());
+        Ok(Delivery { id, position, attempt, event, path })
     }
 
     /// Ends the sending half and waits for the bus to end its own, so that the last settles arrive.

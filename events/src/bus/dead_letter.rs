@@ -1,0 +1,64 @@
+//! The attributes that a dead letter carries besides its own. The names are the same on every bus.
+
+use std::collections::BTreeMap;
+
+use crate::cloudevent::{Event, clean_text};
+
+/// Why the event was given up, for people.
+pub const REASON: &str = "deadletterreason";
+/// The last answer's HTTP status; 0 where there was none.
+pub const STATUS: &str = "deadletterstatus";
+/// The topic that it was published to.
+pub const TOPIC: &str = "deadlettertopic";
+/// The subscription that gave it up.
+pub const SUBSCRIPTION: &str = "deadlettersub";
+/// Attempts that were made.
+pub const ATTEMPTS: &str = "deadletterattempts";
+/// On an event that was moved back: the one subscription that it is for. Never delivered.
+pub const REDRIVE_TO: &str = "redriveto";
+
+/// Longest reason, in characters.
+const MAX_REASON: usize = 512;
+
+/// What is known of a delivery that was given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict<'a> {
+    /// For people.
+    pub reason: &'a str,
+    /// The last answer's HTTP status; 0 where there was none.
+    pub status: u32,
+    /// The event's topic.
+    pub topic: &'a str,
+    /// The subscription.
+    pub subscription: &'a str,
+    /// Attempts that were made.
+    pub attempts: u32,
+}
+
+impl Verdict<'_> {
+    /// The attributes to add to the event.
+    #[must_use]
+    pub fn attributes(&self) -> [(&'static str, String); 5] {
+        let reason: String = self.reason.chars().take(MAX_REASON).collect();
+        [
+            (REASON, clean_text(&reason)),
+            (STATUS, self.status.to_string()),
+            (TOPIC, self.topic.to_owned()),
+            (SUBSCRIPTION, self.subscription.to_owned()),
+            (ATTEMPTS, self.attempts.to_string()),
+        ]
+    }
+}
+
+/// Takes away everything that this module adds.
+pub fn strip(attributes: &mut BTreeMap<String, String>) {
+    for name in [REASON, STATUS, TOPIC, SUBSCRIPTION, ATTEMPTS, REDRIVE_TO] {
+        attributes.remove(name);
+    }
+}
+
+/// The one subscription that an event is for, where it was moved back.
+#[must_use]
+pub fn redriven_to(event: &Event) -> Option<&str> {
+    event.attribute(REDRIVE_TO)
+}

@@ -1,0 +1,141 @@
+//! What whoever serves a bus can do with it, beyond publishing and consuming.
+
+use futures::future::BoxFuture;
+
+use super::{ConsumeError, EventBus, Start, SubscriptionSpec, TopicConfig};
+use crate::cloudevent::Event;
+
+/// A bus as its server and its operator see it. The same for every backend; `duet events` works on this.
+pub trait ManagedBus: EventBus {
+    /// Creates the topic or changes its settings. Topics that nobody declares are created by the first publish or
+    /// subscription, with the defaults.
+    fn ensure_topic<'a>(
+        &'a self,
+        name: &'a str,
+        config: TopicConfig,
+    ) -> BoxFuture<'a, Result<(), ManageError>>;
+
+    /// Declares a subscription: from now on events wait for it, whether or not anyone consumes. One that exists keeps
+    /// its place; if its topic is another one now, it starts anew there.
+    fn ensure_subscription(
+        &self,
+        spec: SubscriptionSpec,
+    ) -> BoxFuture<'_, Result<(), ConsumeError>>;
+
+    /// Forgets a subscription; its consumers end, and nothing is kept for it any more. One that does not exist is fine.
+    fn remove_subscription<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>>;
+
+    /// All topics, by name.
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<TopicStatus>, ManageError>>;
+
+    /// All subscriptions, by name.
+    fn subscriptions(&self) -> BoxFuture<'_, Result<Vec<SubscriptionStatus>, ManageError>>;
+
+    /// Up to `limit` events of a topic from a position on, oldest first. Damaged and removed ones are left out.
+    fn read<'a>(
+        &'a self,
+        topic: &'a str,
+        from: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<StoredEvent>, ManageError>>;
+
+    /// Removes events of a topic for good. Returns how many there were.
+    fn remove_events<'a>(
+        &'a self,
+        topic: &'a str,
+        positions: Vec<u64>,
+    ) -> BoxFuture<'a, Result<u64, ManageError>>;
+
+    /// Moves dead letters back, to the one subscription that gave them up, with their ids and without what the
+    /// dead-letter topic added; attempts start anew. Returns how many. An event whose subscription is gone stays, and
+    /// is not counted.
+    fn redrive<'a>(
+        &'a self,
+        dead_letter_topic: &'a str,
+        positions: Vec<u64>,
+    ) -> BoxFuture<'a, Result<u64, ManageError>>;
+
+    /// Moves a subscription. Everything from there on is delivered again, with attempts from 1; what is in flight is
+    /// still settled by whoever has it.
+    fn seek<'a>(
+        &'a self,
+        subscription: &'a str,
+        to: Start,
+    ) -> BoxFuture<'a, Result<(), ManageError>>;
+
+    /// Stops or starts handing out events of a subscription. Survives a restart.
+    fn pause<'a>(
+        &'a self,
+        subscription: &'a str,
+        paused: bool,
+    ) -> BoxFuture<'a, Result<(), ManageError>>;
+
+    /// Writes what waits, ends every consumer, and closes. Everything afterwards fails.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A topic, as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicStatus {
+    /// Its name.
+    pub name: String,
+    /// Oldest position that is kept; one past the last where there is none.
+    pub first: u64,
+    /// Position of the next event.
+    pub next: u64,
+    /// Events that are kept.
+    pub events: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+}
+
+/// A subscription, as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionStatus {
+    /// `<namespace>/<name>`, with `@<replica>` for a replica's own.
+    pub name: String,
+    /// Its topic.
+    pub topic: String,
+    /// Events that it has yet to handle, those in flight included.
+    pub lag: u64,
+    /// When the oldest of those was published, in milliseconds since the epoch; `None` without any.
+    pub oldest_ms: Option<u64>,
+    /// Deliveries without an answer yet.
+    pub in_flight: u64,
+    /// Events that wait after a failed attempt.
+    pub retrying: u64,
+    /// Connected consumers.
+    pub consumers: u64,
+    /// Nothing is handed out.
+    pub paused: bool,
+}
+
+/// An event in its topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its position.
+    pub position: u64,
+    /// When it was published, in milliseconds since the epoch.
+    pub published_ms: u64,
+    /// The event.
+    pub event: Event,
+}
+
+/// Why a bus cannot do what its operator asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManageError {
+    /// No topic or subscription of this name.
+    #[error("there is no {kind} {name:?}")]
+    Unknown {
+        /// `topic` or `subscription`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It cannot be done, whatever the state of the bus.
+    #[error("{0}")]
+    Refused(String),
+    /// The bus cannot be reached, or failed. Trying again may help.
+    #[error("{0}")]
+    Failed(String),
+}
