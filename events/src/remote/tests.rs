@@ -19,6 +19,7 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::bus::ManagedBus as _;
 use crate::bus::{Settle, Start};
 use crate::embedded::EmbeddedBus;
 use crate::log::LogOptions;
@@ -76,6 +77,7 @@ impl Service for TestService {
                             position: delivery.position,
                             attempt: delivery.attempt,
                             event: Some(delivery.event.into()),
+                            path: String::new(),
                         }));
                     }
                     request = requests.message() => match request {
