@@ -97,6 +97,7 @@ fn reason(kind: PublishErrorKind) -> &'static str {
         PublishErrorKind::UnknownTopic => "unknown_topic",
         PublishErrorKind::Invalid => "invalid",
         PublishErrorKind::Full => "full",
+        PublishErrorKind::Denied => "denied",
         PublishErrorKind::Unavailable | PublishErrorKind::Internal => "internal",
     }
 }

@@ -18,6 +18,8 @@ pub enum PublishErrorKind {
     Unavailable,
     /// The bus failed.
     Internal,
+    /// Policies do not let this publisher publish to the topic.
+    Denied,
 }
 
 /// Why a publish was not acknowledged.
@@ -45,9 +47,11 @@ impl PublishError {
     /// Trying the same again can never work.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        use PublishErrorKind::{Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic};
+        use PublishErrorKind::{
+            Denied, Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic,
+        };
         match self.kind {
-            UnknownBus | UnknownTopic | Invalid => true,
+            UnknownBus | UnknownTopic | Invalid | Denied => true,
             Full | Unavailable | Internal => false,
         }
     }
@@ -60,6 +64,7 @@ impl From<PublishError> for proto::PublishError {
             PublishErrorKind::UnknownTopic => Code::UnknownTopic,
             PublishErrorKind::Invalid => Code::Invalid,
             PublishErrorKind::Full => Code::Full,
+            PublishErrorKind::Denied => Code::Denied,
             // The contract has no word for it: a server that answers is not away, its store is broken.
             PublishErrorKind::Unavailable | PublishErrorKind::Internal => Code::Internal,
         };
@@ -74,6 +79,7 @@ impl From<proto::PublishError> for PublishError {
             Code::UnknownTopic => PublishErrorKind::UnknownTopic,
             Code::Invalid => PublishErrorKind::Invalid,
             Code::Full => PublishErrorKind::Full,
+            Code::Denied => PublishErrorKind::Denied,
             Code::Unspecified | Code::Internal => PublishErrorKind::Internal,
         };
         Self { kind, message: error.message }

@@ -204,9 +204,11 @@ impl Forwarder {
 
 /// A bus that is not known may be declared again; an event or topic that is refused stays refused.
 fn is_poison(error: &PublishError) -> bool {
-    use PublishErrorKind::{Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic};
+    use PublishErrorKind::{
+        Denied, Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic,
+    };
     match error.kind {
-        Invalid | UnknownTopic => true,
+        Invalid | UnknownTopic | Denied => true,
         UnknownBus | Full | Unavailable | Internal => false,
     }
 }

@@ -83,7 +83,7 @@ impl Buses {
     /// The publisher for a topic.
     ///
     /// # Errors
-    /// When the bus is unknown, or takes declared topics only and this is none.
+    /// When the bus is unknown, takes declared topics only and this is none, or policies forbid the publish.
     pub(super) fn publisher(&self, bus: &str, topic: &str) -> Result<Arc<RelayPublisher>, Problem> {
         let workload = self.workload.borrow().clone();
         let known = workload.as_ref().map(|workload| declared(workload, bus));
@@ -105,7 +105,13 @@ impl Buses {
                 let text = format!("bus {bus:?} takes declared topics only, and {topic:?} is none");
                 Err(Problem::new(StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", text))
             }
-            None | Some(Some(_)) => Ok(self.open(bus).publisher),
+            Some(Some(declared)) => match denied(declared, topic) {
+                Some(reason) => {
+                    Err(Problem::new(StatusCode::FORBIDDEN, "ERR_PUBSUB_FORBIDDEN", reason))
+                }
+                None => Ok(self.open(bus).publisher),
+            },
+            None => Ok(self.open(bus).publisher),
         }
     }
 
@@ -126,4 +132,10 @@ fn declared<'w>(workload: &'w Workload, name: &str) -> Option<&'w Bus> {
 
 fn refuses(bus: &Bus, topic: &str) -> bool {
     bus.declared_topics_only && !bus.topics.iter().any(|declared| declared == topic)
+}
+
+/// Why policies keep this workload from a topic.
+fn denied<'b>(bus: &'b Bus, topic: &str) -> Option<&'b str> {
+    let denied = bus.denied.iter().find(|denied| denied.topic == topic);
+    denied.map(|denied| denied.reason.as_str())
 }

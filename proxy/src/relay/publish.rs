@@ -49,6 +49,7 @@ pub(super) fn label(status: StatusCode) -> &'static str {
     match status {
         StatusCode::BAD_REQUEST | StatusCode::UNSUPPORTED_MEDIA_TYPE => "invalid",
         StatusCode::NOT_FOUND => "not_found",
+        StatusCode::FORBIDDEN => "denied",
         StatusCode::PAYLOAD_TOO_LARGE => "too_large",
         StatusCode::TOO_MANY_REQUESTS => "full",
         StatusCode::SERVICE_UNAVAILABLE => "unavailable",
@@ -141,6 +142,7 @@ fn refused(error: PublishError) -> Problem {
     let (status, code, retry_after) = match error.kind {
         PublishErrorKind::UnknownBus => (StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", None),
         PublishErrorKind::UnknownTopic => (StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", None),
+        PublishErrorKind::Denied => (StatusCode::FORBIDDEN, "ERR_PUBSUB_FORBIDDEN", None),
         PublishErrorKind::Invalid => (StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", None),
         PublishErrorKind::Full => (StatusCode::TOO_MANY_REQUESTS, "ERR_PUBSUB_FULL", Some(1)),
         PublishErrorKind::Unavailable => {
