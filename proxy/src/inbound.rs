@@ -224,7 +224,7 @@ impl Inbound {
         let asked = Asked::of(request.headers());
         let (mut head, body) = request.into_parts();
         let port = &peer.port;
-        let of = (Arc::clone(&port.metrics), Arc::clone(&port.service), Arc::clone(&peer.name));
+        let of = (Arc::clone(&port.metrics), &port.service, Arc::clone(&peer.name));
         let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
         record.attempts(1);
         let upgrade = Upgrade::take(&mut head);

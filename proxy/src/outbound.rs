@@ -85,8 +85,8 @@ impl Outbound {
     pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
         let asked = Asked::of(request.headers());
         let (head, body) = request.into_parts();
-        let (metrics, service) = self.unknown.clone();
-        let of = (metrics, service, Arc::clone(&self.nobody));
+        let (metrics, service) = &self.unknown;
+        let of = (Arc::clone(metrics), service, Arc::clone(&self.nobody));
         let mut record = Record::new("outbound", &head, asked, &self.access_log, of);
         match self.route(head, body, &mut record).await {
             Ok(response) => response,
@@ -142,7 +142,7 @@ impl Outbound {
         if let Some(copies) = now {
             copies.send(&destination);
         }
-        let answer = self.tries(call, &destination, rule).await;
+        let answer = self.tries(&mut call, &destination, rule).await;
         if let Some(copies) = later {
             copies.send(&destination);
         }
@@ -152,21 +152,22 @@ impl Outbound {
     /// The retry loop. One owner of retries: nobody behind this sidecar repeats anything.
     async fn tries(
         &self,
-        mut call: Call,
+        call: &mut Call,
         destination: &Arc<Destination>,
         rule: &Rule,
     ) -> Result<Response<Body>, Failure> {
-        destination.budget().request(destination.seconds());
+        let mut started = Instant::now();
+        destination.budget().request(destination.at(started).as_secs());
         let mut tried = Tried::default();
         loop {
             let replay = call.replay_handle();
             let deadline = call.deadline;
             let outcome = {
-                let attempt = std::pin::pin!(one(&mut call, destination, rule, &mut tried));
+                let attempt = std::pin::pin!(one(call, (destination, rule), &mut tried, started));
                 in_time(attempt, deadline).await
             };
             let Some(outcome) = outcome else {
-                let failure = timed_out(&call, destination);
+                let failure = timed_out(call, destination);
                 return Err(call.fail(failure));
             };
             let progress = match &outcome {
@@ -193,6 +194,7 @@ impl Outbound {
             }
             call.body = Some(body);
             destination.metrics.retried.inc();
+            started = Instant::now();
         }
     }
 }
@@ -218,16 +220,16 @@ fn fate(rule: &Rule, head: &request::Parts) -> Option<crate::policy::fault::Fate
 /// One try, or two where the first is slow and a policy says so. Leaves the body where it is untouched.
 async fn one<'d>(
     call: &mut Call,
-    destination: &'d Arc<Destination>,
-    rule: &'d Rule,
-    tried: &mut Tried,
+    (destination, rule): (&'d Arc<Destination>, &'d Rule),
+    tried: &mut Tried<'d>,
+    started: Instant,
 ) -> Result<Answer<'d>, Failure> {
-    let started = Instant::now();
-    let first = attempt::prepare(call, destination, rule, tried)?;
+    let first = attempt::prepare(call, (destination, rule), tried, started)?;
     let hedging = rule.hedging.as_ref().filter(|_| call.may_hedge());
-    let outcome = match hedging.and_then(|hedging| hedging.request(destination.seconds())) {
+    let second = destination.at(started).as_secs();
+    let outcome = match hedging.and_then(|hedging| hedging.request(second)) {
         // Boxed, as the rare path, so that the common one's future stays small.
-        Some(after) => Box::pin(hedged(call, destination, rule, tried, (first, after))).await,
+        Some(after) => Box::pin(hedged(call, (destination, rule), tried, (first, after))).await,
         None => first.run().await,
     };
     if let (Some(hedging), Ok(answer)) = (hedging, &outcome)
@@ -246,9 +248,8 @@ async fn one<'d>(
 /// The first try, and another one beside it when that takes long; the first good answer counts.
 async fn hedged<'d>(
     call: &mut Call,
-    destination: &'d Arc<Destination>,
-    rule: &'d Rule,
-    tried: &mut Tried,
+    (destination, rule): (&'d Arc<Destination>, &'d Rule),
+    tried: &mut Tried<'d>,
     (first, after): (Try<'d>, Duration),
 ) -> Result<Answer<'d>, Failed> {
     let mut first = std::pin::pin!(first.run());
@@ -257,10 +258,12 @@ async fn hedged<'d>(
         outcome = &mut first => return outcome,
         () = tokio::time::sleep(after) => {}
     }
-    let second = destination.seconds();
+    let now = Instant::now();
+    let second = destination.at(now).as_secs();
     let granted = rule.hedging.as_ref().is_some_and(|hedging| hedging.take(second))
         && destination.budget().retry(second);
-    let Some(Ok(second)) = granted.then(|| attempt::prepare(call, destination, rule, tried)) else {
+    let Some(Ok(second)) = granted.then(|| attempt::prepare(call, (destination, rule), tried, now))
+    else {
         return first.await;
     };
     destination.metrics.policy("hedged");
@@ -284,7 +287,7 @@ fn wait(
     progress: Progress,
     outcome: &Result<Answer<'_>, Failure>,
     rule: &Rule,
-    tried: &Tried,
+    tried: &Tried<'_>,
 ) -> Option<Duration> {
     let own = rule.retry.wait(tried.count(), rand::random());
     let answer = outcome.as_ref().ok().filter(|_| progress != Progress::Unprocessed);

@@ -27,9 +27,7 @@ struct Open {
     direction: &'static str,
     asked: Asked,
     metrics: Arc<ServiceMetrics>,
-    service: Arc<str>,
     peer: Arc<str>,
-    route: Option<Arc<str>>,
     attempts: u32,
     status: u16,
     grpc_status: Option<u16>,
@@ -41,6 +39,8 @@ struct Open {
 #[derive(Debug)]
 struct Logged {
     log: AccessLog,
+    service: Arc<str>,
+    route: Option<Arc<str>>,
     method: http::Method,
     path: String,
     traceparent: Option<String>,
@@ -55,12 +55,14 @@ impl Record {
         head: &request::Parts,
         asked: Asked,
         access_log: &AccessLog,
-        (metrics, service, peer): (Arc<ServiceMetrics>, Arc<str>, Arc<str>),
+        (metrics, service, peer): (Arc<ServiceMetrics>, &Arc<str>, Arc<str>),
     ) -> Self {
         let log = access_log.is_on().then(|| {
             let traceparent = head.headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
             Box::new(Logged {
                 log: access_log.clone(),
+                service: Arc::clone(service),
+                route: None,
                 method: head.method.clone(),
                 path: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
                 traceparent: traceparent.map(str::to_owned),
@@ -72,9 +74,7 @@ impl Record {
             direction,
             asked,
             metrics,
-            service,
             peer,
-            route: None,
             attempts: 0,
             status: CLIENT_CLOSED,
             grpc_status: None,
@@ -89,14 +89,16 @@ impl Record {
             open.metrics.active.dec();
             metrics.active.inc();
             open.metrics = Arc::clone(metrics);
-            open.service = Arc::clone(service);
+            if let Some(logged) = &mut open.log {
+                logged.service = Arc::clone(service);
+            }
         }
     }
 
     /// The call matched this route.
     pub fn route(&mut self, route: &Arc<str>) {
-        if let Some(open) = &mut self.0 {
-            open.route = Some(Arc::clone(route));
+        if let Some(logged) = self.0.as_mut().and_then(|open| open.log.as_mut()) {
+            logged.route = Some(Arc::clone(route));
         }
     }
 
@@ -197,8 +199,8 @@ impl Open {
             direction: self.direction,
             method: logged.method.as_str(),
             path: &logged.path,
-            service: &self.service,
-            route: self.route.as_deref().unwrap_or_default(),
+            service: &logged.service,
+            route: logged.route.as_deref().unwrap_or_default(),
             peer: &self.peer,
             status: self.status,
             grpc_status: self.grpc_status,

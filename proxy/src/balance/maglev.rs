@@ -3,9 +3,11 @@
 
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 
-/// Entries of a table: a prime, as large as Envoy's. It does not depend on the number of endpoints, or one more of them
-/// would move every key.
-const SIZE: usize = 65_537;
+/// Entries of a table. It does not depend on the number of endpoints, or one more of them would move every key. The more
+/// entries there are, the fewer keys move besides those that have to: about 3 N^2 / `SIZE` of these, so as many again
+/// with 200 endpoints.
+const SIZE: usize = 1 << BITS;
+const BITS: u32 = 17;
 
 /// Which endpoint each part of the key space belongs to.
 #[derive(Debug, Default)]
@@ -54,32 +56,38 @@ impl Table {
     }
 }
 
-/// An endpoint's own order of all places.
+/// An endpoint's own order of all places. The paper walks by an offset and a step; two endpoints whose steps are alike
+/// then meet at place after place, and whoever is removed moves many keys (2.7 times as many as had to in the worst of
+/// 3,000 sets of endpoints). Scrambled counters do not have that.
 struct Walk {
     index: usize,
-    at: usize,
-    step: usize,
+    count: u64,
+    key: u64,
 }
 
 impl Walk {
     fn new(index: usize, name: &str) -> Self {
-        let place = |seed: u8, range: usize| {
-            let range = u64::try_from(range).unwrap_or(1);
-            usize::try_from(hash(&(seed, name)) % range).unwrap_or(0)
-        };
-        Self { index, at: place(0, SIZE), step: place(1, SIZE - 1) + 1 }
+        Self { index, count: 0, key: hash(name) }
     }
 
+    /// Each step is one-to-one on numbers of `BITS` bits, and so is all of it.
     fn next(&mut self) -> usize {
-        let at = self.at;
-        self.at = (self.at + self.step) % SIZE;
-        at
+        const MASK: u64 = (1 << BITS) - 1;
+        let odd = |shift: u32| (self.key >> shift) | 1;
+        let mut place = self.count.wrapping_mul(odd(0)).wrapping_add(self.key >> 16) & MASK;
+        place ^= place >> 7;
+        place = place.wrapping_mul(odd(32)) & MASK;
+        place ^= place >> 9;
+        place = place.wrapping_mul(odd(47)) & MASK;
+        place ^= place >> 8;
+        self.count = self.count.wrapping_add(1);
+        usize::try_from(place).unwrap_or(0)
     }
 }
 
 /// The same on every machine and in every process of one version.
 #[must_use]
-pub fn hash<T: std::hash::Hash>(value: &T) -> u64 {
+pub fn hash<T: std::hash::Hash + ?Sized>(value: &T) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(value)
 }
 
@@ -97,13 +105,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(40))]
 
         #[test]
-        fn removing_one_of_many_moves_few_keys(count in 2_usize..120, gone: prop::sample::Index, seed: u64) {
+        fn removing_one_of_many_moves_few_keys(count in 2_usize..150, gone: prop::sample::Index, seed: u64) {
             let before = names(count, seed);
             let mut after = before.clone();
             let gone = gone.index(count);
             after.remove(gone);
             let (old, new) = (Table::new(&before), Table::new(&after));
-            let keys = 20_000;
+            let keys = 50_000;
             let moved = (0..keys).filter(|key| {
                 let key = hash(key);
                 before.get(old.find(key).unwrap()) != after.get(new.find(key).unwrap())
@@ -121,6 +129,15 @@ mod tests {
             }
             let (least, most) = (*shares.iter().min().unwrap(), *shares.iter().max().unwrap());
             prop_assert!(most - least <= 1 + least / 50, "{least} to {most}");
+        }
+    }
+
+    #[test]
+    fn a_walk_comes_past_every_place_once() {
+        for name in ["10.0.0.1:80", "", "b"] {
+            let mut walk = Walk::new(0, name);
+            let places: std::collections::HashSet<usize> = (0..SIZE).map(|_| walk.next()).collect();
+            assert_eq!(places.len(), SIZE);
         }
     }
 

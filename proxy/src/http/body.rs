@@ -66,7 +66,7 @@ pub trait Watch: Send + std::fmt::Debug {
 pub struct Watched {
     inner: Body,
     watch: Option<Box<dyn Watch>>,
-    deadline: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Timer>,
     idle: Option<Idle>,
 }
 
@@ -76,28 +76,49 @@ pub struct Watched {
 struct Idle {
     limit: Duration,
     last: Instant,
-    timer: Pin<Box<Sleep>>,
+    timer: Timer,
+}
+
+/// Fires at a time. The runtime's timer is made at the first wait: most bodies are there when they are asked for.
+#[derive(Debug)]
+struct Timer {
+    due: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    fn at(due: Instant) -> Self {
+        Self { due, sleep: None }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let due = self.due;
+        self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due))).as_mut().poll(cx)
+    }
+
+    fn reset(&mut self, due: Instant) {
+        self.due = due;
+        if let Some(sleep) = &mut self.sleep {
+            sleep.as_mut().reset(due);
+        }
+    }
 }
 
 impl Watched {
-    /// Watches `inner` until its end. `deadline` bounds all of it, `idle` each silence.
+    /// Watches `inner` until its end. `deadline` bounds all of it; `idle` is a bound on each silence, and when the first
+    /// one began.
     #[must_use]
     pub fn new(
         inner: Body,
         watch: Box<dyn Watch>,
         deadline: Option<Instant>,
-        idle: Option<Duration>,
+        idle: Option<(Duration, Instant)>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             inner,
             watch: Some(watch),
-            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
-            idle: idle.map(|limit| Idle {
-                limit,
-                last: now,
-                timer: Box::pin(tokio::time::sleep_until(now + limit)),
-            }),
+            deadline: deadline.map(Timer::at),
+            idle: idle.map(|(limit, last)| Idle { limit, last, timer: Timer::at(last + limit) }),
         }
     }
 
@@ -109,19 +130,19 @@ impl Watched {
 
     fn expired(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
         if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
+            && deadline.poll(cx).is_ready()
         {
             return Some(BodyError::Timeout(
                 "the request timeout ran out during the response body",
             ));
         }
         let idle = self.idle.as_mut()?;
-        while idle.timer.as_mut().poll(cx).is_ready() {
+        while idle.timer.poll(cx).is_ready() {
             let due = idle.last + idle.limit;
             if due <= Instant::now() {
                 return Some(BodyError::Timeout("the stream was silent for the idle timeout"));
             }
-            idle.timer.as_mut().reset(due);
+            idle.timer.reset(due);
         }
         None
     }
@@ -136,9 +157,6 @@ impl Watched {
                 None => Poll::Pending,
             };
         };
-        if let Some(idle) = &mut self.idle {
-            idle.last = Instant::now();
-        }
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
@@ -147,6 +165,8 @@ impl Watched {
                 } else if self.inner.is_end_stream() || self.inner.size_hint().exact() == Some(0) {
                     // Nobody asks for more once the announced length is through.
                     self.end(Ok(None));
+                } else if let Some(idle) = &mut self.idle {
+                    idle.last = Instant::now();
                 }
                 Some(Ok(frame))
             }

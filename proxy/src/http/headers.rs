@@ -47,10 +47,20 @@ pub fn strip_all(headers: &mut HeaderMap) {
 
 /// Looking over the few names that are there is cheaper than a hashed look-up of every name that might be.
 fn strip(headers: &mut HeaderMap, internal: bool) {
-    let leaves = |name: &&HeaderName| is_hop_by_hop(name) || (internal && is_internal(name));
-    let Some(first) = headers.keys().find(leaves).cloned() else {
+    let leaves = |name: &&HeaderName| {
+        let name = name.as_str();
+        is_hop_by_hop(name) || (internal && is_internal(name))
+    };
+    let mut found = headers.keys().filter(leaves);
+    let Some(first) = found.next() else {
         return;
     };
+    // Nearly always it is this header alone, which names nothing.
+    if *first == header::CONNECTION && found.next().is_none() && names_nothing(headers) {
+        headers.remove(header::CONNECTION);
+        return;
+    }
+    let first = first.clone();
     let named = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -72,9 +82,15 @@ fn strip(headers: &mut HeaderMap, internal: bool) {
     }
 }
 
+/// The one `Connection` header says only whether the connection stays.
+fn names_nothing(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::CONNECTION).iter();
+    let says = values.next().is_some_and(|value| value == "keep-alive" || value == "close");
+    says && values.next().is_none()
+}
+
 /// Tells by length first, which settles nearly every name.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    let name = name.as_str();
+fn is_hop_by_hop(name: &str) -> bool {
     match name.len() {
         2 => name == "te",
         7 => name == "upgrade",
@@ -87,8 +103,8 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     }
 }
 
-fn is_internal(name: &HeaderName) -> bool {
-    let Some(rest) = name.as_str().strip_prefix("duet-") else {
+fn is_internal(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("duet-") else {
         return false;
     };
     matches!(rest, "attempt" | "progress" | "original-version" | "destination")

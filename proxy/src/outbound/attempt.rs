@@ -9,7 +9,6 @@ use http::{HeaderMap, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::choose::{Choice, choose};
 use super::destination::{Backend, Destination};
@@ -25,18 +24,29 @@ use crate::http::upgrade::{self, Upgrade};
 use crate::http::{deadline, headers};
 use crate::record::Record;
 
-/// Endpoints that a call has tried.
+/// Endpoints that a call has tried. The first one is apart, as most calls try no other and then need no list.
 #[derive(Debug, Default)]
-pub(super) struct Tried(Vec<Arc<Replica>>);
+pub(super) struct Tried<'d> {
+    first: Option<&'d Arc<Replica>>,
+    others: Vec<&'d Arc<Replica>>,
+}
 
-impl Tried {
+impl<'d> Tried<'d> {
     /// How many tries were made.
     pub(super) fn count(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+        let count = usize::from(self.first.is_some()) + self.others.len();
+        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     pub(super) fn has(&self, replica: &Arc<Replica>) -> bool {
-        self.0.iter().any(|tried| Arc::ptr_eq(tried, replica))
+        self.first.iter().chain(&self.others).any(|tried| Arc::ptr_eq(tried, replica))
+    }
+
+    fn add(&mut self, replica: &'d Arc<Replica>) {
+        match self.first {
+            None => self.first = Some(replica),
+            Some(_) => self.others.push(replica),
+        }
     }
 }
 
@@ -46,8 +56,10 @@ pub(super) struct Try<'d> {
     destination: &'d Arc<Destination>,
     choice: Choice<'d>,
     transport: Transport,
-    head: request::Parts,
+    /// Boxed, as it is moved from stage to stage.
+    head: Box<request::Parts>,
     body: CallBody,
+    started: Instant,
     limit: Option<Duration>,
     grpc: bool,
 }
@@ -65,12 +77,14 @@ pub(super) struct Answer<'d> {
     response: Response<Body>,
     in_flight: InFlight,
     filters: &'d Filters,
-    tasks: TaskTracker,
+    /// When its head was there.
+    at: Instant,
+    /// Some of its headers are the mesh's own.
+    ours: bool,
     /// Another endpoint has not been tried.
     others: bool,
     /// It probed an ejected endpoint.
     probe: bool,
-    token: u64,
     /// gRPC tells in its trailers.
     later: Option<Later>,
 }
@@ -80,7 +94,7 @@ impl Answer<'_> {
     pub(super) fn switch(&mut self, upgrade: Upgrade, force: &CancellationToken) {
         if self.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let tunnel = upgrade.accepted(hyper::upgrade::on(&mut self.response));
-            self.tasks.spawn(tunnel.run(force.clone()));
+            self.in_flight.replica().pool.tasks().spawn(tunnel.run(force.clone()));
         }
     }
 
@@ -92,22 +106,27 @@ impl Answer<'_> {
     pub(super) fn headers(&self) -> &HeaderMap {
         self.response.headers()
     }
+
+    fn elsewhere(&self) -> Option<&HeaderValue> {
+        elsewhere(self.response.headers(), self.ours)
+    }
 }
 
-/// Chooses an endpoint and makes everything ready.
+/// Chooses an endpoint and makes everything ready, for a try that starts now.
 pub(super) fn prepare<'d>(
     call: &mut Call,
-    destination: &'d Arc<Destination>,
-    rule: &'d Rule,
-    tried: &mut Tried,
+    (destination, rule): (&'d Arc<Destination>, &'d Rule),
+    tried: &mut Tried<'d>,
+    started: Instant,
 ) -> Result<Try<'d>, Failure> {
-    let choice = choose(destination, rule, &call.head, call.session, tried)?;
-    tried.0.push(Arc::clone(&choice.replica));
+    let now = destination.at(started);
+    let choice = choose((destination, rule), &call.head, call.session, tried, now)?;
+    tried.add(choice.replica);
     call.record.attempts(tried.count());
     // An upgrade takes a connection of its own.
     let transport = match call.upgrade {
         Some(_) => Transport::Upgrade,
-        None => transport(&choice.replica, choice.backend.protocol, call.head.version),
+        None => transport(choice.replica, choice.backend.protocol, call.head.version),
     };
     let mesh = choice.replica.pool.target().identity.is_some();
     let head = head(call, choice.filters, transport, mesh, tried.count());
@@ -117,34 +136,34 @@ pub(super) fn prepare<'d>(
         Some(CallBody::None) => CallBody::None,
         _ => call.body.take().unwrap_or(CallBody::None),
     };
-    Ok(Try { destination, choice, transport, head, body, limit: rule.try_timeout, grpc })
+    Ok(Try { destination, choice, transport, head, body, started, limit: rule.try_timeout, grpc })
 }
 
 impl<'d> Try<'d> {
     /// Makes the try.
     pub(super) async fn run(self) -> Result<Answer<'d>, Failed> {
-        let Self { destination, choice, transport, head, body, limit, grpc } = self;
+        let Self { destination, choice, transport, head, body, started, limit, grpc } = self;
         let Choice { backend, endpoints, filters, replica, mut in_flight } = choice;
-        let started = Instant::now();
-        let exchange = std::pin::pin!(exchange(backend, &replica, transport, head, body));
+        let exchange = std::pin::pin!(exchange(backend, replica, transport, head, body));
         let deadline = limit.map(|limit| started + limit);
         let outcome = in_time(exchange, deadline).await;
-        let outcome =
-            outcome.unwrap_or_else(|| Err(timed_out(&replica, limit.unwrap_or_default())));
-        let took = started.elapsed();
+        let outcome = outcome.unwrap_or_else(|| Err(timed_out(replica, limit.unwrap_or_default())));
+        let at = Instant::now();
+        let took = at.saturating_duration_since(started);
+        let ours = outcome.as_ref().is_ok_and(|answer| headers::has_ours(answer.headers()));
         let verdict = match &outcome {
-            Ok(response) => judge(response, grpc),
+            Ok(response) => judge(response, ours, grpc),
             Err(failed) => Judged::of(failed.failure.progress == Progress::Final),
         };
         let slow = verdict.penalty || matches!(&outcome, Ok(answer) if answer.status() == 429);
         let sample = if slow { took.max(peak_ewma::PENALTY) } else { took };
-        let now = destination.now();
+        let now = destination.at(at);
         replica.observe(sample, now.as_secs_f64());
         let probe = in_flight.take_probe();
         let mut later = None;
         match verdict.good {
             Some(good) => {
-                destination.answered((backend, endpoints), &replica, (good, probe), now);
+                destination.answered((backend, endpoints), replica, (good, probe), now);
             }
             // A probe is not left open for as long as a stream may take.
             None if verdict.in_trailers && !probe => {
@@ -152,26 +171,24 @@ impl<'d> Try<'d> {
                 later = Some(Later {
                     destination: Arc::clone(destination),
                     index,
-                    replica: Arc::clone(&replica),
+                    replica: Arc::clone(replica),
                 });
             }
             None if probe && verdict.in_trailers => {
-                destination.answered((backend, endpoints), &replica, (true, true), now);
+                destination.answered((backend, endpoints), replica, (true, true), now);
             }
             None if probe => replica.health.abandoned(),
             None => {}
         }
-        let tasks = replica.pool.tasks().clone();
         let others = endpoints.replicas.len() > 1;
-        let token = replica.token;
         outcome.map(|response| Answer {
             response,
             in_flight,
             filters,
-            tasks,
+            at,
+            ours,
             others,
             probe,
-            token,
             later,
         })
     }
@@ -200,9 +217,9 @@ impl Judged {
     }
 }
 
-fn judge(response: &Response<Body>, grpc: bool) -> Judged {
+fn judge(response: &Response<Body>, ours: bool, grpc: bool) -> Judged {
     let headers = response.headers();
-    let progress = elsewhere(headers);
+    let progress = elsewhere(headers, ours);
     // Busy is not broken: ejecting it would leave the others with even more.
     if progress.is_some_and(|progress| progress == "shed") {
         return Judged { good: None, in_trailers: false, penalty: true };
@@ -220,9 +237,9 @@ fn judge(response: &Response<Body>, grpc: bool) -> Judged {
     }
 }
 
-/// How far the request had come where the other sidecar failed it.
-fn elsewhere(headers: &HeaderMap) -> Option<&HeaderValue> {
-    if headers::has_ours(headers) { headers.get(headers::PROGRESS) } else { None }
+/// How far the request had come where the other sidecar failed it; `ours`: some headers are the mesh's own.
+fn elsewhere(headers: &HeaderMap, ours: bool) -> Option<&HeaderValue> {
+    if ours { headers.get(headers::PROGRESS) } else { None }
 }
 
 /// gRPC statuses that say that the server, not the request, was the trouble.
@@ -235,7 +252,7 @@ async fn exchange(
     backend: &Backend,
     replica: &Replica,
     transport: Transport,
-    head: request::Parts,
+    head: Box<request::Parts>,
     body: CallBody,
 ) -> Result<Response<Body>, Failed> {
     let mut sender = match replica.pool.sender(transport, backend.connect_timeout).await {
@@ -247,7 +264,7 @@ async fn exchange(
         CallBody::Replay(body) => Body::Replay(body),
         CallBody::None => Body::Empty,
     };
-    let sent = sender.send(Request::from_parts(head, body)).await;
+    let sent = sender.send(Request::from_parts(*head, body)).await;
     sent.map_err(|failure| Failed { failure, body: None })
 }
 
@@ -269,8 +286,8 @@ fn head(
     transport: Transport,
     mesh: bool,
     attempt: u32,
-) -> request::Parts {
-    let (mut head, mut authority) = (call.head.clone(), call.authority.clone());
+) -> Box<request::Parts> {
+    let (mut head, mut authority) = (Box::new(call.head.clone()), call.authority.clone());
     filters.apply_request(&mut head, &mut authority);
     if mesh && head.version != Version::HTTP_2 {
         head.headers.insert(headers::ORIGINAL_VERSION, HeaderValue::from_static("1.1"));
@@ -294,9 +311,8 @@ fn head(
 
 /// What an answer means for the retry decision; `None`: it is the answer.
 pub(super) fn progress(answer: &Answer<'_>, rule: &Rule) -> Option<Progress> {
-    let headers = answer.response.headers();
     // The other sidecar failed, and knows how far the request had come.
-    if let Some(value) = elsewhere(headers) {
+    if let Some(value) = answer.elsewhere() {
         return match value.as_bytes() {
             b"unprocessed" => Some(Progress::Unprocessed),
             b"unknown" => Some(Progress::Unknown),
@@ -310,16 +326,16 @@ pub(super) fn progress(answer: &Answer<'_>, rule: &Rule) -> Option<Progress> {
     if rule.retry.codes.contains(&status.as_u16()) || (answer.probe && status.is_server_error()) {
         return Some(Progress::Unknown);
     }
-    rule.retry.wants(status.as_u16(), headers).then_some(Progress::Allowed)
+    rule.retry.wants(status.as_u16(), answer.headers()).then_some(Progress::Allowed)
 }
 
 /// The response to the caller, watched until its last byte.
-pub(super) fn respond(answer: Answer<'_>, call: Call, rule: &Rule) -> Response<Body> {
-    let Answer { response, in_flight, filters, token, later, .. } = answer;
-    let mut record = call.record;
+pub(super) fn respond(answer: Answer<'_>, call: &mut Call, rule: &Rule) -> Response<Body> {
+    let Answer { response, in_flight, filters, at, ours, later, .. } = answer;
+    let mut record = call.record.take();
     let (mut head, body) = response.into_parts();
     head.version = Version::HTTP_11;
-    if elsewhere(&head.headers).is_some()
+    if elsewhere(&head.headers, ours).is_some()
         && let Some(value) = head.headers.get(headers::PROXY_STATUS)
         && let Some(kind) = value.to_str().ok().and_then(ErrorType::of_proxy_status)
     {
@@ -333,11 +349,11 @@ pub(super) fn respond(answer: Answer<'_>, call: Call, rule: &Rule) -> Response<B
     }
     filters.apply_response(&mut head.headers);
     rule.filters.apply_response(&mut head.headers);
-    if let Some(more) = call.cross_origin {
+    if let Some(more) = call.cross_origin.take() {
         headers::replace(&mut head.headers, *more);
     }
     if let Some(session) = &rule.session {
-        session.write(call.session, token, &mut head.headers);
+        session.write(call.session, in_flight.replica().token, &mut head.headers);
     }
     record.answered(head.status, &head.headers);
     let mut end = End { record, later, _in_flight: in_flight };
@@ -346,7 +362,8 @@ pub(super) fn respond(answer: Answer<'_>, call: Call, rule: &Rule) -> Response<B
         return Response::from_parts(head, body);
     }
     let deadline = call.deadline.filter(|_| call.bounds_body);
-    let watched = Watched::new(body, Box::new(end), deadline, rule.idle_timeout);
+    let idle = rule.idle_timeout.map(|limit| (limit, at));
+    let watched = Watched::new(body, Box::new(end), deadline, idle);
     Response::from_parts(head, Body::Watched(Box::new(watched)))
 }
 

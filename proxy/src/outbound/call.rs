@@ -150,7 +150,7 @@ impl Call {
         progress: Progress,
         destination: &Destination,
         rule: &Rule,
-        tried: &Tried,
+        tried: &Tried<'_>,
         replay: Option<&Replay>,
     ) -> Option<CallBody> {
         if progress == Progress::Final || tried.count() > rule.retry.attempts {
@@ -179,7 +179,7 @@ impl Call {
     }
 
     pub(super) fn finish(
-        mut self,
+        &mut self,
         mut answer: Answer<'_>,
         rule: &Rule,
         force: &CancellationToken,

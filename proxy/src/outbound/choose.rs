@@ -42,20 +42,21 @@ pub(super) struct Choice<'d> {
     pub backend: &'d Backend,
     pub endpoints: &'d Endpoints,
     pub filters: &'d Filters,
-    pub replica: Arc<Replica>,
+    pub replica: &'d Arc<Replica>,
     pub in_flight: InFlight,
 }
 
 /// Chooses for a try: the endpoint of the client's session if it can, else by weight and balancer; one that this call
-/// has not tried, if there is one.
+/// has not tried, if there is one. `now` is of [`Destination::at`].
 pub(super) fn choose<'d>(
-    destination: &'d Destination,
-    rule: &'d Rule,
+    (destination, rule): (&'d Destination, &'d Rule),
     head: &request::Parts,
     session: Option<Token>,
-    tried: &Tried,
+    tried: &Tried<'d>,
+    now: Duration,
 ) -> Result<Choice<'d>, Failure> {
-    if let Some(choice) = session.and_then(|token| of_session(destination, rule, token, tried)) {
+    let of_session = |token| of_session((destination, rule), token, tried, now);
+    if let Some(choice) = session.and_then(of_session) {
         return Ok(choice);
     }
     let (index, filters) = rule.choose()?;
@@ -63,7 +64,7 @@ pub(super) fn choose<'d>(
         return Err(Failure::new(ErrorType::ProxyInternalError, "the backend is gone"));
     };
     let key = key(backend, destination, head);
-    let search = Search { now: destination.now(), backend, endpoints, key };
+    let search = Search { now, backend, endpoints, key };
     // Somebody else may claim a probe in between.
     for _ in 0..3 {
         let fresh = |replica: &Arc<Replica>| !tried.has(replica);
@@ -89,10 +90,10 @@ fn nobody(backend: &Backend, endpoints: &Endpoints) -> Failure {
 }
 
 fn of_session<'d>(
-    destination: &'d Destination,
-    rule: &'d Rule,
+    (destination, rule): (&'d Destination, &'d Rule),
     token: Token,
-    tried: &Tried,
+    tried: &Tried<'d>,
+    now: Duration,
 ) -> Option<Choice<'d>> {
     rule.backends().find_map(|(index, filters)| {
         let (backend, endpoints) = destination.backend(index)?;
@@ -101,8 +102,8 @@ fn of_session<'d>(
         if tried.has(replica) {
             return None;
         }
-        let in_flight = replica.enter(replica.health.claim(millis(destination.now()))?);
-        Some(Choice { backend, endpoints, filters, replica: Arc::clone(replica), in_flight })
+        let in_flight = replica.enter(replica.health.claim(millis(now))?);
+        Some(Choice { backend, endpoints, filters, replica, in_flight })
     })
 }
 
@@ -127,9 +128,9 @@ struct Search<'d> {
     key: Option<u64>,
 }
 
-impl Search<'_> {
+impl<'d> Search<'d> {
     /// An endpoint that is usable now and `allowed`.
-    fn find(&self, allowed: impl Fn(&Arc<Replica>) -> bool) -> Option<Arc<Replica>> {
+    fn find(&self, allowed: impl Fn(&Arc<Replica>) -> bool) -> Option<&'d Arc<Replica>> {
         let Endpoints { replicas, local, remote, .. } = self.endpoints;
         let millis = millis(self.now);
         let usable = |index: usize| {
@@ -145,7 +146,7 @@ impl Search<'_> {
             let (first, second) = if stays { (local, remote) } else { (remote, local) };
             self.balance(Some(first), &usable).or_else(|| self.balance(Some(second), &usable))
         };
-        found.and_then(|index| replicas.get(index)).map(Arc::clone)
+        found.and_then(|index| replicas.get(index))
     }
 
     fn balance(&self, subset: Option<&[usize]>, usable: &impl Fn(usize) -> bool) -> Option<usize> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use duet_api::proto;
 use http::{HeaderName, request};
+use tokio::time::Instant;
 
 use super::choose::Endpoints;
 use super::replica::{Healths, Replica, Replicas, millis};
@@ -290,13 +291,19 @@ impl Destination {
     /// Whole seconds of the clock that all workers share, for budgets.
     #[must_use]
     pub fn seconds(&self) -> u64 {
-        self.context.healths.elapsed().as_secs()
+        self.now().as_secs()
     }
 
     /// The clock that all workers share.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.context.healths.elapsed()
+    }
+
+    /// A moment on the clock that all workers share.
+    #[must_use]
+    pub fn at(&self, moment: Instant) -> Duration {
+        self.context.healths.at(moment)
     }
 
     /// The calling workload.

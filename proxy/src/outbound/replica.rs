@@ -41,6 +41,12 @@ impl Healths {
         health
     }
 
+    /// A moment, since the start of the process.
+    #[must_use]
+    pub fn at(&self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.started)
+    }
+
     /// Since the start of the process.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
@@ -144,6 +150,11 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// Where.
+    pub(super) fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
     /// Whether it probes; says so once.
     pub(super) fn take_probe(&mut self) -> bool {
         std::mem::take(&mut self.probe)

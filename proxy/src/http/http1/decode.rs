@@ -134,10 +134,12 @@ fn framing(
     if bodiless {
         return Ok((Framing::Ended, headers));
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
+    // Looking over the few names that are there is cheaper than a hashed look-up.
+    if headers.keys().any(|name| *name == header::TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+        let coding = codings.next().map(HeaderValue::as_bytes).unwrap_or_default();
         // Others were not asked for with `TE`, and would be lost with the header, which is for one hop.
-        let is_chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        let is_chunked = coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
         if version == Version::HTTP_10 || !is_chunked || codings.next().is_some() {
             return Err(WireError::Framing("a transfer coding that is not chunked"));
         }
@@ -176,8 +178,12 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, WireError> {
 }
 
 fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
-    let mut tokens = headers
-        .get_all(header::CONNECTION)
+    let values = headers.get_all(header::CONNECTION);
+    // What most servers say, told without taking it apart.
+    if version == Version::HTTP_11 && values.iter().all(|value| value == "keep-alive") {
+        return true;
+    }
+    let mut tokens = values
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
