@@ -15,7 +15,7 @@ use bytes::Bytes;
 use duet_api::proto;
 
 pub(crate) use attribute::clean_text;
-pub use decode::{WrapContext, decode};
+pub use decode::{WrapContext, decode, decode_opaque};
 pub use encode::{encode_batch, encode_binary, encode_structured};
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 
@@ -58,6 +58,24 @@ impl Event {
     pub fn with_attribute(mut self, name: &str, value: &str) -> Result<Self, EnvelopeError> {
         self.set_attribute(name, value.to_owned())?;
         Ok(self)
+    }
+
+    /// With another `id`, `source` and `type`, where they are given.
+    ///
+    /// # Errors
+    /// When one of them is empty or has characters that its type forbids.
+    pub fn renamed(
+        self,
+        id: Option<&str>,
+        source: Option<&str>,
+        event_type: Option<&str>,
+    ) -> Result<Self, EnvelopeError> {
+        let named = Self::new(
+            id.unwrap_or(&self.id),
+            source.unwrap_or(&self.source),
+            event_type.unwrap_or(&self.event_type),
+        )?;
+        Ok(Self { attributes: self.attributes, data: self.data, ..named })
     }
 
     /// With data.

@@ -38,6 +38,8 @@ use worker::Shared;
 
 /// Largest body of one publish, as in Dapr.
 const MAX_PUBLISH_BYTES: usize = 4 << 20;
+/// All publishes together, in memory: sixteen of the largest.
+const PUBLISH_BYTES: usize = 16 * MAX_PUBLISH_BYTES;
 /// Most that waits in the outbox.
 const OUTBOX_BYTES: u64 = 256 << 20;
 /// Bound on the last phase, once nothing is left to wait for.
@@ -171,6 +173,7 @@ async fn start_relay(
         services: config.args.service.clone(),
         outbox: config.args.state.join("outbox"),
         max_body_bytes: MAX_PUBLISH_BYTES,
+        publish_bytes: PUBLISH_BYTES,
         outbox_bytes: OUTBOX_BYTES,
     };
     let inputs = relay::RelayInputs {

@@ -8,11 +8,13 @@
 mod api;
 mod app;
 mod buses;
-mod deliver;
+mod consumption;
 mod invoke;
 mod metrics;
+mod post;
 mod problem;
 mod publish;
+mod receive;
 mod subscriptions;
 
 use std::convert::Infallible;
@@ -45,6 +47,7 @@ use api::Api;
 use app::App;
 use buses::Buses;
 use metrics::EventMetrics;
+use publish::store::Publishing;
 use subscriptions::Subscriptions;
 
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -64,6 +67,8 @@ pub struct RelayConfig {
     pub outbox: PathBuf,
     /// Largest body of one publish. Dapr's limit is the default: 4 MiB.
     pub max_body_bytes: usize,
+    /// Most bytes that publishes may hold in memory, all together.
+    pub publish_bytes: usize,
     /// Most that waits in the outbox.
     pub outbox_bytes: u64,
 }
@@ -121,10 +126,13 @@ pub async fn start(
         // Part of phase one: what is in flight is finished before the phase ends.
         drain.inbound_tasks.spawn(subscriptions.run());
     }
+    let source = config.services.first().map_or("duet", String::as_str).to_owned();
+    let bounds = (config.max_body_bytes, config.publish_bytes);
+    let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics, source, bounds));
     let api = Arc::new(Api {
         config,
         buses,
-        metrics,
+        publishing,
         invoke: inputs.invoke,
         workload: inputs.workload,
         app_ready: inputs.app_ready,

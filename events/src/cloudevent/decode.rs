@@ -52,6 +52,18 @@ pub fn decode(
     Ok(vec![wrap_plain(headers, content_type, body, wrap)?])
 }
 
+/// Wraps the body as it is, as data, whatever the request says that it is.
+///
+/// # Errors
+/// When its `Content-Type` is not one.
+pub fn decode_opaque(
+    headers: &HeaderMap,
+    body: Bytes,
+    wrap: &WrapContext<'_>,
+) -> Result<Event, EnvelopeError> {
+    wrap_plain(headers, content_type(headers)?, body, wrap)
+}
+
 /// Media type without parameters, in lower case.
 pub(super) fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
@@ -250,11 +262,22 @@ fn wrap_plain(
     event.set_attribute("topic", wrap.topic.to_owned())?;
     event.set_attribute("pubsubname", wrap.bus.to_owned())?;
     event.set_attribute("time", wrap.now.to_string())?;
-    for name in ["traceparent", "tracestate"] {
-        // Trace context that cannot be text is no reason to refuse the event.
-        if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok()) {
-            event.set_attribute(name, value.to_owned())?;
+    event.fill_trace(headers);
+    Ok(event.with_data(body))
+}
+
+impl Event {
+    /// Takes over the W3C trace context of the request that it came with, where it has none of its own. What cannot be
+    /// an attribute is no reason to refuse the event.
+    pub fn fill_trace(&mut self, headers: &HeaderMap) {
+        if self.attribute("traceparent").is_some() {
+            return;
+        }
+        for name in ["traceparent", "tracestate"] {
+            let value = headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(value) = value.filter(|value| attribute::check(name, value).is_ok()) {
+                self.attributes.insert(name.to_owned(), value.to_owned());
+            }
         }
     }
-    Ok(event.with_data(body))
 }

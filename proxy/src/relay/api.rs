@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::buses::Buses;
-use super::metrics::EventMetrics;
 use super::problem::Problem;
+use super::publish::store::{self, Publishing};
 use super::{InvokeFn, RelayConfig, invoke, publish};
 use crate::http::body::Body;
 
@@ -23,7 +23,7 @@ const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
 pub(super) struct Api {
     pub(super) config: RelayConfig,
     pub(super) buses: Arc<Buses>,
-    pub(super) metrics: EventMetrics,
+    pub(super) publishing: Arc<Publishing>,
     pub(super) invoke: InvokeFn,
     pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
     pub(super) app_ready: watch::Receiver<bool>,
@@ -67,16 +67,8 @@ impl Api {
             return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", text));
         }
         let (bus, topic) = rest.split_once('/').unwrap_or((rest, ""));
-        let (bus, topic) = (publish::name(bus)?, publish::name(topic)?);
-        let outcome = publish::publish(self, &bus, &topic, request).await;
-        let label = match &outcome {
-            Ok(published) => published.label(),
-            Err(problem) => publish::label(problem.status),
-        };
-        let known = self.buses.names().contains(&bus);
-        let bus = if known { bus.as_str() } else { "unknown" };
-        self.metrics.published(bus, &topic, label);
-        outcome.map(publish::Done::response)
+        let (bus, topic) = (store::name(bus)?, store::name(topic)?);
+        publish::single(&self.publishing, (&bus, &topic), request).await
     }
 
     /// 204 when ready (Dapr's code), 500 when not. `with_app`: the application counts too.

@@ -17,8 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use super::app::App;
 use super::buses::Buses;
-use super::deliver::Consumption;
+use super::consumption::Consumption;
 use super::metrics::EventMetrics;
+use super::post::Post;
 use crate::drain::Drain;
 use crate::http::body::Body;
 
@@ -156,7 +157,7 @@ impl Subscriptions {
             let consumption = Consumption::new(
                 spec.clone(),
                 self.buses.bus(&spec.bus),
-                self.app.clone(),
+                Arc::new(Post::new(spec.clone(), self.app.clone())),
                 self.app_ready.clone(),
                 &self.metrics,
             );

@@ -1,43 +1,34 @@
-//! One subscription of this replica: pulls events from the bus while the application is there, posts each, and
+//! One subscription of this replica: pulls events from the bus while its receiver is there, hands them over, and
 //! tells the bus what came of it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use duet_events::bus::{
-    AppAnswer, ConsumeError, Consumer, Delivery, EventBus, Settle, SubscriptionSpec, on_answer,
+    AppAnswer, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
+    on_answer,
 };
-use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Uri};
-use http_body_util::{BodyExt as _, Limited};
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::app::App;
 use super::metrics::EventMetrics;
-use crate::error::Progress;
-use crate::http::body::Body;
-use crate::http::headers::TRACEPARENT;
+use super::receive::{Receiver, Work};
 
-/// Number of the try, from 1.
-const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
-/// Most that is read of an answer; the status word comes at its start.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// Wait before pulling again after the application was not there.
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
+/// One subscription of this replica, consumed.
 #[derive(Debug)]
 pub(super) struct Consumption {
     bus: Arc<dyn EventBus>,
-    app_ready: watch::Receiver<bool>,
+    ready: watch::Receiver<bool>,
     errors: IntCounterVec,
-    post: Arc<Post>,
+    hand: Arc<Hand>,
 }
 
 /// Why a consumer ended.
@@ -48,15 +39,16 @@ enum End {
 }
 
 impl Consumption {
+    /// `ready` says whether the receiver is there; nothing is pulled while it is not.
     pub(super) fn new(
         spec: SubscriptionSpec,
         bus: Arc<dyn EventBus>,
-        app: App,
-        app_ready: watch::Receiver<bool>,
+        receiver: Arc<dyn Receiver>,
+        ready: watch::Receiver<bool>,
         metrics: &EventMetrics,
     ) -> Self {
-        let (errors, post) = (metrics.refused.clone(), Arc::new(Post::new(spec, app, metrics)));
-        Self { bus, app_ready, errors, post }
+        let hand = Arc::new(Hand::new(spec, receiver, metrics));
+        Self { bus, ready, errors: metrics.refused.clone(), hand }
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
@@ -65,9 +57,9 @@ impl Consumption {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                here = self.app_ready.wait_for(|ready| *ready) => if here.is_err() { return },
+                here = self.ready.wait_for(|ready| *ready) => if here.is_err() { return },
             }
-            let spec = self.post.spec.clone();
+            let spec = self.hand.spec.clone();
             let bus = Arc::clone(&self.bus);
             let opened = tokio::select! {
                 opened = bus.consume(spec) => opened,
@@ -95,7 +87,7 @@ impl Consumption {
     /// Reports a consumer that broke; how long to wait before the next one.
     fn broken(&self, error: &ConsumeError, backoff: &mut Duration) -> Duration {
         self.errors.with_label_values(&["bus"]).inc();
-        let subscription = &self.post.spec.name;
+        let subscription = &self.hand.spec.name;
         if error.is_retryable() {
             tracing::info!(%error, subscription, "no events for now; trying again");
         } else {
@@ -114,7 +106,7 @@ impl Consumption {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break End::Stopped,
-                away = self.app_ready.wait_for(|ready| !*ready) => match away {
+                away = self.ready.wait_for(|ready| !*ready) => match away {
                     Ok(_) => break End::AppAway,
                     Err(_closed) => break End::Stopped,
                 },
@@ -126,18 +118,12 @@ impl Consumption {
                 }
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => {
-                        let (post, settler) = (Arc::clone(&self.post), settler.clone());
-                        open.spawn(async move {
-                            let id = delivery.id;
-                            let outcome = post.deliver(delivery).await;
-                            let reached = !matches!(outcome, Settle::Release { .. });
-                            settler.settle(id, outcome);
-                            reached
-                        });
+                        let (hand, settler) = (Arc::clone(&self.hand), settler.clone());
+                        open.spawn(async move { hand.over(vec![delivery], &settler).await });
                     }
                     Some(Err(error)) => break End::Broken(error),
                     None => {
-                        let subscription = self.post.spec.name.clone();
+                        let subscription = self.hand.spec.name.clone();
                         let reason = "the bus ended the stream".to_owned();
                         break End::Broken(ConsumeError::Internal { subscription, reason });
                     }
@@ -150,11 +136,11 @@ impl Consumption {
     }
 }
 
-/// Posts events of one subscription.
+/// Hands events of one subscription to its receiver, and decides what becomes of them.
 #[derive(Debug)]
-struct Post {
+struct Hand {
     spec: SubscriptionSpec,
-    app: App,
+    receiver: Arc<dyn Receiver>,
     in_flight: IntGauge,
     duration: Histogram,
     acked: IntCounter,
@@ -163,8 +149,8 @@ struct Post {
     dead: IntCounter,
 }
 
-impl Post {
-    fn new(spec: SubscriptionSpec, app: App, metrics: &EventMetrics) -> Self {
+impl Hand {
+    fn new(spec: SubscriptionSpec, receiver: Arc<dyn Receiver>, metrics: &EventMetrics) -> Self {
         let name = spec.name.as_str();
         let delivered = |outcome| metrics.delivered.with_label_values(&[name, outcome]);
         Self {
@@ -174,21 +160,43 @@ impl Post {
             retried: delivered("retry"),
             released: delivered("release"),
             dead: delivered("dead_letter"),
-            app,
+            receiver,
             spec,
         }
     }
 
-    async fn deliver(&self, delivery: Delivery) -> Settle {
-        let _guard = Counted::new(&self.in_flight);
+    /// Returns whether the receiver was there.
+    async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
+        let work = Work { token: Uuid::new_v4().to_string(), deliveries };
+        let mut reached = true;
+        let answers = self.answers(&work).await;
+        for (delivery, answer) in work.deliveries.iter().zip(answers) {
+            let outcome = self.decide(delivery, &answer);
+            reached &= !matches!(outcome, Settle::Release { .. });
+            settler.settle(delivery.id, outcome);
+        }
+        reached
+    }
+
+    /// One for each delivery.
+    async fn answers(&self, work: &Work) -> Vec<AppAnswer> {
+        let count = work.deliveries.len();
+        let _guard = Counted::new(&self.in_flight, count);
         let timer = self.duration.start_timer();
-        let attempt = delivery.attempt;
-        let answer = tokio::time::timeout(self.spec.ack_timeout, self.post(&delivery)).await;
+        let answers =
+            tokio::time::timeout(self.spec.ack_timeout, self.receiver.deliver(work)).await;
         timer.observe_duration();
-        let answer = answer.unwrap_or_else(|_elapsed| AppAnswer::NoAnswer {
-            reason: format!("no answer within {:?}", self.spec.ack_timeout),
-        });
-        let settle = on_answer(&answer, attempt, &self.spec, rand::random());
+        let (mut answers, reason) = match answers {
+            Ok(answers) => (answers, "no answer for this event".to_owned()),
+            Err(_elapsed) => (Vec::new(), format!("no answer within {:?}", self.spec.ack_timeout)),
+        };
+        answers.resize(count, AppAnswer::NoAnswer { reason });
+        answers
+    }
+
+    fn decide(&self, delivery: &Delivery, answer: &AppAnswer) -> Settle {
+        let attempt = delivery.attempt;
+        let settle = on_answer(answer, attempt, &self.spec, rand::random());
         match &settle {
             Settle::Ack => self.acked.inc(),
             Settle::Retry { .. } => self.retried.inc(),
@@ -201,75 +209,25 @@ impl Post {
         }
         settle
     }
-
-    async fn post(&self, delivery: &Delivery) -> AppAnswer {
-        let request = match self.request(delivery) {
-            Ok(request) => request,
-            Err(reason) => return AppAnswer::NoAnswer { reason },
-        };
-        let response = match self.app.send(request).await {
-            Ok(answered) => answered,
-            Err(failure) if failure.progress == Progress::Unprocessed => {
-                return AppAnswer::NotReached;
-            }
-            Err(failure) => {
-                return AppAnswer::NoAnswer { reason: failure.to_string() };
-            }
-        };
-        let status = response.status().as_u16();
-        match Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await {
-            Ok(body) => AppAnswer::from_http(status, &body.to_bytes()),
-            // Too long to be a status word, or cut off: the status line has said enough.
-            Err(_error) => AppAnswer::from_http(status, b""),
-        }
-    }
-
-    fn request(&self, delivery: &Delivery) -> Result<Request<Body>, String> {
-        let event = &delivery.event;
-        let (content_type, body) = if self.spec.raw_payload {
-            let kind = event.data_content_type().unwrap_or("application/octet-stream");
-            (kind, event.data().cloned().unwrap_or_default())
-        } else {
-            let extra =
-                [("pubsubname", self.spec.bus.as_str()), ("topic", self.spec.topic.as_str())];
-            (STRUCTURED_CONTENT_TYPE, encode_structured(event, &extra))
-        };
-        let mut request = Request::new(full(body));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() =
-            self.spec.path.parse::<Uri>().map_err(|error| format!("path: {error}"))?;
-        let headers = request.headers_mut();
-        headers.insert(header::CONTENT_TYPE, value(content_type)?);
-        headers.insert(ATTEMPT, HeaderValue::from(delivery.attempt));
-        // One that cannot be a header stays in the envelope only; it must not cost the event.
-        if let Some(Ok(trace)) = event.attribute("traceparent").map(HeaderValue::from_str) {
-            headers.insert(TRACEPARENT, trace);
-        }
-        Ok(request)
-    }
 }
 
-fn full(body: Bytes) -> Body {
-    if body.is_empty() { Body::Empty } else { Body::Full(body) }
-}
-
-fn value(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|error| format!("{text:?}: {error}"))
-}
-
-/// Counts a delivery in flight until dropped.
+/// Counts deliveries in flight until dropped.
 #[derive(Debug)]
-struct Counted<'g>(&'g IntGauge);
+struct Counted<'g> {
+    gauge: &'g IntGauge,
+    count: i64,
+}
 
 impl<'g> Counted<'g> {
-    fn new(gauge: &'g IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
+    fn new(gauge: &'g IntGauge, count: usize) -> Self {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        gauge.add(count);
+        Self { gauge, count }
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.dec();
+        self.gauge.sub(self.count);
     }
 }
