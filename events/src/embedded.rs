@@ -49,6 +49,15 @@ impl EmbeddedBus {
     pub async fn subscription_lag(&self, name: &str) -> Result<u64, LogError> {
         Ok(self.log.backlog(name).await?.events)
     }
+
+    /// Copies everything that is on disk now into a folder, while the bus goes on. The folder is created if missing; the
+    /// copy is a bus of its own, which [`EmbeddedBus::open`] opens.
+    ///
+    /// # Errors
+    /// When the folder holds a bus already or cannot be written, or when the log failed.
+    pub async fn backup(&self, dir: &Path) -> Result<(), LogError> {
+        self.log.backup(dir).await
+    }
 }
 
 impl EventBus for EmbeddedBus {
@@ -101,7 +110,7 @@ fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, Co
 pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
     let kind = match error {
         LogError::DiskFull => PublishErrorKind::Full,
-        LogError::Refused(_) => PublishErrorKind::Invalid,
+        LogError::Refused(_) | LogError::Unknown { .. } => PublishErrorKind::Invalid,
         LogError::InUse | LogError::Format { .. } | LogError::Store(_) | LogError::Closed => {
             PublishErrorKind::Internal
         }
@@ -112,7 +121,9 @@ pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
 fn consume_error(subscription: &str, error: &LogError) -> ConsumeError {
     let (subscription, reason) = (subscription.to_owned(), error.to_string());
     match error {
-        LogError::Refused(_) => ConsumeError::Refused { subscription, reason },
+        LogError::Refused(_) | LogError::Unknown { .. } => {
+            ConsumeError::Refused { subscription, reason }
+        }
         LogError::DiskFull
         | LogError::InUse
         | LogError::Format { .. }

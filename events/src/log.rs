@@ -10,13 +10,16 @@
 //! Used by the embedded bus and by the outbox. Imports [`crate::bus`] and [`crate::cloudevent`].
 
 mod command;
+mod consumers;
 mod dedup;
 mod engine;
 mod handout;
+mod manage;
 mod metrics;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod store;
+mod subscription;
 mod topic;
 mod worker;
 
@@ -29,10 +32,14 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::bus::{ConsumerBackend, Published, Settle, SubscriptionSpec, TopicConfig};
+use crate::bus::{
+    ConsumerBackend, Published, Settle, Start, SubscriptionSpec, SubscriptionStatus, TopicConfig,
+    TopicStatus,
+};
 use crate::cloudevent::Event;
 
 use command::{Command, Queue};
+use engine::Engine;
 pub use metrics::LogMetrics;
 use record::Record;
 pub(crate) use worker::now_ms;
@@ -82,9 +89,23 @@ pub enum LogError {
     /// The request cannot be met, whatever the store does.
     #[error("{0}")]
     Refused(String),
+    /// No topic or subscription of this name.
+    #[error("there is no {kind} {name:?}")]
+    Unknown {
+        /// `topic` or `subscription`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
+}
+
+impl LogError {
+    fn unknown(kind: &'static str, name: &str) -> Self {
+        Self::Unknown { kind, name: name.to_owned() }
+    }
 }
 
 /// An event for a topic, and in an outbox the topic on the bus that it is for.
@@ -159,17 +180,23 @@ impl Log {
         name: &str,
         config: TopicConfig,
     ) -> Result<(), LogError> {
-        self.ask(|answer| Command::EnsureTopic { name: name.to_owned(), config, answer }).await
+        let name = name.to_owned();
+        self.run(move |engine, now_ms| engine.ensure_topic(&name, &config, now_ms)).await
     }
 
     /// Declares a subscription, durably.
     pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
-        self.ask(|answer| Command::Declare { spec: Box::new(spec), answer }).await
+        self.run(move |engine, _now| engine.declare(&spec)).await
     }
 
     /// Forgets a subscription.
     pub(crate) async fn remove_subscription(&self, name: &str) -> Result<(), LogError> {
-        self.ask(|answer| Command::Remove { name: name.to_owned(), answer }).await
+        let name = name.to_owned();
+        self.run(move |engine, _now| {
+            engine.remove(&name);
+            Ok(())
+        })
+        .await
     }
 
     /// Declares the subscription and becomes one of its consumers.
@@ -190,7 +217,7 @@ impl Log {
 
     /// The same for all subscriptions, by name.
     pub(crate) async fn backlogs(&self) -> Result<BTreeMap<String, Backlog>, LogError> {
-        self.ask(|answer| Command::Backlogs { answer }).await
+        self.run(|engine, _now| Ok(engine.backlogs())).await
     }
 
     /// Writes what waits, ends every consumer and closes the store.
@@ -201,6 +228,74 @@ impl Log {
         closed.await.unwrap_or_default();
     }
 
+    /// All topics, by name.
+    pub(crate) async fn topics(&self) -> Result<Vec<TopicStatus>, LogError> {
+        self.run(|engine, _now| Ok(engine.topic_statuses())).await
+    }
+
+    /// All subscriptions, by name.
+    pub(crate) async fn subscriptions(&self) -> Result<Vec<SubscriptionStatus>, LogError> {
+        self.run(|engine, _now| engine.subscription_statuses()).await
+    }
+
+    /// Up to `limit` records of a topic, oldest first.
+    pub(crate) async fn read(
+        &self,
+        topic: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Record)>, LogError> {
+        let topic = topic.to_owned();
+        let (snapshot, id) = self.run(move |engine, _now| engine.topic_snapshot(&topic)).await?;
+        off_thread(move || snapshot.records(id, from..u64::MAX, limit)).await
+    }
+
+    /// Removes events; returns how many there were.
+    pub(crate) async fn remove_events(
+        &self,
+        topic: &str,
+        positions: Vec<u64>,
+    ) -> Result<u64, LogError> {
+        let topic = topic.to_owned();
+        self.run(move |engine, _now| engine.remove_events(&topic, positions)).await
+    }
+
+    /// Moves dead letters back; returns how many.
+    pub(crate) async fn redrive(
+        &self,
+        dead_letter_topic: &str,
+        positions: Vec<u64>,
+    ) -> Result<u64, LogError> {
+        let topic = dead_letter_topic.to_owned();
+        self.run(move |engine, now_ms| engine.redrive(&topic, positions, now_ms)).await
+    }
+
+    /// Moves a subscription.
+    pub(crate) async fn seek(&self, subscription: &str, to: Start) -> Result<(), LogError> {
+        let name = subscription.to_owned();
+        self.run(move |engine, _now| engine.seek(&name, to)).await
+    }
+
+    /// Stops or starts handing out events of a subscription.
+    pub(crate) async fn pause(&self, subscription: &str, paused: bool) -> Result<(), LogError> {
+        let name = subscription.to_owned();
+        self.run(move |engine, _now| engine.pause(&name, paused)).await
+    }
+
+    /// Copies the store into a folder while it goes on.
+    pub(crate) async fn backup(&self, dir: &Path) -> Result<(), LogError> {
+        let snapshot = self.run(|engine, _now| engine.snapshot()).await?;
+        let dir = dir.to_owned();
+        off_thread(move || snapshot.copy_to(&dir)).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine, u64) -> Result<T, LogError> + Send + 'static,
+    ) -> Result<T, LogError> {
+        self.ask(|answer| Command::Manage(worker::work(answer, work))).await
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Command,
@@ -209,6 +304,14 @@ impl Log {
         self.queue.send(command(answer));
         answered.await.unwrap_or(Err(LogError::Closed))
     }
+}
+
+/// Reads and writes of the disk that may take long.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(LogError::Store(error.to_string())))
 }
 
 impl Drop for Log {

@@ -9,31 +9,34 @@ use tokio::time::timeout;
 use super::*;
 use crate::bus::{ManagedBus as _, Settle, Start, TopicConfig};
 
-async fn open(dir: &TempDir) -> EmbeddedBus {
+pub(super) async fn open(dir: &TempDir) -> EmbeddedBus {
     let registry = prometheus::Registry::new();
     EmbeddedBus::open("default", dir.path(), LogOptions::default(), &registry).await.unwrap()
 }
 
-fn spec(name: &str) -> SubscriptionSpec {
+pub(super) fn spec(name: &str) -> SubscriptionSpec {
     SubscriptionSpec {
         start: Start::Earliest,
         ..SubscriptionSpec::new(name, "default", "orders").unwrap()
     }
 }
 
-fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
+pub(super) fn events(ids: impl IntoIterator<Item = u32>) -> Vec<Event> {
     ids.into_iter().map(|id| Event::new(id.to_string(), "/test", "t").unwrap()).collect()
 }
 
-async fn publish(bus: &EmbeddedBus, ids: impl IntoIterator<Item = u32>) -> Vec<Published> {
+pub(super) async fn publish(
+    bus: &EmbeddedBus,
+    ids: impl IntoIterator<Item = u32>,
+) -> Vec<Published> {
     bus.publish("orders", events(ids)).await.unwrap()
 }
 
-async fn next(consumer: &mut Consumer) -> Delivery {
+pub(super) async fn next(consumer: &mut Consumer) -> Delivery {
     timeout(Duration::from_secs(20), consumer.next()).await.unwrap().unwrap().unwrap()
 }
 
-async fn next_ids(consumer: &mut Consumer, count: usize) -> Vec<String> {
+pub(super) async fn next_ids(consumer: &mut Consumer, count: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..count {
         ids.push(next(consumer).await.event.id().to_owned());
@@ -42,7 +45,7 @@ async fn next_ids(consumer: &mut Consumer, count: usize) -> Vec<String> {
 }
 
 /// Waits until the log has taken the settles in: it answers in the order it was asked.
-async fn lag(bus: &EmbeddedBus, name: &str) -> u64 {
+pub(super) async fn lag(bus: &EmbeddedBus, name: &str) -> u64 {
     bus.subscription_lag(name).await.unwrap()
 }
 

@@ -1,15 +1,22 @@
 //! What the log's thread can be asked, and the way to it.
 
-use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::{Backlog, LogDelivery, LogError, Prepared, TopicConfig};
+use super::engine::Engine;
+use super::{LogDelivery, LogError, Prepared};
 use crate::bus::{Published, Settle, SubscriptionSpec};
 
 /// Where an answer goes.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, LogError>>;
+
+/// Answers that wait for the flush.
+pub(super) type Waiting = Vec<Box<dyn FnOnce(Result<(), LogError>)>>;
+
+/// Something to do with the engine, or to answer if there is none. An error fails the whole turn.
+pub(super) type Work =
+    Box<dyn FnOnce(Result<&mut Engine, &LogError>, &mut Waiting) -> Result<(), LogError> + Send>;
 
 /// What the thread is asked to do.
 pub(super) enum Command {
@@ -19,19 +26,8 @@ pub(super) enum Command {
         answer: Answer<Vec<Published>>,
         room: OwnedSemaphorePermit,
     },
-    EnsureTopic {
-        name: String,
-        config: TopicConfig,
-        answer: Answer<()>,
-    },
-    Declare {
-        spec: Box<SubscriptionSpec>,
-        answer: Answer<()>,
-    },
-    Remove {
-        name: String,
-        answer: Answer<()>,
-    },
+    /// Everything that is rare.
+    Manage(Work),
     Consume {
         id: u64,
         spec: Box<SubscriptionSpec>,
@@ -45,9 +41,6 @@ pub(super) enum Command {
     },
     CloseConsumer {
         consumer: u64,
-    },
-    Backlogs {
-        answer: Answer<BTreeMap<String, Backlog>>,
     },
     Close {
         answer: Option<oneshot::Sender<()>>,
@@ -73,11 +66,9 @@ impl Command {
         let error = error.clone();
         match self {
             Self::Append { answer, .. } => drop(answer.send(Err(error))),
-            Self::EnsureTopic { answer, .. }
-            | Self::Declare { answer, .. }
-            | Self::Remove { answer, .. }
-            | Self::Consume { answer, .. } => drop(answer.send(Err(error))),
-            Self::Backlogs { answer } => drop(answer.send(Err(error))),
+            Self::Consume { answer, .. } => drop(answer.send(Err(error))),
+            // Without an engine there is nothing to wait for, and nothing that fails.
+            Self::Manage(work) => work(Err(&error), &mut Waiting::new()).unwrap_or_default(),
             Self::Settle { .. } | Self::CloseConsumer { .. } | Self::Close { .. } => {}
         }
     }

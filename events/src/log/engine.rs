@@ -3,15 +3,16 @@
 //! Memory runs ahead of the disk between a command and its commit. If the commit fails, the whole engine is thrown away
 //! and loaded again, so there is nothing to roll back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use prost::Message;
 
-use super::handout::Consumers;
 use super::metrics::LogMetrics;
 use super::progress::Progress;
-use super::record::{AttemptRow, ProgressRow, SubscriptionRow, TopicRow};
-use super::store::{Batch, Contents, Found, Reader, Store};
+use super::record::{Record, SubscriptionRow, TopicRow};
+use super::store::{Batch, Found, Reader, Snapshot, Store};
+use super::subscription::{self, Subscription, unreadable};
 use super::topic::Topic;
 use super::{Backlog, LogError, Prepared, TopicConfig};
 use crate::bus::{Published, Start, SubscriptionSpec};
@@ -24,19 +25,14 @@ pub(super) struct Engine {
     pub(super) metrics: LogMetrics,
     pub(super) topics: BTreeMap<String, Topic>,
     pub(super) subscriptions: BTreeMap<String, Subscription>,
-    pub(super) consumers: Consumers,
+    /// The subscription of each consumer.
+    pub(super) owners: HashMap<u64, Arc<str>>,
+    /// Subscriptions that have consumers.
+    pub(super) served: BTreeSet<Arc<str>>,
     pub(super) batch: Batch,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
     next_id: u32,
-}
-
-#[derive(Debug)]
-pub(super) struct Subscription {
-    pub(super) row: SubscriptionRow,
-    pub(super) progress: Progress,
-    /// Progress is ahead of what the store knows.
-    pub(super) dirty: bool,
 }
 
 impl Engine {
@@ -50,7 +46,7 @@ impl Engine {
                 TopicRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
             topics.insert(name.clone(), Topic::restore(row, &reader, now_ms)?);
         }
-        let subscriptions = load_subscriptions(&contents)?;
+        let subscriptions = subscription::load(&contents)?;
         let topic_ids = topics.values().map(|topic| topic.row().id);
         let ids = topic_ids.chain(subscriptions.values().map(|s: &Subscription| s.row.id));
         let next_id = ids.max().unwrap_or(0) + 1;
@@ -60,7 +56,8 @@ impl Engine {
             metrics,
             topics,
             subscriptions,
-            consumers: Consumers::default(),
+            owners: HashMap::new(),
+            served: BTreeSet::new(),
             batch: Batch::default(),
             urgent: false,
             next_id,
@@ -147,19 +144,12 @@ impl Engine {
             );
             self.remove(&spec.name);
         }
-        let Some(topic) = self.topics.get(&spec.topic) else {
-            return Err(LogError::Closed);
-        };
-        let cursor = match spec.start {
-            Start::Latest => topic.end(),
-            Start::Earliest => topic.row().first,
-            Start::Position(position) => position.clamp(topic.row().first, topic.end()),
-            Start::Time(ms) => topic.first_at(ms, view(&mut self.reader, &self.store)?)?,
-        };
+        let cursor = self.start_of(&spec.topic, spec.start)?;
         let row = SubscriptionRow {
             id: self.new_id(),
             topic: spec.topic.clone(),
             dead_letter_topic: spec.dead_letter_topic.clone(),
+            paused: false,
         };
         tracing::info!(
             subscription = spec.name,
@@ -168,10 +158,22 @@ impl Engine {
             "subscription declared; it starts here"
         );
         self.batch.subscriptions.insert(spec.name.clone(), Some(row.encode_to_vec()));
-        let progress = Progress::starting_at(cursor);
-        let subscription = Subscription { row, progress, dirty: true };
+        let subscription = Subscription::new(row, Progress::starting_at(cursor));
         self.subscriptions.insert(spec.name.clone(), subscription);
         Ok(())
+    }
+
+    /// The position that a start means now.
+    pub(super) fn start_of(&mut self, topic: &str, start: Start) -> Result<u64, LogError> {
+        let Some(topic) = self.topics.get(topic) else {
+            return Err(LogError::Closed);
+        };
+        Ok(match start {
+            Start::Latest => topic.end(),
+            Start::Earliest => topic.row().first,
+            Start::Position(position) => position.clamp(topic.row().first, topic.end()),
+            Start::Time(ms) => topic.first_at(ms, view(&mut self.reader, &self.store)?)?,
+        })
     }
 
     /// Forgets a subscription and ends its consumers.
@@ -181,7 +183,8 @@ impl Engine {
             return;
         };
         let id = subscription.row.id;
-        self.consumers.end_all_of(name);
+        // Its senders are dropped with it, so that the streams end.
+        self.served.remove(name);
         self.batch.subscriptions.insert(name.to_owned(), None);
         self.batch.progress.insert(id, None);
         self.batch.attempts.retain(|place, _row| place.0 != id);
@@ -238,23 +241,33 @@ impl Engine {
                 self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
             }
         }
-        for (name, subscription) in &self.subscriptions {
-            let Some(topic) = self.topics.get(&subscription.row.topic) else {
-                continue;
-            };
-            let lag = subscription.progress.lag(topic.end());
-            let oldest = if lag == 0 {
-                now_ms
-            } else {
-                match reader.get(topic.place(subscription.progress.floor()))? {
-                    Found::Record(record, _) => record.published_ms,
-                    Found::Damaged(_) | Found::Nothing => now_ms,
-                }
-            };
-            let age_ms = now_ms.saturating_sub(oldest);
-            self.metrics.subscription(name, lag, age_ms, self.consumers.in_flight(name));
+        self.observe(now_ms)
+    }
+
+    fn observe(&mut self, now_ms: u64) -> Result<(), LogError> {
+        for status in self.subscription_statuses()? {
+            let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
+            self.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
         }
         Ok(())
+    }
+
+    /// Adds a record to a topic that exists, whatever it is.
+    pub(super) fn push(&mut self, topic: &str, record: &Record) {
+        if let Some(state) = self.topics.get_mut(topic) {
+            state.push(&record.encode_to_vec(), &mut self.batch);
+            self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
+        }
+    }
+
+    /// The view of the events as of the last commit.
+    pub(super) fn reader(&mut self) -> Result<&Reader, LogError> {
+        view(&mut self.reader, &self.store)
+    }
+
+    /// A view of everything as of the last commit, for another thread.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, LogError> {
+        self.store.snapshot()
     }
 
     /// What lies at a position of a topic.
@@ -273,29 +286,4 @@ fn view<'a>(reader: &'a mut Option<Reader>, store: &Store) -> Result<&'a Reader,
         Some(reader) => Ok(reader),
         None => Ok(reader.insert(store.reader()?)),
     }
-}
-
-fn load_subscriptions(contents: &Contents) -> Result<BTreeMap<String, Subscription>, LogError> {
-    let progress: HashMap<u32, &Vec<u8>> = contents.progress.iter().map(|(k, v)| (*k, v)).collect();
-    let mut attempts: HashMap<u32, Vec<(u64, AttemptRow)>> = HashMap::new();
-    for ((id, position), bytes) in &contents.attempts {
-        let row = AttemptRow::decode(bytes.as_slice())
-            .map_err(|error| unreadable("an attempt", &error))?;
-        attempts.entry(*id).or_default().push((*position, row));
-    }
-    let mut subscriptions = BTreeMap::new();
-    for (name, bytes) in &contents.subscriptions {
-        let row =
-            SubscriptionRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
-        let stored = progress.get(&row.id).map_or(&[][..], |bytes| bytes.as_slice());
-        let stored = ProgressRow::decode(stored).map_err(|error| unreadable(name, &error))?;
-        let attempts = attempts.remove(&row.id).unwrap_or_default();
-        let progress = Progress::restore(&stored, &attempts);
-        subscriptions.insert(name.clone(), Subscription { row, progress, dirty: false });
-    }
-    Ok(subscriptions)
-}
-
-fn unreadable(name: &str, error: &prost::DecodeError) -> LogError {
-    LogError::Store(format!("the row of {name} cannot be read: {error}"))
 }

@@ -1,96 +1,21 @@
 //! Handing events to consumers and taking their answers.
 
-use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
-use duet_api::proto;
-use prost::Message;
 use tokio::sync::mpsc;
 
+use super::consumers::Open;
 use super::engine::Engine;
-use super::progress::RowChange;
 use super::record::Record;
 use super::store::Found;
 use super::{LogDelivery, LogError, TopicConfig};
+use crate::bus::dead_letter::{self, Verdict};
 use crate::bus::{Settle, SubscriptionSpec};
-use crate::cloudevent::clean_text;
 
 /// Deliveries of one subscription in one turn, so that a replay does not hold up publishers.
 const STEP: usize = 256;
-/// Longest reason that a dead letter carries, in characters.
-const MAX_REASON: usize = 512;
-
-/// Everyone who consumes.
-#[derive(Debug, Default)]
-pub(super) struct Consumers {
-    by_id: HashMap<u64, Consumer>,
-    /// Counts hand-outs, to take turns.
-    clock: u64,
-}
-
-#[derive(Debug)]
-struct Consumer {
-    subscription: String,
-    sender: mpsc::Sender<LogDelivery>,
-    max_in_flight: usize,
-    /// Position by delivery.
-    open: HashMap<u64, u64>,
-    last_delivery: u64,
-    served: u64,
-}
-
-impl Consumers {
-    fn add(&mut self, id: u64, spec: &SubscriptionSpec, sender: mpsc::Sender<LogDelivery>) {
-        let consumer = Consumer {
-            subscription: spec.name.clone(),
-            sender,
-            max_in_flight: spec.max_in_flight as usize,
-            open: HashMap::new(),
-            last_delivery: 0,
-            served: 0,
-        };
-        self.by_id.insert(id, consumer);
-    }
-
-    /// Drops the senders, so that the streams end.
-    pub(super) fn end_all_of(&mut self, subscription: &str) {
-        self.by_id.retain(|_id, consumer| consumer.subscription != subscription);
-    }
-
-    pub(super) fn in_flight(&self, subscription: &str) -> usize {
-        let consumers = self.by_id.values().filter(|c| c.subscription == subscription);
-        consumers.map(|consumer| consumer.open.len()).sum()
-    }
-
-    fn serves(&self, subscription: &str) -> bool {
-        self.by_id.values().any(|consumer| consumer.subscription == subscription)
-    }
-
-    /// The consumer with room that has the least to do; among equals the one served longest ago.
-    fn pick(&mut self, subscription: &str) -> Option<(u64, &mut Consumer)> {
-        self.clock += 1;
-        let with_room = self.by_id.iter_mut().filter(|(_, consumer)| {
-            consumer.subscription == subscription && consumer.open.len() < consumer.max_in_flight
-        });
-        let (id, consumer) =
-            with_room.min_by_key(|(_, consumer)| (consumer.open.len(), consumer.served))?;
-        consumer.served = self.clock;
-        Some((*id, consumer))
-    }
-}
-
-impl Consumer {
-    /// False: it is gone.
-    fn send(&mut self, position: u64, attempt: u32, record: Record) -> bool {
-        self.last_delivery += 1;
-        let id = self.last_delivery;
-        let sent = self.sender.try_send(LogDelivery { id, position, attempt, record }).is_ok();
-        if sent {
-            self.open.insert(id, position);
-        }
-        sent
-    }
-}
 
 impl Engine {
     /// Declares the subscription and adds a consumer.
@@ -101,19 +26,30 @@ impl Engine {
         sender: mpsc::Sender<LogDelivery>,
     ) -> Result<(), LogError> {
         self.declare(spec)?;
-        self.consumers.add(id, spec, sender);
+        let name: Arc<str> = spec.name.as_str().into();
+        if let Some(subscription) = self.subscriptions.get_mut(&*name) {
+            subscription.consumers.add(id, spec.max_in_flight as usize, sender);
+            self.served.insert(Arc::clone(&name));
+            self.owners.insert(id, name);
+        }
         Ok(())
     }
 
     /// Everything that the consumer has open is ready for others, unspent.
     pub(super) fn close_consumer(&mut self, id: u64) {
-        let Some(consumer) = self.consumers.by_id.remove(&id) else {
+        let Some(name) = self.owners.remove(&id) else {
             return;
         };
-        if let Some(subscription) = self.subscriptions.get_mut(&consumer.subscription) {
-            for position in consumer.open.values() {
-                subscription.progress.give_back(*position);
+        let Some(subscription) = self.subscriptions.get_mut(&*name) else {
+            return;
+        };
+        for open in subscription.consumers.remove(id) {
+            if open.epoch == subscription.epoch {
+                subscription.progress.give_back(open.position);
             }
+        }
+        if subscription.consumers.is_empty() {
+            self.served.remove(&name);
         }
     }
 
@@ -125,17 +61,23 @@ impl Engine {
         outcome: &Settle,
         now_ms: u64,
     ) -> Result<bool, LogError> {
-        let Some(consumer) = self.consumers.by_id.get_mut(&consumer) else {
+        let Some(name) = self.owners.get(&consumer).map(Arc::clone) else {
             return Ok(false);
         };
-        let Some(position) = consumer.open.remove(&delivery) else {
+        let Some(subscription) = self.subscriptions.get_mut(&*name) else {
             return Ok(false);
         };
-        let name = consumer.subscription.clone();
+        let Some(Open { position, epoch }) = subscription.consumers.settle(consumer, delivery)
+        else {
+            return Ok(false);
+        };
+        if epoch != subscription.epoch {
+            return Ok(false);
+        }
         if let Settle::DeadLetter { reason, status } = outcome {
             self.dead_letter(&name, position, reason, *status, now_ms)?;
         }
-        let Some(subscription) = self.subscriptions.get_mut(&name) else {
+        let Some(subscription) = self.subscriptions.get_mut(&*name) else {
             return Ok(false);
         };
         let progress = &mut subscription.progress;
@@ -148,25 +90,8 @@ impl Engine {
             }
             Settle::Release { delay } => progress.postpone(position, after(now_ms, *delay), false),
         };
-        self.changed(&name, position, change);
+        subscription.changed(position, change, &mut self.batch);
         Ok(true)
-    }
-
-    fn changed(&mut self, name: &str, position: u64, change: RowChange) {
-        let Some(subscription) = self.subscriptions.get_mut(name) else {
-            return;
-        };
-        subscription.dirty = true;
-        let place = (subscription.row.id, position);
-        match change {
-            RowChange::None => {}
-            RowChange::Put(row) => {
-                self.batch.attempts.insert(place, Some(row.encode_to_vec()));
-            }
-            RowChange::Delete => {
-                self.batch.attempts.insert(place, None);
-            }
-        }
     }
 
     /// Copies an event to the dead-letter topic, in the same batch that will settle it.
@@ -186,7 +111,7 @@ impl Engine {
         let Found::Record(mut record, _) = self.find(&row.topic, position)? else {
             return Ok(());
         };
-        let reason: String = reason.chars().take(MAX_REASON).collect();
+        let verdict = Verdict { reason, status, topic: &row.topic, subscription: name, attempts };
         tracing::warn!(
             subscription = name,
             topic = row.topic,
@@ -197,22 +122,13 @@ impl Engine {
             row.dead_letter_topic
         );
         if let Some(event) = &mut record.event {
-            let notes = [
-                ("deadletterreason", clean_text(&reason)),
-                ("deadletterstatus", status.to_string()),
-                ("deadlettertopic", row.topic.clone()),
-                ("deadlettersub", name.to_owned()),
-                ("deadletterattempts", attempts.to_string()),
-            ];
-            note(event, notes);
+            event.attributes.remove(dead_letter::REDRIVE_TO);
+            let notes = verdict.attributes();
+            event.attributes.extend(notes.map(|(name, value)| (name.to_owned(), value)));
         }
         record.published_ms = now_ms;
         self.topic(&row.dead_letter_topic, &TopicConfig::keep_all())?;
-        if let Some(topic) = self.topics.get_mut(&row.dead_letter_topic) {
-            topic.push(&record.encode_to_vec(), &mut self.batch);
-            let row_bytes = topic.row().encode_to_vec();
-            self.batch.topics.insert(row.dead_letter_topic, row_bytes);
-        }
+        self.push(&row.dead_letter_topic, &record);
         self.urgent = true;
         self.metrics.dead_letter(name);
         Ok(())
@@ -221,74 +137,78 @@ impl Engine {
     /// Hands out what is ready to whoever has room. True if there is more to do at once.
     pub(super) fn hand_out(&mut self, now_ms: u64) -> Result<bool, LogError> {
         let mut more = false;
-        let names: Vec<String> = self.subscriptions.keys().cloned().collect();
-        for name in names {
-            if self.consumers.serves(&name) {
-                more |= self.hand_out_one(&name, now_ms)?;
-            }
+        let mut next = self.served.first().map(Arc::clone);
+        while let Some(name) = next {
+            more |= self.hand_out_one(&name, now_ms)?;
+            let after = (Bound::Excluded(&*name), Bound::Unbounded);
+            next = self.served.range::<str, _>(after).next().map(Arc::clone);
         }
         Ok(more)
     }
 
     fn hand_out_one(&mut self, name: &str, now_ms: u64) -> Result<bool, LogError> {
-        if let Some(subscription) = self.subscriptions.get_mut(name) {
-            // Even if nobody has room now: what is due must not keep the thread awake.
-            subscription.progress.wake(now_ms);
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
+            return Ok(false);
+        };
+        if subscription.row.paused {
+            return Ok(false);
         }
+        // Even if nobody has room now: what is due must not keep the thread awake.
+        subscription.progress.wake(now_ms);
+        let topic = subscription.row.topic.clone();
+        let end = self.topics.get(&topic).map_or(0, super::topic::Topic::end);
         for _ in 0..STEP {
-            let Some((id, _)) = self.consumers.pick(name) else {
-                return Ok(false);
-            };
             let Some(subscription) = self.subscriptions.get_mut(name) else {
                 return Ok(false);
             };
-            let topic = subscription.row.topic.clone();
-            let end = self.topics.get(&topic).map_or(0, super::topic::Topic::end);
+            let Some(id) = subscription.consumers.pick() else {
+                return Ok(false);
+            };
             let Some((position, attempt)) = subscription.progress.take(end) else {
                 return Ok(false);
             };
             match self.find(&topic, position)? {
-                Found::Record(record, _) => self.send(id, name, position, attempt, *record),
-                Found::Damaged(_) | Found::Nothing => self.skip_damaged(name, &topic, position),
+                Found::Record(record, _) => self.offer(id, name, position, attempt, *record),
+                Found::Nothing => self.pass_over(name, position),
+                Found::Damaged(_) => {
+                    tracing::error!(subscription = name, topic, position, "damaged record skipped");
+                    self.metrics.damaged_records.inc();
+                    self.pass_over(name, position);
+                }
             }
         }
         Ok(true)
     }
 
-    fn send(&mut self, id: u64, name: &str, position: u64, attempt: u32, record: Record) {
-        let consumer = self.consumers.by_id.get_mut(&id);
-        if consumer.is_some_and(|consumer| consumer.send(position, attempt, record)) {
+    /// Hands an event out, unless it is not for this subscription.
+    fn offer(&mut self, id: u64, name: &str, position: u64, attempt: u32, mut record: Record) {
+        if let Some(event) = &mut record.event
+            && let Some(only) = event.attributes.remove(dead_letter::REDRIVE_TO)
+            && only != name
+        {
+            self.pass_over(name, position);
+            return;
+        }
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
+            return;
+        };
+        let open = Open { position, epoch: subscription.epoch };
+        if subscription.consumers.send(id, open, attempt, record) {
             return;
         }
         // It went away without saying so: its receiver is dropped.
-        if let Some(subscription) = self.subscriptions.get_mut(name) {
-            subscription.progress.give_back(position);
-        }
+        subscription.progress.give_back(position);
         self.close_consumer(id);
-    }
-
-    fn skip_damaged(&mut self, name: &str, topic: &str, position: u64) {
-        tracing::error!(subscription = name, topic, position, "damaged record skipped");
-        self.metrics.damaged_records.inc();
-        if let Some(subscription) = self.subscriptions.get_mut(name) {
-            let change = subscription.progress.finish(position);
-            self.changed(name, position, change);
-        }
     }
 
     /// When the next postponed event is due that someone would take.
     pub(super) fn next_wake(&self) -> Option<u64> {
-        let served = self.subscriptions.iter().filter(|(name, _)| self.consumers.serves(name));
-        served.filter_map(|(_, subscription)| subscription.progress.next_wake()).min()
+        let served = self.served.iter().filter_map(|name| self.subscriptions.get(&**name));
+        let active = served.filter(|subscription| !subscription.row.paused);
+        active.filter_map(|subscription| subscription.progress.next_wake()).min()
     }
 }
 
 fn after(now_ms: u64, delay: Duration) -> u64 {
     now_ms.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn note<const N: usize>(event: &mut proto::Event, notes: [(&str, String); N]) {
-    for (name, value) in notes {
-        event.attributes.insert(name.to_owned(), value);
-    }
 }

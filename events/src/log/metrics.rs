@@ -130,6 +130,12 @@ impl LogMetrics {
         self.flush_seconds.get_sample_count()
     }
 
+    /// Damaged records so far.
+    #[cfg(test)]
+    pub(crate) fn damaged(&self) -> u64 {
+        self.damaged_records.get()
+    }
+
     /// Counts one acknowledged publish.
     pub(crate) fn published(&self, topic: &str, stored: u64, duplicates: u64) {
         let label = self.topics.bounded(topic);
@@ -144,7 +150,7 @@ impl LogMetrics {
         self.dead_letters.with_label_values(&[label]).inc();
     }
 
-    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: usize) {
+    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: u64) {
         let labels = &[self.subscriptions.bounded(name)];
         self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
         self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);

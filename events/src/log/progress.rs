@@ -27,6 +27,8 @@ struct Unsettled {
     spent: u32,
     /// Known to the store by a row of its own.
     has_row: bool,
+    /// Its time in `delayed`, while it is there.
+    due_ms: Option<u64>,
 }
 
 /// What a settled delivery changes in the rows of the store.
@@ -57,7 +59,8 @@ impl Progress {
         }
         for (position, attempt) in attempts {
             progress.cursor = progress.cursor.max(position + 1);
-            let state = Unsettled { spent: attempt.spent, has_row: true };
+            let due_ms = Some(attempt.not_before_ms);
+            let state = Unsettled { spent: attempt.spent, has_row: true, due_ms };
             progress.unsettled.insert(*position, state);
             progress.ready.remove(position);
             progress.delayed.insert((attempt.not_before_ms, *position));
@@ -93,6 +96,9 @@ impl Progress {
         {
             self.delayed.pop_first();
             self.ready.insert(position);
+            if let Some(state) = self.unsettled.get_mut(&position) {
+                state.due_ms = None;
+            }
         }
     }
 
@@ -110,10 +116,14 @@ impl Progress {
 
     /// Done with it, one way or another.
     pub(super) fn finish(&mut self, position: u64) -> RowChange {
-        match self.unsettled.remove(&position) {
-            Some(Unsettled { has_row: true, .. }) => RowChange::Delete,
-            _ => RowChange::None,
+        let Some(state) = self.unsettled.remove(&position) else {
+            return RowChange::None;
+        };
+        self.ready.remove(&position);
+        if let Some(due_ms) = state.due_ms {
+            self.delayed.remove(&(due_ms, position));
         }
+        if state.has_row { RowChange::Delete } else { RowChange::None }
     }
 
     /// Not before a time, and `spend` says whether the attempt counts.
@@ -123,6 +133,7 @@ impl Progress {
         };
         state.spent = state.spent.saturating_add(u32::from(spend));
         state.has_row = true;
+        state.due_ms = Some(not_before_ms);
         self.delayed.insert((not_before_ms, position));
         RowChange::Put(AttemptRow { spent: state.spent, not_before_ms })
     }
@@ -130,6 +141,18 @@ impl Progress {
     /// Attempts that an unsettled event has spent.
     pub(super) fn spent(&self, position: u64) -> u32 {
         self.unsettled.get(&position).map_or(0, |state| state.spent)
+    }
+
+    /// Whether it is known, and nobody has it.
+    pub(super) fn waits(&self, position: u64) -> bool {
+        let delayed = self.unsettled.get(&position).is_some_and(|state| state.due_ms.is_some());
+        delayed || self.ready.contains(&position)
+    }
+
+    /// Events that wait after a failed attempt.
+    pub(super) fn retrying(&self) -> u64 {
+        let failed = self.delayed.iter().filter(|(_, position)| self.spent(*position) > 0);
+        failed.count() as u64
     }
 
     /// Lowest position that is still needed.

@@ -40,6 +40,9 @@ pub(super) struct TopicRow {
     pub(super) retention_age_ms: Option<u64>,
     #[prost(uint64, optional, tag = "7")]
     pub(super) retention_bytes: Option<u64>,
+    /// Positions from `first` on whose event was removed by hand.
+    #[prost(uint64, tag = "8")]
+    pub(super) holes: u64,
 }
 
 /// A declared subscription.
@@ -51,6 +54,9 @@ pub(super) struct SubscriptionRow {
     pub(super) topic: String,
     #[prost(string, tag = "3")]
     pub(super) dead_letter_topic: String,
+    /// Nothing is handed out.
+    #[prost(bool, tag = "4")]
+    pub(super) paused: bool,
 }
 
 /// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with

@@ -15,6 +15,10 @@ use redb::{
 use super::LogError;
 use super::record::{Place, Record, unseal};
 
+mod snapshot;
+
+pub(super) use snapshot::Snapshot;
+
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const TOPICS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("topics");
 const EVENTS: TableDefinition<'_, Place, &[u8]> = TableDefinition::new("events");
@@ -97,6 +101,13 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens a store's file as it is, to look at it.
+    fn open_file(path: &Path, cache_bytes: usize) -> Result<Self, LogError> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|error| LogError::io(path, &error))?;
+        Self::with_backend(redb::backends::FileBackend::new(file)?, cache_bytes)
+    }
+
     /// Opens a store on any storage; tests bring one that fails.
     pub(super) fn with_backend(
         backend: impl StorageBackend,
@@ -158,6 +169,11 @@ impl Store {
         Ok(())
     }
 
+    /// How many records it holds.
+    fn count_events(&self) -> Result<u64, LogError> {
+        Ok(self.database.begin_read()?.open_table(EVENTS)?.len()?)
+    }
+
     /// Reads all but the events.
     pub(super) fn contents(&self) -> Result<Contents, LogError> {
         let read = self.database.begin_read()?;
@@ -185,6 +201,11 @@ impl Store {
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), LogError> {
         let write = self.begin()?;
         {
+            // First: a subscription that was moved has new rows already.
+            for subscription in &batch.forget {
+                let places = (*subscription, 0)..=(*subscription, u64::MAX);
+                write.open_table(ATTEMPTS)?.retain_in(places, |_place, _row| false)?;
+            }
             put_all(&write, TOPICS, batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))))?;
             let subscriptions = batch.subscriptions.iter();
             put_all(&write, SUBSCRIPTIONS, subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())))?;
@@ -198,12 +219,13 @@ impl Store {
                     events.retain_in(places, |_place, _record| false)?;
                 }
             }
-            for subscription in &batch.forget {
-                let places = (*subscription, 0)..=(*subscription, u64::MAX);
-                write.open_table(ATTEMPTS)?.retain_in(places, |_place, _row| false)?;
-            }
         }
         Ok(write.commit()?)
+    }
+
+    /// A view of everything as it is now, for another thread.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, LogError> {
+        Ok(Snapshot::new(self.database.begin_read()?))
     }
 
     /// A view of the events as they are now.
@@ -248,6 +270,32 @@ pub(super) enum Found {
 }
 
 impl Reader {
+    /// The first record from a place on that can be read, before the position `end` of the same topic.
+    pub(super) fn first(&self, from: Place, end: u64) -> Result<Option<(u64, Record)>, LogError> {
+        for position in self.positions(from, end)? {
+            if let Found::Record(record, _) = self.get((from.0, position))? {
+                return Ok(Some((position, *record)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A few positions from a place on that hold something.
+    fn positions(&self, from: Place, end: u64) -> Result<Vec<u64>, LogError> {
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            let mut positions = Vec::new();
+            for row in self.events.range(from..(from.0, end))?.take(4) {
+                positions.push(row?.0.value().1);
+            }
+            Ok(positions)
+        }));
+        match found {
+            Ok(Ok(positions)) => Ok(positions),
+            Ok(Err(redb::StorageError::Corrupted(_))) | Err(_) => Ok(Vec::new()),
+            Ok(Err(error)) => Err(error.into()),
+        }
+    }
+
     pub(super) fn get(&self, place: Place) -> Result<Found, LogError> {
         // The store takes its own pages on trust: one that was altered behind its back may make it panic.
         let found = catch_unwind(AssertUnwindSafe(|| self.events.get(place)));

@@ -33,6 +33,7 @@ impl Topic {
             dedup_window_ms: millis(config.dedup_window),
             retention_age_ms: config.retention_age.map(millis),
             retention_bytes: config.retention_bytes,
+            holes: 0,
         };
         Self {
             dedup: Dedup::new(row.dedup_window_ms),
@@ -125,9 +126,10 @@ impl Topic {
         let (mut low, mut high) = (self.row.first, self.stored_end);
         while low < high {
             let middle = low + (high - low) / 2;
-            match reader.get(self.place(middle))? {
-                Found::Record(record, _) if record.published_ms >= ms => high = middle,
-                Found::Record(..) | Found::Damaged(_) | Found::Nothing => low = middle + 1,
+            match reader.first(self.place(middle), high)? {
+                Some((position, record)) if record.published_ms < ms => low = position + 1,
+                // Nothing is left from the middle on, or everything that is left is young enough.
+                Some(_) | None => high = middle,
             }
         }
         Ok(low)
@@ -165,6 +167,13 @@ impl Topic {
         self.row.bytes += frame.len() as u64;
         batch.events.push((self.place(position), frame));
         position
+    }
+
+    /// Takes an event out that is in the store.
+    pub(super) fn remove(&mut self, position: u64, length: u64, batch: &mut Batch) {
+        batch.trims.push((self.row.id, Range { start: position, end: position + 1 }));
+        self.row.bytes = self.row.bytes.saturating_sub(length);
+        self.row.holes += 1;
     }
 
     fn duplicate_of(
@@ -221,7 +230,11 @@ impl Topic {
                 Found::Record(record, length) => (record.published_ms, length),
                 // Nothing of it can be delivered any more, so nothing is lost.
                 Found::Damaged(length) => (0, length),
-                Found::Nothing => (0, 0),
+                Found::Nothing => {
+                    self.row.first += 1;
+                    self.row.holes = self.row.holes.saturating_sub(1);
+                    continue;
+                }
             };
             if !self.may_go(published_ms, now_ms) {
                 break;

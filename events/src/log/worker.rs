@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
-use super::command::{Answer, Command, Queue};
+use super::command::{Answer, Command, Queue, Waiting, Work};
 use super::engine::Engine;
 use super::metrics::LogMetrics;
 use super::store::Store;
@@ -78,9 +78,6 @@ struct Worker {
     tick_due: Instant,
     metrics: LogMetrics,
 }
-
-/// Answers that wait for the flush.
-type Waiting = Vec<Box<dyn FnOnce(Result<(), LogError>)>>;
 
 enum Next {
     Go,
@@ -255,18 +252,7 @@ fn apply(
             let published = engine.append(&topic, entries, now);
             answer_later(waiting, answer, published, room)
         }
-        Command::EnsureTopic { name, config, answer } => {
-            let ensured = engine.ensure_topic(&name, &config, now);
-            answer_later(waiting, answer, ensured, ())
-        }
-        Command::Declare { spec, answer } => {
-            let declared = engine.declare(&spec);
-            answer_later(waiting, answer, declared, ())
-        }
-        Command::Remove { name, answer } => {
-            engine.remove(&name);
-            answer_later(waiting, answer, Ok(()), ())
-        }
+        Command::Manage(work) => work(Ok(engine), waiting),
         Command::Consume { id, spec, sender, answer } => {
             let consumer = engine.consume(id, &spec, sender);
             answer_later(waiting, answer, consumer, ())
@@ -281,13 +267,23 @@ fn apply(
             engine.close_consumer(consumer);
             Ok(())
         }
-        Command::Backlogs { answer } => {
-            // Whoever asked may have left.
-            drop(answer.send(Ok(engine.backlogs())));
-            Ok(())
-        }
         Command::Close { .. } => Ok(()),
     }
+}
+
+/// Rare work, with its answer. Success waits for the flush, if there is something to flush.
+pub(super) fn work<T: Send + 'static>(
+    answer: Answer<T>,
+    run: impl FnOnce(&mut Engine, u64) -> Result<T, LogError> + Send + 'static,
+) -> Work {
+    Box::new(move |engine, waiting| match engine {
+        Ok(engine) => answer_later(waiting, answer, run(engine, now_ms()), ()),
+        Err(error) => {
+            // Whoever asked may have left.
+            drop(answer.send(Err(error.clone())));
+            Ok(())
+        }
+    })
 }
 
 /// Success waits for the flush. A refusal goes out at once; a failure of the store fails the whole turn.
@@ -306,7 +302,7 @@ fn answer_later<T: Send + 'static>(
             }));
             Ok(())
         }
-        Err(refusal @ LogError::Refused(_)) => {
+        Err(refusal @ (LogError::Refused(_) | LogError::Unknown { .. })) => {
             drop(answer.send(Err(refusal)));
             Ok(())
         }

@@ -1,0 +1,121 @@
+//! The consumers of one subscription, and what each has in hand. Pure, but for the channels.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio::sync::mpsc;
+
+use super::LogDelivery;
+use super::record::Record;
+
+/// Everyone who consumes one subscription.
+#[derive(Debug, Default)]
+pub(super) struct Consumers {
+    by_id: HashMap<u64, Consumer>,
+    /// Those with room. The first is next: it has the least to do; among equals it was served longest ago.
+    with_room: BTreeSet<Turn>,
+    /// Counts hand-outs, to take turns.
+    clock: u64,
+    in_flight: usize,
+}
+
+/// Deliveries in hand, when it was served last, and its id.
+type Turn = (usize, u64, u64);
+
+#[derive(Debug)]
+struct Consumer {
+    sender: mpsc::Sender<LogDelivery>,
+    max_in_flight: usize,
+    open: HashMap<u64, Open>,
+    last_delivery: u64,
+    served: u64,
+}
+
+/// A delivery without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Open {
+    pub(super) position: u64,
+    /// Of its subscription when it was handed out: a subscription that was moved since has nothing to settle.
+    pub(super) epoch: u32,
+}
+
+impl Consumers {
+    pub(super) fn add(&mut self, id: u64, max_in_flight: usize, sender: mpsc::Sender<LogDelivery>) {
+        let consumer =
+            Consumer { sender, max_in_flight, open: HashMap::new(), last_delivery: 0, served: 0 };
+        self.by_id.insert(id, consumer);
+        self.enter(id);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Deliveries without an answer.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Who gets the next event, if anyone has room.
+    pub(super) fn pick(&self) -> Option<u64> {
+        self.with_room.first().map(|(_, _, id)| *id)
+    }
+
+    /// False: it is gone.
+    pub(super) fn send(&mut self, id: u64, open: Open, attempt: u32, record: Record) -> bool {
+        self.leave(id);
+        self.clock += 1;
+        let Some(consumer) = self.by_id.get_mut(&id) else {
+            return false;
+        };
+        consumer.last_delivery += 1;
+        consumer.served = self.clock;
+        let delivery =
+            LogDelivery { id: consumer.last_delivery, position: open.position, attempt, record };
+        let sent = consumer.sender.try_send(delivery).is_ok();
+        if sent {
+            consumer.open.insert(consumer.last_delivery, open);
+            self.in_flight += 1;
+        }
+        self.enter(id);
+        sent
+    }
+
+    /// What a delivery was of; nothing if it is settled already.
+    pub(super) fn settle(&mut self, id: u64, delivery: u64) -> Option<Open> {
+        self.leave(id);
+        let open = self.by_id.get_mut(&id).and_then(|consumer| consumer.open.remove(&delivery));
+        self.in_flight -= usize::from(open.is_some());
+        self.enter(id);
+        open
+    }
+
+    /// Forgets a consumer; returns what it had.
+    pub(super) fn remove(&mut self, id: u64) -> Vec<Open> {
+        self.leave(id);
+        let open = self.by_id.remove(&id).map(|consumer| consumer.open).unwrap_or_default();
+        self.in_flight -= open.len();
+        open.into_values().collect()
+    }
+
+    fn turn(&self, id: u64) -> Option<Turn> {
+        let consumer = self.by_id.get(&id)?;
+        let room = consumer.open.len() < consumer.max_in_flight;
+        room.then_some((consumer.open.len(), consumer.served, id))
+    }
+
+    fn leave(&mut self, id: u64) {
+        if let Some(turn) = self.turn(id) {
+            self.with_room.remove(&turn);
+        }
+    }
+
+    fn enter(&mut self, id: u64) {
+        if let Some(turn) = self.turn(id) {
+            self.with_room.insert(turn);
+        }
+    }
+}

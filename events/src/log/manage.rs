@@ -1,0 +1,201 @@
+//! What an operator asks of the log: how things are, and moving, holding and removing.
+
+use std::collections::BTreeSet;
+
+use prost::Message;
+
+use super::engine::Engine;
+use super::progress::RowChange;
+use super::record::Record;
+use super::store::{Found, Snapshot};
+use super::{LogError, TopicConfig};
+use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
+
+impl Engine {
+    /// All topics, by name.
+    pub(super) fn topic_statuses(&self) -> Vec<TopicStatus> {
+        let topics = self.topics.iter().map(|(name, topic)| {
+            let row = topic.row();
+            TopicStatus {
+                name: name.clone(),
+                first: row.first,
+                next: row.next,
+                events: (row.next - row.first).saturating_sub(row.holes),
+                bytes: row.bytes,
+            }
+        });
+        topics.collect()
+    }
+
+    /// All subscriptions, by name.
+    pub(super) fn subscription_statuses(&mut self) -> Result<Vec<SubscriptionStatus>, LogError> {
+        let names: Vec<String> = self.subscriptions.keys().cloned().collect();
+        let mut statuses = Vec::with_capacity(names.len());
+        for name in names {
+            let oldest_ms = self.oldest_ms(&name)?;
+            let Some(subscription) = self.subscriptions.get(&name) else {
+                continue;
+            };
+            let row = &subscription.row;
+            let end = self.topics.get(&row.topic).map_or(0, super::topic::Topic::end);
+            statuses.push(SubscriptionStatus {
+                topic: row.topic.clone(),
+                lag: subscription.progress.lag(end),
+                oldest_ms,
+                in_flight: subscription.consumers.in_flight() as u64,
+                retrying: subscription.progress.retrying(),
+                consumers: subscription.consumers.len() as u64,
+                paused: row.paused,
+                name,
+            });
+        }
+        Ok(statuses)
+    }
+
+    /// When the oldest event was published that a subscription has yet to handle.
+    pub(super) fn oldest_ms(&mut self, name: &str) -> Result<Option<u64>, LogError> {
+        let Some(subscription) = self.subscriptions.get(name) else {
+            return Ok(None);
+        };
+        let floor = subscription.progress.floor();
+        let Some(topic) = self.topics.get(&subscription.row.topic) else {
+            return Ok(None);
+        };
+        let (from, end) = (topic.place(floor), topic.end());
+        if floor >= end {
+            return Ok(None);
+        }
+        let found = self.reader()?.first(from, end)?;
+        Ok(found.map(|(_, record)| record.published_ms))
+    }
+
+    /// A view of everything that is on disk, for work off this thread; and the id of a topic in it.
+    pub(super) fn topic_snapshot(&self, topic: &str) -> Result<(Snapshot, u32), LogError> {
+        let known = self.topics.get(topic).ok_or_else(|| LogError::unknown("topic", topic))?;
+        Ok((self.snapshot()?, known.row().id))
+    }
+
+    /// Removes events. Returns how many there were.
+    pub(super) fn remove_events(
+        &mut self,
+        topic: &str,
+        positions: Vec<u64>,
+    ) -> Result<u64, LogError> {
+        self.commit_before_admin(topic)?;
+        let mut removed = 0;
+        for position in positions.into_iter().collect::<BTreeSet<_>>() {
+            let length = match self.find(topic, position)? {
+                Found::Record(_, length) | Found::Damaged(length) => length,
+                Found::Nothing => continue,
+            };
+            self.remove_event(topic, position, length);
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// What is in the current batch cannot be found yet.
+    fn commit_before_admin(&mut self, topic: &str) -> Result<(), LogError> {
+        if !self.topics.contains_key(topic) {
+            return Err(LogError::unknown("topic", topic));
+        }
+        self.commit()?;
+        self.urgent = true;
+        Ok(())
+    }
+
+    fn remove_event(&mut self, name: &str, position: u64, length: u64) {
+        let Some(topic) = self.topics.get_mut(name) else {
+            return;
+        };
+        topic.remove(position, length, &mut self.batch);
+        self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
+        let subscriptions = self.subscriptions.values_mut().filter(|s| s.row.topic == name);
+        for subscription in subscriptions {
+            if subscription.progress.waits(position) {
+                let change = subscription.progress.finish(position);
+                subscription.changed(position, change, &mut self.batch);
+            }
+        }
+    }
+
+    /// Moves dead letters back to where they came from, for the subscription that gave them up. One batch: no crash
+    /// leaves an event in both places, or in none.
+    pub(super) fn redrive(
+        &mut self,
+        dead_letter_topic: &str,
+        positions: Vec<u64>,
+        now_ms: u64,
+    ) -> Result<u64, LogError> {
+        self.commit_before_admin(dead_letter_topic)?;
+        let mut moved = 0;
+        for position in positions.into_iter().collect::<BTreeSet<_>>() {
+            let Found::Record(record, length) = self.find(dead_letter_topic, position)? else {
+                continue;
+            };
+            let Some((topic, record)) = self.redriven(*record, now_ms) else {
+                continue;
+            };
+            // It exists: the subscription is on it.
+            self.topic(&topic, &TopicConfig::default())?;
+            self.push(&topic, &record);
+            self.remove_event(dead_letter_topic, position, length);
+            moved += 1;
+        }
+        Ok(moved)
+    }
+
+    /// The topic that a dead letter goes back to, and what is appended there.
+    fn redriven(&self, mut record: Record, now_ms: u64) -> Option<(String, Record)> {
+        let event = record.event.as_mut()?;
+        let topic = event.attributes.get(dead_letter::TOPIC)?.clone();
+        let subscription = event.attributes.get(dead_letter::SUBSCRIPTION)?.clone();
+        if self.subscriptions.get(&subscription)?.row.topic != topic {
+            return None;
+        }
+        let mut attributes = std::mem::take(&mut event.attributes).into_iter().collect();
+        dead_letter::strip(&mut attributes);
+        event.attributes = attributes.into_iter().collect();
+        event.attributes.insert(dead_letter::REDRIVE_TO.to_owned(), subscription);
+        record.published_ms = now_ms;
+        Some((topic, record))
+    }
+
+    /// Moves a subscription.
+    pub(super) fn seek(&mut self, name: &str, to: Start) -> Result<(), LogError> {
+        self.commit()?;
+        let Some(subscription) = self.subscriptions.get(name) else {
+            return Err(LogError::unknown("subscription", name));
+        };
+        let topic = subscription.row.topic.clone();
+        let position = self.start_of(&topic, to)?;
+        if let Some(subscription) = self.subscriptions.get_mut(name) {
+            subscription.move_to(position, &mut self.batch);
+        }
+        self.urgent = true;
+        tracing::info!(subscription = name, topic, position, "subscription moved");
+        Ok(())
+    }
+
+    /// Stops or starts handing out.
+    pub(super) fn pause(&mut self, name: &str, paused: bool) -> Result<(), LogError> {
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
+            return Err(LogError::unknown("subscription", name));
+        };
+        if subscription.row.paused != paused {
+            subscription.row.paused = paused;
+            let row = subscription.row.encode_to_vec();
+            self.batch.subscriptions.insert(name.to_owned(), Some(row));
+            self.urgent = true;
+        }
+        Ok(())
+    }
+
+    /// Done with an event without a delivery.
+    pub(super) fn pass_over(&mut self, name: &str, position: u64) {
+        if let Some(subscription) = self.subscriptions.get_mut(name) {
+            let change: RowChange = subscription.progress.finish(position);
+            subscription.changed(position, change, &mut self.batch);
+        }
+    }
+}
