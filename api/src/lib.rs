@@ -25,6 +25,7 @@ pub mod token;
     clippy::missing_errors_doc,
     clippy::clone_on_ref_ptr,
     clippy::allow_attributes_without_reason,
+    clippy::struct_excessive_bools,
     clippy::too_many_lines,
     clippy::wildcard_imports,
     reason = "generated code"

@@ -5,6 +5,7 @@
 //! malformed names are errors with file, line, column and field. Whether references hold is not decided here:
 //! that takes all resources together.
 
+mod authorize;
 mod core;
 mod events;
 mod gateway;
@@ -17,9 +18,13 @@ pub use self::core::{
     Endpoint, EndpointConditions, EndpointPort, EndpointSlice, IgnoredEq, IntOrName, Service,
     ServicePort, ServiceSpec,
 };
+pub use authorize::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationPolicySpec, AuthorizationRule,
+    AuthorizedFrom, AuthorizedTo, Operation, ProtectedKind, ProtectedRef,
+};
 pub use events::{
-    BusBackend, Delivery, EmbeddedBackend, EventBus, EventBusSpec, EventRetry, Retention, Start,
-    Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec,
+    Bulk, BusBackend, Delivery, EmbeddedBackend, EventBus, EventBusSpec, EventRetry, EventRoute,
+    Retention, Start, Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec,
 };
 pub use gateway::{
     BackendPolicySpec, BackendRef, BackendTarget, Budget, CookieConfig, CookieLifetime, CorsFilter,
@@ -66,6 +71,8 @@ pub enum Resource {
     Topic(Topic),
     /// `duet.dev/v1alpha1` `Subscription`.
     Subscription(Subscription),
+    /// `duet.dev/v1alpha1` `AuthorizationPolicy`.
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 impl Resource {
@@ -83,6 +90,7 @@ impl Resource {
             Self::EventBus(r) => r.metadata.mesh_wide_key("EventBus"),
             Self::Topic(r) => r.metadata.mesh_wide_key("Topic"),
             Self::Subscription(r) => r.metadata.key("Subscription"),
+            Self::AuthorizationPolicy(r) => r.metadata.key("AuthorizationPolicy"),
         }
     }
 
@@ -100,6 +108,7 @@ impl Resource {
             Self::EventBus(r) => &r.metadata,
             Self::Topic(r) => &r.metadata,
             Self::Subscription(r) => &r.metadata,
+            Self::AuthorizationPolicy(r) => &r.metadata,
         }
     }
 }

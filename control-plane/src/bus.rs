@@ -3,8 +3,10 @@
 //! [`crate::store`] and below, and `duet_events`.
 
 mod consume;
+mod gate;
 mod publish;
 mod reconcile;
+mod selection;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ use crate::listen;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
+use gate::Gate;
 pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
@@ -121,12 +124,11 @@ impl EventBus for BusService {
         &self,
         request: Request<Streaming<proto::PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
-        listen::identity(&request, SERVICE, &self.metrics)?;
+        let who = listen::identity(&request, SERVICE, &self.metrics)?;
         let (answers, stream) = mpsc::channel(publish::MAX_OPEN);
         let publisher = publish::Publisher {
+            gate: Gate { who, store: Arc::clone(&self.store), metrics: self.metrics.clone() },
             buses: Arc::clone(&self.buses),
-            store: Arc::clone(&self.store),
-            metrics: self.metrics.clone(),
         };
         self.tracker.spawn(publish::run(
             publisher,
@@ -144,10 +146,8 @@ impl EventBus for BusService {
         let who = listen::identity(&request, SERVICE, &self.metrics)?;
         let (deliveries, stream) = mpsc::channel(consume::QUEUE);
         let session = consume::Session {
-            who,
+            gate: Gate { who, store: Arc::clone(&self.store), metrics: self.metrics.clone() },
             buses: Arc::clone(&self.buses),
-            store: Arc::clone(&self.store),
-            metrics: self.metrics.clone(),
             deliveries,
         };
         self.tracker.spawn(session.run(request.into_inner(), self.stop.clone()));

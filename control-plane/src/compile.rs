@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod authority;
+mod authorize;
 mod endpoints;
 mod events;
 pub mod explain;
@@ -31,6 +32,7 @@ use duet_api::proto;
 
 use crate::index::{Index, ServiceKey};
 
+pub use authorize::{Decision, authorize};
 pub use events::{consumable, knows_bus, subscription, takes_topic, workload};
 
 /// Endpoints of one backend, by address.

@@ -1,8 +1,8 @@
 //! Every resource and every replica, by name, and what refers to what. Pure: [`Index::apply`] takes a change and says
 //! which services it touches; nobody here waits, locks or looks at a clock. Imports nothing of this crate.
 //!
-//! Four kinds of resource refer to others: routes to the services they attach to and to policies, policies to services and
-//! routes, endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
+//! Some kinds of resource refer to others: routes to the services they attach to and to policies, policies to services,
+//! routes and topics, endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
 //! that shapes a service is found from its name.
 
 mod references;
@@ -220,7 +220,10 @@ impl Index {
             Resource::Service(service) => {
                 affected.services.insert(service_key(&service.metadata));
             }
-            Resource::EventBus(_) | Resource::Topic(_) | Resource::Subscription(_) => {
+            Resource::EventBus(_)
+            | Resource::Topic(_)
+            | Resource::Subscription(_)
+            | Resource::AuthorizationPolicy(_) => {
                 affected.events = true;
             }
             Resource::EndpointSlice(_)

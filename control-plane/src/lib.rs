@@ -18,7 +18,7 @@
 //! | 5 | [`admin`], [`check`] |
 //! | 4 | [`sources`], [`serve`], [`certify`], [`bus`] |
 //! | 3 | [`compile`], [`store`], [`listen`], [`token`] |
-//! | 2 | [`index`], [`ca`], [`config`] |
+//! | 2 | [`index`], [`ca`], [`config`], [`expression`] |
 //! | 1 | [`telemetry`] |
 
 pub mod admin;
@@ -29,6 +29,7 @@ pub mod certify;
 pub mod check;
 pub mod compile;
 pub mod config;
+pub mod expression;
 pub mod index;
 pub mod listen;
 pub mod serve;

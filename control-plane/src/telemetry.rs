@@ -77,6 +77,12 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Open consumers of the event bus.
     pub consumers: IntGauge,
+    /// Events that a subscription's filter or routes leave out.
+    pub filtered: IntCounterVec,
+    /// Expressions that could not be evaluated on an event.
+    pub filter_errors: IntCounterVec,
+    /// What policies have to say on topics, by operation and decision: `denied`, `audited`.
+    pub authorizations: IntCounterVec,
 }
 
 impl Metrics {
@@ -128,6 +134,21 @@ impl Metrics {
                 &["service", "reason"],
             )?,
             consumers: r.gauge("control_plane_consumers", "Open consumers of the event bus.")?,
+            filtered: r.counters(
+                "bus_filtered_total",
+                "Events that a subscription's filter or routes left out.",
+                &["subscription"],
+            )?,
+            filter_errors: r.counters(
+                "bus_filter_errors_total",
+                "Events on which a subscription's filter or routes could not be evaluated.",
+                &["subscription"],
+            )?,
+            authorizations: r.counters(
+                "bus_authorizations_total",
+                "Publishes and subscriptions that policies denied or took note of.",
+                &["operation", "decision"],
+            )?,
         })
     }
 }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const RANKS: [(&str, u32); 17] = [
+const RANKS: [(&str, u32); 18] = [
     ("lib", 7),
     ("main", 7),
     ("app", 6),
@@ -22,6 +22,7 @@ const RANKS: [(&str, u32); 17] = [
     ("index", 2),
     ("ca", 2),
     ("config", 2),
+    ("expression", 2),
     ("telemetry", 1),
 ];
 

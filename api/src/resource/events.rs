@@ -1,11 +1,15 @@
 //! `EventBus`, `Topic`, `Subscription`: the event half.
 
+mod subscription;
+
 use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use subscription::{Bulk, EventRoute, Start, Subscriber};
+
 use super::core::IgnoredEq;
-use super::meta::{Metadata, label};
+use super::meta::Metadata;
 use crate::{duration, quantity};
 
 /// A broker behind the mesh.
@@ -76,6 +80,21 @@ pub struct TopicSpec {
     /// The same (`source`, `id`) within this window is stored once. Default: 5 min.
     #[serde(deserialize_with = "duration::required")]
     pub dedup_window: Duration,
+    /// The attribute by which `ordered` subscriptions keep events in order. Default: `partitionkey`.
+    #[serde(deserialize_with = "attribute")]
+    pub order_by: String,
+}
+
+/// Name of a CloudEvents attribute.
+fn attribute<'de, D: serde::Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    let name = String::deserialize(input)?;
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if (1..=64).contains(&name.len()) && name.bytes().all(fine) {
+        return Ok(name);
+    }
+    Err(serde::de::Error::custom(format!(
+        "{name:?} is not an attribute's name: 1 to 64 lower-case letters and digits"
+    )))
 }
 
 impl Default for TopicSpec {
@@ -84,6 +103,7 @@ impl Default for TopicSpec {
             bus: crate::DEFAULT_BUS.to_owned(),
             retention: Retention::default(),
             dedup_window: Duration::from_secs(300),
+            order_by: "partitionkey".to_owned(),
         }
     }
 }
@@ -98,11 +118,17 @@ pub struct Retention {
     /// Default: 1 Gi.
     #[serde(deserialize_with = "quantity::option")]
     pub bytes: Option<u64>,
+    /// Also events that a subscription has yet to handle; they are counted. Default: false.
+    pub drop_unhandled: bool,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { age: Some(Duration::from_secs(7 * 86_400)), bytes: Some(1 << 30) }
+        Self {
+            age: Some(Duration::from_secs(7 * 86_400)),
+            bytes: Some(1 << 30),
+            drop_unhandled: false,
+        }
     }
 }
 
@@ -133,6 +159,13 @@ pub struct SubscriptionSpec {
     pub topic: String,
     /// Who gets the events: one replica of the service each.
     pub subscriber: Subscriber,
+    /// CEL: what it is not true for is done without a delivery. Default: everything is delivered.
+    pub filter: Option<String>,
+    /// Every replica gets every event that is published while it runs. Default: false.
+    #[serde(default)]
+    pub broadcast: bool,
+    /// Several events in one request. Default: one by one.
+    pub bulk: Option<Bulk>,
     /// Flow and time bounds.
     #[serde(default)]
     pub delivery: Delivery,
@@ -150,29 +183,6 @@ fn default_bus() -> String {
     crate::DEFAULT_BUS.to_owned()
 }
 
-/// The service and path that events are posted to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Subscriber {
-    /// Name of a service in the subscription's namespace.
-    #[serde(deserialize_with = "label")]
-    pub service: String,
-    /// Absolute path on it.
-    #[serde(deserialize_with = "path")]
-    pub path: String,
-}
-
-fn path<'de, D: serde::Deserializer<'de>>(input: D) -> Result<String, D::Error> {
-    let path = String::deserialize(input)?;
-    let printable = path.bytes().all(|b| b.is_ascii_graphic());
-    if path.starts_with('/') && printable && !path.contains('#') {
-        return Ok(path);
-    }
-    Err(serde::de::Error::custom(format!(
-        "{path:?} is not an absolute path such as /events/orders"
-    )))
-}
-
 /// Flow and time bounds of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -183,11 +193,21 @@ pub struct Delivery {
     /// Bound on one answer. Default: 30 s.
     #[serde(deserialize_with = "duration::required")]
     pub ack_timeout: Duration,
+    /// Events of one partition key in the order of their publication, one at a time. Default: false.
+    pub ordered: bool,
+    /// The subscriber's sidecar remembers what was handled, so that an acknowledgement that was lost does not
+    /// bring the event twice. Default: false.
+    pub once: bool,
 }
 
 impl Default for Delivery {
     fn default() -> Self {
-        Self { max_in_flight: 64, ack_timeout: Duration::from_secs(30) }
+        Self {
+            max_in_flight: 64,
+            ack_timeout: Duration::from_secs(30),
+            ordered: false,
+            once: false,
+        }
     }
 }
 
@@ -220,15 +240,4 @@ impl Default for EventRetry {
             max_backoff: Duration::from_secs(300),
         }
     }
-}
-
-/// Where a new subscription starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Start {
-    /// With events published after it was declared.
-    #[default]
-    Latest,
-    /// With everything that the topic still holds.
-    Earliest,
 }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use duet_api::proto;
 use duet_api::proto::consume_request::Kind as Ask;
 use duet_api::proto::consume_response::Kind as Tell;
-use duet_api::spiffe::SpiffeId;
-use duet_events::bus::{ConsumeError, Consumer, Delivery, Settler, SubscriptionSpec};
+use duet_api::resource::Operation;
+use duet_events::bus::{ConsumeError, Consumer, Delivery, Settle, Settler, SubscriptionSpec};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{BusError, Buses, SERVICE};
+use super::selection::Selection;
+use super::{BusError, Buses, Gate, SERVICE};
 use crate::compile;
-use crate::store::Store;
-use crate::telemetry::{Counted, Metrics};
+use crate::store::View;
+use crate::telemetry::Counted;
 
 /// Deliveries written and not sent; what the client's credit allows can be more.
 pub(super) const QUEUE: usize = 16;
@@ -25,10 +26,8 @@ const MAX_CREDIT: u32 = 20_000;
 type Answer = Result<proto::ConsumeResponse, Status>;
 
 pub(super) struct Session {
-    pub(super) who: SpiffeId,
+    pub(super) gate: Gate,
     pub(super) buses: Arc<Buses>,
-    pub(super) store: Arc<Store>,
-    pub(super) metrics: Metrics,
     pub(super) deliveries: mpsc::Sender<Answer>,
 }
 
@@ -43,7 +42,7 @@ impl Session {
             () = stop.cancelled() => Err(Status::unavailable("the control plane is stopping")),
         };
         if let Err(status) = served {
-            tracing::info!(peer = %self.who, "consumer ended: {}", status.message());
+            tracing::info!(peer = %self.gate.who, "consumer ended: {}", status.message());
             // Nobody reads it if the connection is gone.
             drop(self.deliveries.try_send(Err(status)));
         }
@@ -57,8 +56,11 @@ impl Session {
             return Err(self
                 .refuse("invalid", Status::invalid_argument("the first request must be `open`")));
         };
-        let mut consumer = self.open(wanted).await?;
-        let _counted = Counted::new(&self.metrics.consumers);
+        let mut changes = self.gate.store.changes();
+        // Before the resources are read: what changes meanwhile counts as new.
+        let mut seen = self.gate.store.read(|view| view.generation);
+        let (mut consumer, selection) = self.open(wanted.clone()).await?;
+        let _counted = Counted::new(&self.gate.metrics.consumers);
         self.tell(Tell::Opened(proto::Opened {})).await?;
         let settler = consumer.settler();
         let mut credit: u32 = 0;
@@ -70,15 +72,20 @@ impl Session {
                     Some(request) => self.take(request, &settler, &mut credit)?,
                     None => return Ok(()),
                 },
+                Ok(()) = changes.changed() => self.still(&wanted, &selection.spec, &mut seen)?,
                 delivery = self.next(&mut consumer), if credit > 0 => {
                     let (permit, delivery) = delivery?;
+                    let Some(path) = selection.path(&delivery, &self.gate.metrics) else {
+                        settler.settle(delivery.id, Settle::Ack);
+                        continue;
+                    };
                     credit -= 1;
                     let delivery = proto::Delivery {
                         delivery: delivery.id,
                         position: delivery.position,
                         attempt: delivery.attempt,
                         event: Some(delivery.event.into()),
-                        path: delivery.path.unwrap_or_default(),
+                        path,
                     };
                     permit.send(Ok(proto::ConsumeResponse { kind: Some(Tell::Delivery(delivery)) }));
                 }
@@ -87,13 +94,8 @@ impl Session {
     }
 
     /// Checks who asks for what, and becomes a consumer. What resources declare counts, not what the client says of it.
-    async fn open(&self, wanted: proto::Subscription) -> Result<Consumer, Status> {
-        let subscription = self
-            .store
-            .read(|view| compile::consumable(view.index, &self.who, wanted))
-            .map_err(|why| self.refuse("permission_denied", Status::permission_denied(why)))?;
-        let spec = SubscriptionSpec::try_from(subscription)
-            .map_err(|error| self.refuse("invalid", Status::invalid_argument(error.to_string())))?;
+    async fn open(&self, wanted: proto::Subscription) -> Result<(Consumer, Selection), Status> {
+        let spec = self.counts(wanted)?;
         let bus = self.buses.get(&spec.bus).await.map_err(|error| match error {
             BusError::Unknown(_) => {
                 self.refuse("unknown_bus", Status::not_found(error.to_string()))
@@ -103,11 +105,44 @@ impl Session {
                 self.refuse("internal", Status::unavailable(text))
             }
         })?;
+        let selection = Selection::new(spec.clone()).map_err(|error| {
+            let text = format!("subscription {:?}: {error}", spec.name);
+            self.refuse("invalid", Status::invalid_argument(text))
+        })?;
         let (name, topic) = (spec.name.clone(), spec.topic.clone());
         let consumer =
             bus.consume(spec).await.map_err(|error| self.refuse("bus", status(&error)))?;
-        tracing::info!(peer = %self.who, subscription = name, topic, "consumer connected");
-        Ok(consumer)
+        tracing::info!(peer = %self.gate.who, subscription = name, topic, "consumer connected");
+        Ok((consumer, selection))
+    }
+
+    /// The subscription as it counts for this peer.
+    fn counts(&self, wanted: proto::Subscription) -> Result<SubscriptionSpec, Status> {
+        let denied = |why: String| self.refuse("permission_denied", Status::permission_denied(why));
+        let subscription = self
+            .gate
+            .store
+            .read(|view| compile::consumable(view.index, &self.gate.who, wanted))
+            .map_err(denied)?;
+        self.gate.check(Operation::Subscribe, &subscription.topic).map_err(denied)?;
+        SubscriptionSpec::try_from(subscription)
+            .map_err(|error| self.refuse("invalid", Status::invalid_argument(error.to_string())))
+    }
+
+    /// Ends the stream where resources say something else now: the client comes back, and gets what counts then.
+    fn still(
+        &self,
+        wanted: &proto::Subscription,
+        spec: &SubscriptionSpec,
+        seen: &mut u64,
+    ) -> Result<(), Status> {
+        let view = |view: View<'_>| (view.events_touched_after(*seen), view.generation);
+        let (touched, generation) = self.gate.store.read(view);
+        *seen = generation;
+        if touched && self.counts(wanted.clone())? != *spec {
+            return Err(Status::unavailable("the subscription changed"));
+        }
+        Ok(())
     }
 
     fn take(
@@ -121,7 +156,7 @@ impl Session {
             Some(Ask::Settle(proto::Settle { delivery, outcome: Some(outcome) })) => {
                 // False when it was settled before; the client may well say it twice.
                 if !settler.settle(delivery, outcome.into()) {
-                    tracing::debug!(peer = %self.who, delivery, "settled twice or unknown");
+                    tracing::debug!(peer = %self.gate.who, delivery, "settled twice or unknown");
                 }
             }
             Some(Ask::Open(_)) => {
@@ -158,7 +193,7 @@ impl Session {
     }
 
     fn refuse(&self, reason: &str, status: Status) -> Status {
-        self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
+        self.gate.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
         status
     }
 }

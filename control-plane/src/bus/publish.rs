@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use duet_api::proto;
+use duet_api::resource::Operation;
 use duet_events::Event;
 use duet_events::bus::{PublishError, PublishErrorKind};
 use futures::StreamExt as _;
@@ -12,19 +13,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{BusError, Buses, SERVICE};
+use super::{BusError, Buses, Gate, SERVICE};
 use crate::compile;
-use crate::store::Store;
-use crate::telemetry::Metrics;
 
 /// Requests of one stream that wait for their flush; more are not read.
 pub(super) const MAX_OPEN: usize = 64;
 
 /// What a publish needs.
 pub(super) struct Publisher {
+    pub(super) gate: Gate,
     pub(super) buses: Arc<Buses>,
-    pub(super) store: Arc<Store>,
-    pub(super) metrics: Metrics,
 }
 
 pub(super) async fn run(
@@ -59,8 +57,8 @@ impl Publisher {
             Ok(events) => proto::PublishResponse { correlation, events, error: None },
             Err(error) => {
                 let reason = reason(error.kind);
-                self.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
-                tracing::info!(reason, "publish refused: {error}");
+                self.gate.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
+                tracing::info!(peer = %self.gate.who, reason, "publish refused: {error}");
                 proto::PublishResponse { correlation, events: vec![], error: Some(error.into()) }
             }
         }
@@ -77,9 +75,13 @@ impl Publisher {
             };
             PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
         })?;
-        self.store
+        self.gate
+            .store
             .read(|view| compile::takes_topic(view.index, &request.bus, &request.topic))
             .map_err(|why| PublishError::new(PublishErrorKind::UnknownTopic, why))?;
+        self.gate
+            .check(Operation::Publish, &request.topic)
+            .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
         let events = request.events.into_iter().enumerate().map(|(number, event)| {
             Event::try_from(event).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))

@@ -38,6 +38,8 @@ fn declared(index: &Index) -> Declared {
         } else if let Resource::Topic(topic) = &located.resource {
             declared.topics.insert(topic.metadata.name.clone(), topic.spec.clone());
         } else if let Resource::Subscription(resource) = &located.resource
+            // Each replica of a broadcast declares its own when it comes.
+            && !resource.spec.broadcast
             // What does not convert was refused when its file was read.
             && let Ok(spec) = SubscriptionSpec::try_from(compile::subscription(resource))
         {
@@ -158,7 +160,8 @@ impl Reconciler {
             dedup_window: spec.dedup_window,
             retention_age: spec.retention.age,
             retention_bytes: spec.retention.bytes,
-            ..TopicConfig::default()
+            drop_unhandled: spec.retention.drop_unhandled,
+            order_by: spec.order_by.clone(),
         };
         Ok(self.buses.get(&spec.bus).await?.ensure_topic(name, config).await?)
     }

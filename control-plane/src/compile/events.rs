@@ -2,12 +2,13 @@
 //! application.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use duet_api::proto;
-use duet_api::resource::{EventBus, Resource, Start, Subscription};
+use duet_api::resource::{EventBus, Operation, Resource, Start, Subscription};
 use duet_api::spiffe::SpiffeId;
 
-use super::{access, inbound, wire};
+use super::{access, authorize, inbound, wire};
 use crate::index::{Index, ServiceKey, object};
 
 /// What a node gets for itself, without a version. Subscriptions of services that the node names but may not serve
@@ -35,18 +36,19 @@ pub fn workload(
         })
         .collect();
     subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
-    proto::Workload { version: 0, subscriptions, buses: buses(index), inbound }
+    proto::Workload { version: 0, subscriptions, buses: buses(index, who), inbound }
 }
 
 /// A subscription resource as the wire and the bus know it.
 #[must_use]
 pub fn subscription(resource: &Subscription) -> proto::Subscription {
     let (metadata, spec) = (&resource.metadata, &resource.spec);
-    let start = match spec.start {
-        Start::Latest => proto::Start::Latest,
-        Start::Earliest => proto::Start::Earliest,
-    };
     let dead_letter = spec.dead_letter_topic.clone();
+    let routes = spec.subscriber.routes.iter().map(|route| proto::EventRoute {
+        r#match: route.matches.clone(),
+        path: route.path.clone(),
+    });
+    let (start, start_time, start_position) = start(spec.start);
     proto::Subscription {
         name: format!("{}/{}", metadata.namespace, metadata.name),
         bus: spec.bus.clone(),
@@ -60,11 +62,34 @@ pub fn subscription(resource: &Subscription) -> proto::Subscription {
         dead_letter_topic: dead_letter.unwrap_or_else(|| format!("{}.dead-letter", spec.topic)),
         start: start.into(),
         raw_payload: false,
-        ..proto::Subscription::default()
+        start_time,
+        start_position,
+        ordered: spec.delivery.ordered,
+        filter: spec.filter.clone().unwrap_or_default(),
+        routes: routes.collect(),
+        broadcast: spec.broadcast,
+        once: spec.delivery.once,
+        bulk_max: spec.bulk.map_or(0, |bulk| bulk.max),
+        bulk_wait: spec.bulk.and_then(|bulk| wire(bulk.wait)),
+        // The resource keeps it; replicas' own subscriptions of a broadcast go some time after their replica.
+        idle_expiry: None,
     }
 }
 
-fn buses(index: &Index) -> Vec<proto::Bus> {
+fn start(start: Start) -> (proto::Start, Option<prost_types::Timestamp>, u64) {
+    match start {
+        Start::Latest => (proto::Start::Latest, None, 0),
+        Start::Earliest => (proto::Start::Earliest, None, 0),
+        Start::Position(position) => (proto::Start::Position, None, position),
+        Start::Time(time) => {
+            let nanos = time.subsec_nanosecond();
+            let time = prost_types::Timestamp { seconds: time.as_second(), nanos };
+            (proto::Start::Time, Some(time), 0)
+        }
+    }
+}
+
+fn buses(index: &Index, who: &SpiffeId) -> Vec<proto::Bus> {
     let declared = index.of_kind("EventBus").filter_map(|located| {
         if let Resource::EventBus(resource) = &located.resource {
             Some(bus(index, resource))
@@ -77,6 +102,11 @@ fn buses(index: &Index) -> Vec<proto::Bus> {
         buses.push(embedded(duet_api::DEFAULT_BUS));
     }
     buses.sort_by(|a, b| a.name.cmp(&b.name));
+    // Policies name topics, on whatever bus.
+    let denied = authorize::denied_topics(index, who);
+    for bus in &mut buses {
+        bus.denied.clone_from(&denied);
+    }
     buses
 }
 
@@ -146,8 +176,12 @@ fn declared_only(index: &Index, bus: &str) -> bool {
     event_bus(index, bus).is_some_and(|bus| bus.spec.declared_topics_only)
 }
 
+/// A replica's own subscription of a broadcast is forgotten this long after its last consumer.
+const BROADCAST_IDLE: Duration = Duration::from_secs(600);
+
 /// Checks that a workload may consume a subscription, and returns it as it counts: as declared, where a resource
-/// declares it. Others belong to the sidecars of their namespace, by their name `<namespace>/<name>`.
+/// declares it. Others belong to the sidecars of their namespace, by their name `<namespace>/<name>`. Every replica
+/// consumes a broadcast under a name of its own, `<namespace>/<name>@<replica>`.
 ///
 /// # Errors
 /// Why not, for the consumer to read.
@@ -162,12 +196,52 @@ pub fn consumable(
     if namespace != who.namespace() {
         return Err(format!("{who} cannot consume subscription {:?}", wanted.name));
     }
+    let (name, replica) = match name.split_once('@') {
+        Some((name, replica)) => (name, Some(replica)),
+        None => (name, None),
+    };
     let located = index.get(&object("Subscription", namespace, name));
     let Some(Resource::Subscription(declared)) = located.map(|located| &located.resource) else {
-        takes_topic(index, &wanted.bus, &wanted.topic)?;
-        return Ok(wanted);
+        return undeclared(index, who, wanted);
     };
     let service = ServiceKey::new(namespace, &declared.spec.subscriber.service);
     access::may_serve(index, who, &service)?;
-    Ok(subscription(declared))
+    let mut counts = subscription(declared);
+    match (counts.broadcast, replica) {
+        (false, None) => {}
+        (true, Some(replica)) if !replica.is_empty() => {
+            // What was published before the replica was there is not for it.
+            (counts.start, counts.start_time, counts.start_position) =
+                (proto::Start::Latest.into(), None, 0);
+            counts.idle_expiry = wire(BROADCAST_IDLE);
+            counts.name = wanted.name;
+        }
+        (true, _) => {
+            let name = &counts.name;
+            return Err(format!("{name:?} is a broadcast; each replica consumes {name}@<replica>"));
+        }
+        (false, Some(_)) => {
+            return Err(format!(
+                "{:?} is no broadcast: it has no part of each replica",
+                counts.name
+            ));
+        }
+    }
+    Ok(counts)
+}
+
+/// A subscription that the application itself asks for.
+fn undeclared(
+    index: &Index,
+    who: &SpiffeId,
+    wanted: proto::Subscription,
+) -> Result<proto::Subscription, String> {
+    takes_topic(index, &wanted.bus, &wanted.topic)?;
+    // Who gives events up publishes them, to wherever it says.
+    let dead_letter = &wanted.dead_letter_topic;
+    let own = dead_letter.is_empty() || *dead_letter == format!("{}.dead-letter", wanted.topic);
+    match authorize(index, who, Operation::Publish, dead_letter).denied {
+        Some(why) if !own => Err(why),
+        Some(_) | None => Ok(wanted),
+    }
 }

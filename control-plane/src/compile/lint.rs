@@ -1,6 +1,7 @@
 //! What is wrong inside one resource beyond its schema: patterns that do not compile, filters that do not fit together,
 //! numbers that contradict each other. Gateway API puts these rules into its CRDs; here they are errors of the file.
 
+mod events;
 mod filters;
 mod policy;
 
@@ -10,10 +11,6 @@ use duet_api::resource::{
     Field, FilterType, GrpcMatch, GrpcRoute, HttpMatch, HttpRoute, HttpRule, Located, MatchType,
     ParseError, PathMatch, PathMatchType, Resource, ValueMatch,
 };
-use duet_events::bus::SubscriptionSpec;
-
-use super::events::subscription;
-
 /// Longest pattern of a match.
 const MAX_PATTERN_BYTES: usize = 1024;
 /// Memory that a compiled pattern may take in the sidecar.
@@ -31,12 +28,8 @@ pub fn lint(located: &Located) -> Vec<ParseError> {
         Resource::HttpRoute(route) => lint.http_route(route),
         Resource::GrpcRoute(route) => lint.grpc_route(route),
         Resource::Service(service) => lint.service(service),
-        Resource::Subscription(resource) => {
-            if let Err(error) = SubscriptionSpec::try_from(subscription(resource)) {
-                lint.path.extend(error.field.split('.').map(Field::Name));
-                lint.error(format!("{} {}", error.field, error.reason));
-            }
-        }
+        Resource::Subscription(resource) => lint.subscription(resource),
+        Resource::AuthorizationPolicy(policy) => lint.authorization_policy(&policy.spec),
         Resource::TrafficPolicy(policy) => lint.traffic_policy(&policy.spec),
         Resource::EndpointSlice(_)
         | Resource::BackendPolicy(_)
@@ -251,5 +244,7 @@ impl Lint<'_> {
     }
 }
 
+#[cfg(test)]
+mod event_tests;
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,10 @@ pub fn validate(index: &Index) -> Findings {
             Resource::Subscription(subscription) => check.subscription(subscription),
             Resource::Topic(topic) => check.topic(topic),
             Resource::EndpointSlice(slice) => check.slice(&slice.metadata),
-            Resource::Service(_) | Resource::ReferenceGrant(_) | Resource::EventBus(_) => {}
+            Resource::Service(_)
+            | Resource::ReferenceGrant(_)
+            | Resource::EventBus(_)
+            | Resource::AuthorizationPolicy(_) => {}
         }
     }
     findings.warnings.extend(shadow::warnings(index));

@@ -56,6 +56,11 @@ pub(super) fn references(resource: &Resource) -> Vec<ObjectKey> {
             let namespace = &subscription.metadata.namespace;
             vec![object("Service", namespace, &subscription.spec.subscriber.service)]
         }
+        Resource::AuthorizationPolicy(policy) => {
+            // Topics are mesh-wide.
+            let targets = policy.spec.target_refs.iter();
+            targets.map(|target| object("Topic", "", &target.name)).collect()
+        }
         Resource::Service(_)
         | Resource::ReferenceGrant(_)
         | Resource::EventBus(_)

@@ -19,7 +19,7 @@ const RESOURCES: &str = "
 {apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: strict}, spec: {backend: {embedded: {}}, declaredTopicsOnly: true}}
 ";
 
-fn event(id: &str) -> proto::Event {
+pub(crate) fn event(id: &str) -> proto::Event {
     proto::Event {
         id: id.into(),
         source: "/orders".into(),
@@ -30,7 +30,11 @@ fn event(id: &str) -> proto::Event {
     }
 }
 
-async fn publish(sidecar: &Sidecar, bus: &str, event: proto::Event) -> proto::PublishResponse {
+pub(crate) async fn publish(
+    sidecar: &Sidecar,
+    bus: &str,
+    event: proto::Event,
+) -> proto::PublishResponse {
     let request = proto::PublishRequest {
         correlation: 7,
         bus: bus.into(),
@@ -45,20 +49,27 @@ async fn publish(sidecar: &Sidecar, bus: &str, event: proto::Event) -> proto::Pu
     answer
 }
 
-struct Consumer {
+pub(crate) struct Consumer {
     requests: mpsc::Sender<proto::ConsumeRequest>,
     answers: Streaming<proto::ConsumeResponse>,
 }
 
 impl Consumer {
-    async fn open(sidecar: &Sidecar, name: &str) -> Result<Self, Status> {
+    pub(crate) async fn open(sidecar: &Sidecar, name: &str) -> Result<Self, Status> {
+        let (bus, topic) = ("default".to_owned(), "orders.placed".to_owned());
+        let subscription =
+            proto::Subscription { name: name.into(), bus, topic, ..Default::default() };
+        Self::open_as(sidecar, subscription).await
+    }
+
+    pub(crate) async fn open_as(
+        sidecar: &Sidecar,
+        subscription: proto::Subscription,
+    ) -> Result<Self, Status> {
         let (requests, stream) = mpsc::channel(16);
         let mut client = EventBusClient::new(sidecar.channel.clone());
         let answers = client.consume(ReceiverStream::new(stream)).await?.into_inner();
         let mut consumer = Self { requests, answers };
-        let (bus, topic) = ("default".to_owned(), "orders.placed".to_owned());
-        let subscription =
-            proto::Subscription { name: name.into(), bus, topic, ..Default::default() };
         consumer.ask(Ask::Open(subscription)).await;
         match consumer.next().await? {
             Tell::Opened(_) => Ok(consumer),
@@ -66,23 +77,23 @@ impl Consumer {
         }
     }
 
-    async fn ask(&self, ask: Ask) {
+    pub(crate) async fn ask(&self, ask: Ask) {
         self.requests.send(proto::ConsumeRequest { kind: Some(ask) }).await.unwrap();
     }
 
-    async fn next(&mut self) -> Result<Tell, Status> {
+    pub(crate) async fn next(&mut self) -> Result<Tell, Status> {
         let message = tokio::time::timeout(SOON, self.answers.message()).await;
         Ok(message.expect("an answer in time")?.expect("the stream ended").kind.unwrap())
     }
 
-    async fn delivery(&mut self) -> proto::Delivery {
+    pub(crate) async fn delivery(&mut self) -> proto::Delivery {
         match self.next().await.unwrap() {
             Tell::Delivery(delivery) => delivery,
             Tell::Opened(opened) => panic!("{opened:?}"),
         }
     }
 
-    async fn ack(&self, delivery: u64) {
+    pub(crate) async fn ack(&self, delivery: u64) {
         let outcome = Some(proto::settle::Outcome::Ack(proto::settle::Done {}));
         self.ask(Ask::Settle(proto::Settle { delivery, outcome })).await;
     }

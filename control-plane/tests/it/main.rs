@@ -14,3 +14,4 @@ mod discovery;
 mod identity;
 mod mesh;
 mod resources;
+mod selection;

@@ -10,6 +10,10 @@ pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// A checked subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own, as people write it"
+)]
 pub struct SubscriptionSpec {
     /// Unique on its bus, such as `shop/fulfil`.
     pub name: String,

@@ -2,7 +2,7 @@ use duet_api::resource::parse;
 
 use super::*;
 
-fn errors(yaml: &str) -> Vec<String> {
+pub(super) fn errors(yaml: &str) -> Vec<String> {
     let parsed = parse("a.yaml", yaml);
     assert_eq!(parsed.errors, []);
     parsed.resources.iter().flat_map(lint).map(|error| error.to_string()).collect()

@@ -1,0 +1,118 @@
+use super::tests::errors;
+
+/// The one error of a subscription, without the file.
+fn subscription(spec: &str) -> String {
+    let yaml = format!(
+        "apiVersion: duet.dev/v1alpha1\nkind: Subscription\nmetadata: {{name: s}}\nspec:\n  topic: t\n  {spec}"
+    );
+    one(&yaml)
+}
+
+fn policy(spec: &str) -> String {
+    let yaml = format!(
+        "apiVersion: duet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {spec}"
+    );
+    one(&yaml)
+}
+
+/// Of parsing or of the lint, whichever finds it.
+fn one(yaml: &str) -> String {
+    let parsed = duet_api::resource::parse("a.yaml", yaml);
+    let mut found: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
+    if found.is_empty() {
+        found = errors(yaml);
+    }
+    assert!(found.len() <= 1, "{found:?}");
+    found.into_iter().next().unwrap_or_default()
+}
+
+#[test]
+fn good_subscriptions_pass() {
+    for good in [
+        "subscriber: {service: a, path: /e}",
+        "subscriber: {service: a, routes: [{match: 'event.type == \"a\"', path: /a}]}",
+        "subscriber: {service: a, path: /e}\n  filter: 'has(event.data.x)'\n  bulk: {}\n  broadcast: true",
+        "subscriber: {service: a, path: /e}\n  start: {time: '2026-01-31T12:00:00Z'}",
+        "subscriber: {service: a, path: /e}\n  start: {position: 7}\n  delivery: {ordered: true, once: true}\n  bulk: {max: 10, wait: 5ms}",
+    ] {
+        assert_eq!(subscription(good), "", "{good}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_subscription_is_named() {
+    let of = |more: &str| format!("subscriber: {{service: a, path: /e}}\n  {more}");
+    let cases = [
+        ("subscriber: {service: a}".to_owned(), "spec.subscriber.path: a path is needed"),
+        (of("filter: 'event.type ='"), "a.yaml:7:11: spec.filter: \"event.type =\" is not CEL"),
+        (of("filter: 'type == 1'"), ""),
+        (of("filter: 'kind == 1'"), "spec.filter: \"kind == 1\" \"kind\" is not known here"),
+        (
+            "subscriber:\n    service: a\n    routes:\n    - {match: 'true', path: /a}\n    - {match: 'no', path: /b}".to_owned(),
+            "a.yaml:10:15: spec.subscriber.routes[1].match: \"no\" \"no\" is not known here",
+        ),
+        ("subscriber: {service: a, routes: [{match: 'true'}]}".to_owned(), "missing field `path`"),
+        (of("start: soon"), "spec.start: invalid value: string \"soon\", expected latest, earliest, {time"),
+        (of("start: {time: noon}"), "spec.start.time: \"noon\" is not an RFC 3339 time"),
+        (of("start: {at: 1}"), "unknown field `at`"),
+        (of("start: {}"), "a time or a position is missing"),
+        (of("start: {position: 1, time: '2026-01-31T12:00:00Z'}"), "either a time or a position"),
+        (of("bulk: {max: 1}"), "spec.bulk.max: max must be 2 to 10000, not 1"),
+        (of("bulk: {wait: 5}"), "spec.bulk.wait"),
+        (of("broadcast: true\n  start: earliest"), "spec.start: every replica of a broadcast starts"),
+        (of("delivery: {orderd: true}"), "unknown field `orderd`"),
+    ];
+    for (spec, expected) in cases {
+        let error = subscription(&spec);
+        assert!(
+            error.contains(expected) && error.is_empty() == expected.is_empty(),
+            "{spec}: {error}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_authorization_policy_is_named() {
+    let of = |more: &str| format!("{{targetRefs: [{{kind: Topic, name: t}}], {more}}}");
+    let cases = [
+        (of("rules: [{}]"), ""),
+        (
+            of(
+                "action: Audit, rules: [{from: [{namespaces: ['*'], identities: ['spiffe://a/ns/b/*']}], to: [{operations: [publish]}]}]",
+            ),
+            "",
+        ),
+        ("{rules: []}".to_owned(), "missing field `targetRefs`"),
+        ("{targetRefs: []}".to_owned(), "spec.targetRefs: a policy without a target"),
+        (
+            "{targetRefs: [{kind: Service, name: a}]}".to_owned(),
+            "spec.targetRefs[0].kind: an AuthorizationPolicy cannot protect a Service yet, only a Topic",
+        ),
+        ("{targetRefs: [{kind: Pod, name: a}]}".to_owned(), "protects a Topic, not \"Pod\""),
+        ("{targetRefs: [{kind: Topic, name: 'a b'}]}".to_owned(), "spec.targetRefs[0].name"),
+        ("{targetRefs: [{kind: Topic, name: 'a.*'}]}".to_owned(), "names each topic"),
+        (
+            "{targetRefs: [{kind: Topic, group: apps, name: a}]}".to_owned(),
+            "spec.targetRefs[0].group",
+        ),
+        (of("action: allow"), "spec.action: unknown variant `allow`"),
+        (of("rules: [{from: [{}]}]"), "spec.rules[0].from[0]: identities or namespaces"),
+        (
+            of("rules: [{from: [{identities: [orders]}]}]"),
+            "rules[0].from[0].identities[0]: \"orders\" is not a SPIFFE id",
+        ),
+        (
+            of("rules: [{from: [{namespaces: ['*a']}]}]"),
+            "namespaces[0]: \"*a\": a '*' stands at the end only",
+        ),
+        (of("rules: [{to: [{operations: [read]}]}]"), "operations[0]: unknown variant `read`"),
+        (of("rules: [{to: [{methods: [GET]}]}]"), "unknown field `methods`"),
+    ];
+    for (spec, expected) in cases {
+        let error = policy(&spec);
+        assert!(
+            error.contains(expected) && error.is_empty() == expected.is_empty(),
+            "{spec}: {error}"
+        );
+    }
+}

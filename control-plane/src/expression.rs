@@ -1,0 +1,194 @@
+//! CEL expressions over events: a subscription's filter and the matches of its routes. As in Dapr the one variable is
+//! `event`: every attribute by its name, and `data`, which is parsed only where an expression looks at it.
+//!
+//! An expression comes from whoever can write a subscription, and is evaluated between everybody's events, so that it
+//! is bounded: in length, in depth, in what its loops may look at, in the data that it is given. Imports nothing of
+//! this crate.
+
+mod bounds;
+mod subject;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock};
+
+use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
+use cel::parser::ParseErrors;
+use cel::{Context, Env, ExecutionError, Value};
+use duet_events::Event;
+use duet_events::bus::SubscriptionSpec;
+
+use subject::Subject;
+
+/// Longest expression, in bytes.
+pub const MAX_BYTES: usize = 2048;
+/// A deep expression is parsed with more room than a worker's stack has.
+const PARSER_STACK_BYTES: usize = 32 << 20;
+
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+
+/// A checked expression.
+#[derive(Debug)]
+pub struct Expression {
+    tree: IdedExpr,
+    /// It looks at `event.data`, or may.
+    wants_data: bool,
+}
+
+impl Expression {
+    /// Parses and checks.
+    ///
+    /// # Errors
+    /// What is wrong, for whoever wrote it.
+    pub fn compile(source: &str) -> Result<Self, String> {
+        if source.trim().is_empty() {
+            return Err("is empty".to_owned());
+        }
+        if source.len() > MAX_BYTES {
+            return Err(format!("has {} bytes, more than {MAX_BYTES}", source.len()));
+        }
+        let source = source.to_owned();
+        let parsing = std::thread::Builder::new()
+            .name("duet-cel".to_owned())
+            .stack_size(PARSER_STACK_BYTES)
+            .spawn(move || check(&source));
+        let parsing = parsing.map_err(|error| format!("cannot be parsed now: {error}"))?;
+        // The library panicked.
+        parsing.join().unwrap_or_else(|_panic| Err("is not CEL".to_owned()))
+    }
+}
+
+fn check(source: &str) -> Result<Expression, String> {
+    let mut tree =
+        ENV.parser().parse(source).map_err(|errors| format!("is not CEL: {}", first(&errors)))?;
+    let wants_data = bounds::check(&mut tree)?;
+    for name in tree.references().functions() {
+        if !is_known(name) {
+            return Err(format!("there is no function {name:?}"));
+        }
+    }
+    Ok(Expression { tree, wants_data })
+}
+
+fn first(errors: &ParseErrors) -> String {
+    let Some(error) = errors.errors.first() else {
+        return "it cannot be parsed".to_owned();
+    };
+    let text = error.msg.lines().next().unwrap_or_default();
+    match error.pos {
+        (1, column) if column > 0 => format!("{text} (at character {column})"),
+        (line, column) if line > 0 => format!("{text} (at {line}:{column})"),
+        _ => text.to_owned(),
+    }
+}
+
+/// Whether the language has a function, method or operator of this name: a call without arguments fails in another way
+/// then.
+fn is_known(name: &str) -> bool {
+    if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return true;
+    }
+    let context = Context::with_env(Arc::clone(&ENV));
+    let target = IdedExpr { id: 1, expr: Expr::Literal(LiteralValue::Null) };
+    let mut targets = [None, Some(Box::new(target))].into_iter();
+    targets.any(|target| {
+        let call = CallExpr { func_name: name.to_owned(), target, args: Vec::new() };
+        let tree = IdedExpr { id: 0, expr: Expr::Call(call) };
+        !matches!(Value::resolve(&tree, &context), Err(ExecutionError::UndeclaredReference(_)))
+    })
+}
+
+/// What a subscription's filter and routes make of events.
+#[derive(Debug)]
+pub struct Selector {
+    filter: Option<Expression>,
+    routes: Vec<(Expression, String)>,
+    /// Events that no route matches have a path, too.
+    otherwise: bool,
+}
+
+/// What becomes of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// To the subscriber: to a route's path, or to the subscription's own.
+    Deliver(Option<String>),
+    /// Done.
+    Skip,
+}
+
+/// An expression of a subscription cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {source_text:?} {reason}")]
+pub struct SelectorError {
+    /// `filter`, or `routes[1].match`.
+    pub field: String,
+    /// The route's number; none for the filter.
+    pub route: Option<usize>,
+    /// The expression, shortened.
+    pub source_text: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Selector {
+    /// Of a subscription; none where it takes everything to its own path.
+    ///
+    /// # Errors
+    /// The first expression that cannot be used.
+    pub fn of(spec: &SubscriptionSpec) -> Result<Option<Self>, SelectorError> {
+        if spec.filter.is_none() && spec.routes.is_empty() {
+            return Ok(None);
+        }
+        let filter = spec.filter.as_deref().map(|source| compile(source, None)).transpose()?;
+        let routes = spec.routes.iter().enumerate().map(|(number, route)| {
+            Ok((compile(&route.matches, Some(number))?, route.path.clone()))
+        });
+        let routes = routes.collect::<Result<Vec<_>, _>>()?;
+        let otherwise = routes.is_empty() || !spec.path.is_empty();
+        Ok(Some(Self { filter, routes, otherwise }))
+    }
+
+    /// Decides on an event, and says what went wrong: an expression that cannot be evaluated does not match.
+    #[must_use]
+    pub fn choose(&self, event: &Event) -> (Choice, Option<String>) {
+        let all = self.filter.iter().chain(self.routes.iter().map(|(expression, _)| expression));
+        let wants_data = all.into_iter().any(|expression| expression.wants_data);
+        let chosen = catch_unwind(AssertUnwindSafe(|| {
+            let subject = Subject::new(event, wants_data, Arc::clone(&ENV));
+            let mut problem = None;
+            let mut matches = |expression: &Expression| {
+                subject.is_true(&expression.tree).unwrap_or_else(|error| {
+                    problem.get_or_insert(error);
+                    false
+                })
+            };
+            let choice = self.decide(&mut matches);
+            (choice, problem)
+        }));
+        chosen.unwrap_or_else(|_panic| {
+            (Choice::Skip, Some("the expression made the library panic".to_owned()))
+        })
+    }
+
+    fn decide(&self, matches: &mut dyn FnMut(&Expression) -> bool) -> Choice {
+        if self.filter.as_ref().is_some_and(|filter| !matches(filter)) {
+            return Choice::Skip;
+        }
+        match self.routes.iter().find(|(expression, _)| matches(expression)) {
+            Some((_, path)) => Choice::Deliver(Some(path.clone())),
+            None if self.otherwise => Choice::Deliver(None),
+            None => Choice::Skip,
+        }
+    }
+}
+
+fn compile(source: &str, route: Option<usize>) -> Result<Expression, SelectorError> {
+    Expression::compile(source).map_err(|reason| SelectorError {
+        field: route.map_or("filter".to_owned(), |number| format!("routes[{number}].match")),
+        route,
+        source_text: source.chars().take(100).collect(),
+        reason,
+    })
+}
+
+#[cfg(test)]
+mod tests;
