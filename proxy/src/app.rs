@@ -171,6 +171,7 @@ async fn start_relay(
     let relay_config = relay::RelayConfig {
         namespace: config.args.namespace.clone(),
         services: config.args.service.clone(),
+        instance: config.instance.clone(),
         outbox: config.args.state.join("outbox"),
         max_body_bytes: MAX_PUBLISH_BYTES,
         publish_bytes: PUBLISH_BYTES,

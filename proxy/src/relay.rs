@@ -7,14 +7,18 @@
 
 mod api;
 mod app;
+mod bulk;
 mod buses;
 mod consumption;
+mod extend;
 mod invoke;
 mod metrics;
 mod post;
 mod problem;
+mod programmatic;
 mod publish;
 mod receive;
+mod sse;
 mod subscriptions;
 
 use std::convert::Infallible;
@@ -46,8 +50,10 @@ use crate::telemetry::metrics::CallMetrics;
 use api::Api;
 use app::App;
 use buses::Buses;
+use extend::Extensions;
 use metrics::EventMetrics;
 use publish::store::Publishing;
+use sse::Streams;
 use subscriptions::Subscriptions;
 
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -63,6 +69,8 @@ pub struct RelayConfig {
     pub namespace: String,
     /// Services that it is a replica of.
     pub services: Vec<String>,
+    /// Name of this replica.
+    pub instance: String,
     /// Folder of the outbox.
     pub outbox: PathBuf,
     /// Largest body of one publish. Dapr's limit is the default: 4 MiB.
@@ -111,6 +119,7 @@ pub async fn start(
     let buses = Buses::new(Arc::clone(&outbox), inputs.control_plane, inputs.workload.clone());
     let drain = inputs.drain.clone();
     drain.background.spawn(Arc::clone(&buses).follow(drain.force.clone()));
+    let extensions = Extensions::default();
     if let Some((pool, protocol)) = inputs.app {
         let app = App { pool, protocol };
         let subscriptions = Subscriptions {
@@ -121,6 +130,8 @@ pub async fn start(
             buses: Arc::clone(&buses),
             app,
             metrics: metrics.clone(),
+            extensions: extensions.clone(),
+            instance: config.instance.clone(),
             drain: drain.clone(),
         };
         // Part of phase one: what is in flight is finished before the phase ends.
@@ -129,10 +140,15 @@ pub async fn start(
     let source = config.services.first().map_or("duet", String::as_str).to_owned();
     let bounds = (config.max_body_bytes, config.publish_bytes);
     let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics, source, bounds));
+    let service = config.services.first().map_or("client", String::as_str);
+    let owner = format!("{}/{service}", config.namespace);
+    let streams = Streams::new(Arc::clone(&buses), owner, drain.clone());
     let api = Arc::new(Api {
         config,
         buses,
         publishing,
+        streams,
+        extensions,
         invoke: inputs.invoke,
         workload: inputs.workload,
         app_ready: inputs.app_ready,

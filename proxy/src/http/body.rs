@@ -33,6 +33,8 @@ pub enum Body {
     Replay(Replay),
     /// A response body with somebody watching its end.
     Watched(Box<Watched>),
+    /// Ours, piece by piece, until the other end is dropped.
+    Feed(tokio::sync::mpsc::Receiver<Bytes>),
 }
 
 /// Why a body ended early.
@@ -352,6 +354,7 @@ impl HttpBody for Body {
             Self::Reply(body) => body.poll(cx),
             Self::Replay(body) => body.poll(cx),
             Self::Watched(body) => body.poll(cx),
+            Self::Feed(pieces) => pieces.poll_recv(cx).map(|piece| Some(Ok(Frame::data(piece?)))),
         }
     }
 
@@ -364,6 +367,7 @@ impl HttpBody for Body {
             Self::Reply(body) => body.is_end_stream(),
             Self::Replay(body) => body.is_end_stream(),
             Self::Watched(body) => body.inner.is_end_stream(),
+            Self::Feed(_) => false,
         }
     }
 
@@ -376,6 +380,7 @@ impl HttpBody for Body {
             Self::Reply(body) => body.size_hint(),
             Self::Replay(body) => body.size_hint(),
             Self::Watched(body) => body.inner.size_hint(),
+            Self::Feed(_) => SizeHint::default(),
         }
     }
 }

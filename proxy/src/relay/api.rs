@@ -12,8 +12,10 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::buses::Buses;
+use super::extend::Extensions;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
+use super::sse::Streams;
 use super::{InvokeFn, RelayConfig, invoke, publish};
 use crate::http::body::Body;
 
@@ -24,6 +26,8 @@ pub(super) struct Api {
     pub(super) config: RelayConfig,
     pub(super) buses: Arc<Buses>,
     pub(super) publishing: Arc<Publishing>,
+    pub(super) streams: Streams,
+    pub(super) extensions: Extensions,
     pub(super) invoke: InvokeFn,
     pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
     pub(super) app_ready: watch::Receiver<bool>,
@@ -34,8 +38,16 @@ impl Api {
     /// Answers one request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let answer = if let Some(rest) = path.strip_prefix("/v1.0/publish/") {
-            self.publish(rest, request).await
+        let bulk = ["/v1.0/publish/bulk/", "/v1.0-alpha1/publish/bulk/"];
+        let answer = if let Some(rest) = bulk.iter().find_map(|bulk| bulk_path(&path, bulk)) {
+            self.publish(rest, true, request).await
+        } else if let Some(rest) = path.strip_prefix("/v1.0/publish/") {
+            self.publish(rest, false, request).await
+        } else if let Some(rest) = path.strip_prefix("/v1.0/subscribe/") {
+            self.streams.answer(rest, &request).await
+        } else if let Some(rest) = path.strip_prefix("/v1.0/deliveries/") {
+            let query = request.uri().query().unwrap_or_default();
+            self.extensions.answer(rest, request.method(), query)
         } else if let Some(rest) = path.strip_prefix("/v1.0/invoke/") {
             invoke::by_path(&self.invoke, rest, request).await
         } else {
@@ -49,7 +61,7 @@ impl Api {
                 _ => Err(Problem::new(
                     StatusCode::NOT_FOUND,
                     "ERR_NOT_FOUND",
-                    "no such path; known are /v1.0/publish, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata",
+                    "no such path; known are /v1.0/publish, /v1.0/publish/bulk, /v1.0/subscribe, /v1.0/deliveries, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata",
                 )),
             }
         };
@@ -59,6 +71,7 @@ impl Api {
     async fn publish(
         &self,
         rest: &str,
+        bulk: bool,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Problem> {
         if !matches!(*request.method(), Method::POST | Method::PUT) {
@@ -66,9 +79,13 @@ impl Api {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", text));
         }
-        let (bus, topic) = rest.split_once('/').unwrap_or((rest, ""));
-        let (bus, topic) = (store::name(bus)?, store::name(topic)?);
-        publish::single(&self.publishing, (&bus, &topic), request).await
+        let (name, topic) = rest.split_once('/').unwrap_or((rest, ""));
+        let target = (store::name(name)?, store::name(topic)?);
+        let target = (target.0.as_str(), target.1.as_str());
+        match bulk {
+            true => publish::bulk::bulk(&self.publishing, target, request).await,
+            false => publish::single(&self.publishing, target, request).await,
+        }
     }
 
     /// 204 when ready (Dapr's code), 500 when not. `with_app`: the application counts too.
@@ -114,4 +131,9 @@ impl Api {
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         response
     }
+}
+
+/// What follows `prefix`, where that is a bus and a topic: a bus may itself be called `bulk`.
+fn bulk_path<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
+    path.strip_prefix(prefix).filter(|rest| rest.contains('/'))
 }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_events::bus::{
-    AppAnswer, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
+    AppAnswer, Bulk, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
     on_answer,
 };
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::extend::Extensions;
 use super::metrics::EventMetrics;
 use super::receive::{Receiver, Work};
 
@@ -45,9 +47,9 @@ impl Consumption {
         bus: Arc<dyn EventBus>,
         receiver: Arc<dyn Receiver>,
         ready: watch::Receiver<bool>,
-        metrics: &EventMetrics,
+        (metrics, extensions): (&EventMetrics, &Extensions),
     ) -> Self {
-        let hand = Arc::new(Hand::new(spec, receiver, metrics));
+        let hand = Arc::new(Hand::new(spec, receiver, metrics, extensions.clone()));
         Self { bus, ready, errors: metrics.refused.clone(), hand }
     }
 
@@ -102,7 +104,9 @@ impl Consumption {
     async fn consume(&mut self, mut consumer: Consumer, stop: &CancellationToken) -> End {
         let settler = consumer.settler();
         let mut open = JoinSet::new();
+        let mut gathered = Gathered::new(&self.hand.spec);
         let end = loop {
+            let due = gathered.due;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break End::Stopped,
@@ -116,10 +120,16 @@ impl Consumption {
                         break End::AppAway;
                     }
                 }
+                () = until(due), if due.is_some() => {
+                    for work in gathered.take() {
+                        start(&self.hand, work, &settler, &mut open);
+                    }
+                }
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => {
-                        let (hand, settler) = (Arc::clone(&self.hand), settler.clone());
-                        open.spawn(async move { hand.over(vec![delivery], &settler).await });
+                        for work in gathered.add(delivery) {
+                            start(&self.hand, work, &settler, &mut open);
+                        }
                     }
                     Some(Err(error)) => break End::Broken(error),
                     None => {
@@ -130,9 +140,66 @@ impl Consumption {
                 },
             }
         };
+        // What was gathered and not handed over goes back with the rest.
         // What the application has in hand is settled before the rest goes back.
         while open.join_next().await.is_some() {}
         end
+    }
+}
+
+fn start(hand: &Arc<Hand>, work: Vec<Delivery>, settler: &Settler, open: &mut JoinSet<bool>) {
+    let (hand, settler) = (Arc::clone(hand), settler.clone());
+    open.spawn(async move { hand.over(work, &settler).await });
+}
+
+async fn until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
+    }
+}
+
+/// What comes from the bus on its way into one request: one event, or, in bulk, as many as come in time.
+#[derive(Debug)]
+struct Gathered {
+    bulk: Option<Bulk>,
+    events: Vec<Delivery>,
+    /// When waiting for more is over.
+    due: Option<Instant>,
+}
+
+impl Gathered {
+    fn new(spec: &SubscriptionSpec) -> Self {
+        // More than may be in flight never comes.
+        let bulk = spec.bulk.map(|bulk| Bulk { max: bulk.max.min(spec.max_in_flight), ..bulk });
+        Self { bulk, events: Vec::new(), due: None }
+    }
+
+    /// Returns what is to be handed over now.
+    fn add(&mut self, delivery: Delivery) -> Vec<Vec<Delivery>> {
+        self.events.push(delivery);
+        match self.bulk {
+            Some(bulk) if self.events.len() < bulk.max as usize => {
+                self.due = self.due.or_else(|| Some(Instant::now() + bulk.wait));
+                Vec::new()
+            }
+            _ => self.take(),
+        }
+    }
+
+    /// Everything, in a group for each path, in order.
+    fn take(&mut self) -> Vec<Vec<Delivery>> {
+        self.due = None;
+        let mut groups: Vec<Vec<Delivery>> = Vec::new();
+        for delivery in self.events.drain(..) {
+            let same = |group: &&mut Vec<Delivery>| {
+                group.first().is_some_and(|first| first.path == delivery.path)
+            };
+            match groups.iter_mut().find(same) {
+                Some(group) => group.push(delivery),
+                None => groups.push(vec![delivery]),
+            }
+        }
+        groups
     }
 }
 
@@ -141,6 +208,7 @@ impl Consumption {
 struct Hand {
     spec: SubscriptionSpec,
     receiver: Arc<dyn Receiver>,
+    extensions: Extensions,
     in_flight: IntGauge,
     duration: Histogram,
     acked: IntCounter,
@@ -150,8 +218,14 @@ struct Hand {
 }
 
 impl Hand {
-    fn new(spec: SubscriptionSpec, receiver: Arc<dyn Receiver>, metrics: &EventMetrics) -> Self {
-        let name = spec.name.as_str();
+    fn new(
+        spec: SubscriptionSpec,
+        receiver: Arc<dyn Receiver>,
+        metrics: &EventMetrics,
+        extensions: Extensions,
+    ) -> Self {
+        // A replica's own name (of a broadcast) is no label.
+        let name = spec.name.split('@').next().unwrap_or_default();
         let delivered = |outcome| metrics.delivered.with_label_values(&[name, outcome]);
         Self {
             in_flight: metrics.in_flight.with_label_values(&[name]),
@@ -161,6 +235,7 @@ impl Hand {
             released: delivered("release"),
             dead: delivered("dead_letter"),
             receiver,
+            extensions,
             spec,
         }
     }
@@ -183,12 +258,15 @@ impl Hand {
         let count = work.deliveries.len();
         let _guard = Counted::new(&self.in_flight, count);
         let timer = self.duration.start_timer();
-        let answers =
-            tokio::time::timeout(self.spec.ack_timeout, self.receiver.deliver(work)).await;
+        let bound = self.extensions.begin(&work.token, self.spec.ack_timeout);
+        let answers = tokio::select! {
+            answers = self.receiver.deliver(work) => Some(answers),
+            () = bound.over() => None,
+        };
         timer.observe_duration();
         let (mut answers, reason) = match answers {
-            Ok(answers) => (answers, "no answer for this event".to_owned()),
-            Err(_elapsed) => (Vec::new(), format!("no answer within {:?}", self.spec.ack_timeout)),
+            Some(answers) => (answers, "no answer for this event".to_owned()),
+            None => (Vec::new(), format!("no answer within {:?}", self.spec.ack_timeout)),
         };
         answers.resize(count, AppAnswer::NoAnswer { reason });
         answers

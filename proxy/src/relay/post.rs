@@ -9,6 +9,7 @@ use http::{Method, Request, Uri};
 use http_body_util::{BodyExt as _, Limited};
 
 use super::app::App;
+use super::bulk;
 use super::receive::{Receiver, Work};
 use crate::error::Progress;
 use crate::http::body::Body;
@@ -18,8 +19,8 @@ use crate::http::headers::TRACEPARENT;
 const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
 /// Names the delivery, for asking for more time.
 const DELIVERY: HeaderName = HeaderName::from_static("duet-delivery");
-/// Most that is read of an answer; the status word comes at its start.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// Most that is read of an answer: room for the statuses of the largest bulk.
+const MAX_ANSWER_BYTES: usize = 2 << 20;
 
 /// Posts events of one subscription.
 #[derive(Debug)]
@@ -31,6 +32,9 @@ pub(super) struct Post {
 impl Receiver for Post {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
+            if self.spec.bulk.is_some() {
+                return self.post_bulk(work).await;
+            }
             let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
                 answers.push(self.post(delivery, &work.token).await);
@@ -55,6 +59,29 @@ impl Post {
             Ok((status, body)) => AppAnswer::from_http(status, &body),
             Err(answer) => answer,
         }
+    }
+
+    async fn post_bulk(&self, work: &Work) -> Vec<AppAnswer> {
+        let count = work.deliveries.len();
+        let request = match self.bulk_request(work) {
+            Ok(request) => request,
+            Err(reason) => return vec![AppAnswer::NoAnswer { reason }; count],
+        };
+        match self.send(request).await {
+            Ok((status, body)) => bulk::answers(status, &body, &work.deliveries),
+            Err(answer) => vec![answer; count],
+        }
+    }
+
+    fn bulk_request(&self, work: &Work) -> Result<Request<Body>, String> {
+        let first = work.deliveries.first().ok_or("nothing to deliver")?;
+        let mut request = Request::new(full(bulk::encode(&self.spec, &work.deliveries)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path(first)?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(DELIVERY, value(&work.token)?);
+        Ok(request)
     }
 
     /// Status and body of the answer; an answer of its own where there was none.

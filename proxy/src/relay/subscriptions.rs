@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use duet_api::DEFAULT_BUS;
 use duet_api::proto::{self, Workload};
 use duet_events::bus::SubscriptionSpec;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,8 +16,10 @@ use tokio_util::task::TaskTracker;
 use super::app::App;
 use super::buses::Buses;
 use super::consumption::Consumption;
+use super::extend::Extensions;
 use super::metrics::EventMetrics;
 use super::post::Post;
+use super::programmatic::Programmatic;
 use crate::drain::Drain;
 use crate::http::body::Body;
 
@@ -28,8 +28,8 @@ const MAX_ANSWER_BYTES: usize = 256 * 1024;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before asking an application again that did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// Dapr has no limit by default; the mesh's defaults apply.
-const DEFAULT_ATTEMPTS: u32 = 10;
+/// The bus forgets the subscription of a replica that did not come back for this long.
+const REPLICA_EXPIRY: Duration = Duration::from_secs(600);
 
 #[derive(Debug)]
 pub(super) struct Subscriptions {
@@ -40,6 +40,9 @@ pub(super) struct Subscriptions {
     pub(super) buses: Arc<Buses>,
     pub(super) app: App,
     pub(super) metrics: EventMetrics,
+    pub(super) extensions: Extensions,
+    /// This replica's name: a broadcast has a subscription for each.
+    pub(super) instance: String,
     pub(super) drain: Drain,
 }
 
@@ -48,32 +51,6 @@ type Wanted = BTreeMap<String, SubscriptionSpec>;
 struct Running {
     spec: SubscriptionSpec,
     stop: CancellationToken,
-}
-
-/// One entry of the application's answer, in Dapr's shape.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Programmatic {
-    pubsubname: String,
-    topic: String,
-    route: Option<String>,
-    routes: Option<Routes>,
-    dead_letter_topic: Option<String>,
-    metadata: Option<BTreeMap<String, String>>,
-    bulk_subscribe: Option<Bulk>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Bulk {
-    #[serde(default)]
-    enabled: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Routes {
-    default: Option<String>,
-    #[serde(default)]
-    rules: Vec<serde_json::Value>,
 }
 
 impl Subscriptions {
@@ -155,15 +132,24 @@ impl Subscriptions {
             tracing::info!(subscription = name, topic = spec.topic, path = spec.path, "subscribed");
             let stop = CancellationToken::new();
             let consumption = Consumption::new(
-                spec.clone(),
+                self.own(spec.clone()),
                 self.buses.bus(&spec.bus),
                 Arc::new(Post::new(spec.clone(), self.app.clone())),
                 self.app_ready.clone(),
-                &self.metrics,
+                (&self.metrics, &self.extensions),
             );
             consumers.spawn(consumption.run(stop.clone()));
             running.insert(name, Running { spec, stop });
         }
+    }
+
+    /// What this replica consumes for a subscription: with broadcast, one of its own.
+    fn own(&self, mut spec: SubscriptionSpec) -> SubscriptionSpec {
+        if spec.broadcast {
+            spec.name = format!("{}@{}", spec.name, self.instance);
+            spec.idle_expiry = spec.idle_expiry.or(Some(REPLICA_EXPIRY));
+        }
+        spec
     }
 
     /// What the control plane wants.
@@ -174,7 +160,13 @@ impl Subscriptions {
     }
 
     fn check(&self, raw: proto::Subscription) -> Option<(String, SubscriptionSpec)> {
-        let path = raw.path.parse::<Uri>().map_err(|error| format!("path {:?}: {error}", raw.path));
+        let routes = raw.routes.iter().map(|route| route.path.as_str());
+        // Without a path, only what matches a route is delivered.
+        let main = Some(raw.path.as_str()).filter(|path| !path.is_empty() || raw.routes.is_empty());
+        let path = routes.chain(main).try_for_each(|path| match path.parse::<Uri>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("path {path:?}: {error}")),
+        });
         let spec = SubscriptionSpec::try_from(raw).map_err(|error| error.to_string());
         match path.and(spec) {
             Ok(spec) => Some((spec.name.clone(), spec)),
@@ -227,38 +219,14 @@ impl Subscriptions {
         entry: Programmatic,
     ) -> Option<(String, SubscriptionSpec)> {
         let topic = entry.topic.clone();
-        let refuse = |reason: &'static str| {
-            self.metrics.refused.with_label_values(&["unsupported"]).inc();
-            tracing::error!(topic, reason, "a subscription of the application cannot be used");
-            None
-        };
-        if entry.routes.as_ref().is_some_and(|routes| !routes.rules.is_empty()) {
-            return refuse("routes.rules is not supported; use routes.default");
+        match entry.subscription(&self.namespace, service) {
+            Ok(raw) => self.check(raw),
+            Err(reason) => {
+                self.metrics.refused.with_label_values(&["unsupported"]).inc();
+                tracing::error!(topic, reason, "a subscription of the application cannot be used");
+                None
+            }
         }
-        if entry.bulk_subscribe.is_some_and(|bulk| bulk.enabled) {
-            return refuse("bulkSubscribe is not supported");
-        }
-        let path = entry.route.or(entry.routes.and_then(|routes| routes.default));
-        let Some(path) = path else {
-            return refuse("it has no route");
-        };
-        let path = if path.starts_with('/') { path } else { format!("/{path}") };
-        let raw_payload = entry.metadata.iter().flatten();
-        let raw_payload =
-            raw_payload.into_iter().any(|(key, value)| key == "rawPayload" && value == "true");
-        self.check(proto::Subscription {
-            name: match entry.pubsubname.as_str() {
-                DEFAULT_BUS => format!("{}/{service}.{}", self.namespace, entry.topic),
-                bus => format!("{}/{service}.{bus}.{}", self.namespace, entry.topic),
-            },
-            bus: entry.pubsubname,
-            topic: entry.topic,
-            path,
-            max_attempts: DEFAULT_ATTEMPTS,
-            dead_letter_topic: entry.dead_letter_topic.unwrap_or_default(),
-            raw_payload,
-            ..proto::Subscription::default()
-        })
     }
 }
 

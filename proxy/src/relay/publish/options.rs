@@ -55,7 +55,6 @@ impl Options {
     ///
     /// # Errors
     /// 400 with the name of the key.
-    #[expect(dead_code, reason = "entries of a bulk publish and gRPC have it")]
     pub(in crate::relay) fn with<'a>(
         mut self,
         metadata: impl IntoIterator<Item = (&'a str, &'a str)>,

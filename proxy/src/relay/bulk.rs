@@ -1,0 +1,129 @@
+//! Several events in one request to the application, and its answer for each: Dapr's bulk subscribe.
+
+use std::collections::HashMap;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// The request's body. An entry is called by its delivery's number.
+pub(super) fn encode(spec: &SubscriptionSpec, deliveries: &[Delivery]) -> Bytes {
+    let entries: Vec<_> = deliveries.iter().map(|delivery| entry(spec, delivery)).collect();
+    let envelope = json!({
+        "id": Uuid::new_v4().to_string(),
+        "entries": entries,
+        "metadata": {},
+        "pubsubname": spec.bus,
+        "topic": spec.topic,
+        "type": "com.dapr.event.sent.bulk",
+    });
+    envelope.to_string().into()
+}
+
+fn entry(spec: &SubscriptionSpec, delivery: &Delivery) -> serde_json::Value {
+    let event = &delivery.event;
+    let (kind, event) = if spec.raw_payload {
+        let data = event.data().cloned().unwrap_or_default();
+        let text = base64::engine::general_purpose::STANDARD.encode(data);
+        (event.data_content_type().unwrap_or("application/octet-stream"), json!(text))
+    } else {
+        let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
+        let text = encode_structured(event, &extra);
+        (STRUCTURED_CONTENT_TYPE, serde_json::from_slice(&text).unwrap_or_default())
+    };
+    json!({
+        "entryId": delivery.id.to_string(),
+        "event": event,
+        "contentType": kind,
+        "metadata": {"duet-delivery-attempt": delivery.attempt.to_string()},
+    })
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow, default)]
+    statuses: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EntryStatus {
+    entry_id: String,
+    status: String,
+}
+
+/// One answer for each delivery. Whoever is not named, or with a word that nobody knows, is tried again.
+pub(super) fn answers(status: u16, body: &[u8], deliveries: &[Delivery]) -> Vec<AppAnswer> {
+    if !(200..300).contains(&status) {
+        return vec![AppAnswer::Failed { status }; deliveries.len()];
+    }
+    let answer = serde_json::from_slice::<Answer<'_>>(body);
+    let statuses = answer.map(|answer| answer.statuses).unwrap_or_default();
+    let statuses = statuses.into_iter().filter_map(|raw| {
+        let entry: EntryStatus = serde_json::from_str(raw.get()).ok()?;
+        Some((entry.entry_id, entry.status))
+    });
+    let statuses: HashMap<String, String> = statuses.collect();
+    let answer =
+        |delivery: &Delivery| match statuses.get(&delivery.id.to_string()).map(String::as_str) {
+            Some("SUCCESS") => AppAnswer::Handled,
+            Some("DROP") => AppAnswer::Dropped { status },
+            _ => AppAnswer::AskedToRetry { status },
+        };
+    deliveries.iter().map(answer).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_events::Event;
+
+    use super::*;
+
+    fn deliveries() -> Vec<Delivery> {
+        let delivery = |id: u64| Delivery {
+            id,
+            position: id,
+            attempt: 1,
+            event: Event::new(id.to_string(), "/s", "t").unwrap(),
+            path: None,
+        };
+        (1..=4).map(delivery).collect()
+    }
+
+    #[test]
+    fn every_entry_has_its_own_answer() {
+        let body =
+            br#"{"statuses":[{"entryId":"2","status":"DROP"},{"entryId":"1","status":"SUCCESS"},
+            {"entryId":"3","status":"WHAT"},{"entryId":9}]}"#;
+        let retry = AppAnswer::AskedToRetry { status: 200 };
+        let expected = vec![
+            AppAnswer::Handled,
+            AppAnswer::Dropped { status: 200 },
+            retry.clone(),
+            retry.clone(),
+        ];
+        assert_eq!(answers(200, body, &deliveries()), expected);
+        assert_eq!(answers(200, b"ok", &deliveries()), vec![retry; 4]);
+        assert_eq!(answers(500, body, &deliveries()), vec![AppAnswer::Failed { status: 500 }; 4]);
+    }
+
+    #[test]
+    fn the_envelope_is_daprs() {
+        let spec = SubscriptionSpec::new("a/b", "default", "t").unwrap();
+        let envelope: serde_json::Value =
+            serde_json::from_slice(&encode(&spec, &deliveries())).unwrap();
+        assert_eq!(envelope["topic"], "t");
+        assert_eq!(envelope["entries"][1]["entryId"], "2");
+        assert_eq!(envelope["entries"][1]["event"]["id"], "2");
+        let raw = SubscriptionSpec { raw_payload: true, ..spec };
+        let mut one = deliveries();
+        one[0].event = one[0].event.clone().with_data("x");
+        let envelope: serde_json::Value = serde_json::from_slice(&encode(&raw, &one)).unwrap();
+        assert_eq!(envelope["entries"][0]["event"], "eA==");
+    }
+}
