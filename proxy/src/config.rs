@@ -45,6 +45,9 @@ pub struct Args {
     /// Dapr-compatible HTTP API for the application.
     #[arg(long, env = "DUET_API_LISTEN", default_value = "127.0.0.1:3500")]
     pub api_listen: SocketAddr,
+    /// Dapr-compatible gRPC API for the application. (The port of --api-listen serves it too.)
+    #[arg(long, env = "DUET_GRPC_API_LISTEN", default_value = "127.0.0.1:50001")]
+    pub grpc_api_listen: SocketAddr,
     /// Admin API; keep it on loopback.
     #[arg(long, env = "DUET_ADMIN_LISTEN", default_value = "127.0.0.1:15000")]
     pub admin_listen: SocketAddr,
@@ -98,6 +101,8 @@ pub enum AppProtocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     H2c,
+    /// gRPC; what is not gRPC reaches it by Dapr's callbacks.
+    Grpc,
 }
 
 /// A port of the application.
@@ -209,7 +214,8 @@ fn parse_app_port(text: &str) -> anyhow::Result<AppPort> {
     let protocol = match protocol {
         "" => AppProtocol::Auto,
         "http" | "http1" => AppProtocol::Http1,
-        "h2c" | "grpc" => AppProtocol::H2c,
+        "h2c" => AppProtocol::H2c,
+        "grpc" => AppProtocol::Grpc,
         other => bail!("--app-port {text}: {other:?} is not http, h2c or grpc"),
     };
     Ok(AppPort { name: name.to_owned(), port, protocol })

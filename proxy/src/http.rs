@@ -5,6 +5,7 @@ pub mod body;
 pub mod client;
 pub mod cookie;
 pub mod deadline;
+pub mod grpc;
 pub mod headers;
 pub mod http1;
 pub mod multiplex;

@@ -3,6 +3,7 @@
 //! Only ports that were declared as the application's can be reached, so that a peer cannot use the sidecar as a
 //! way to whatever else listens on loopback.
 
+mod callback;
 pub mod guard;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use duet_api::spiffe::SpiffeId;
 use http::header::{self, HeaderValue};
+use http::uri::Authority;
 use http::{HeaderMap, Request, Response, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -30,6 +32,7 @@ use crate::config::{AppPort, AppProtocol};
 use crate::connect::{Pool, SharedConnector, Target, Transport, sni_port};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, BodyError, Watch, Watched};
+use crate::http::client::Sender;
 use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
 use crate::http::upgrade::{self, Upgrade};
@@ -308,7 +311,7 @@ async fn forward(
     let transport = match peer.port.protocol {
         _ if upgrade.is_some() => Transport::Upgrade,
         AppProtocol::Http1 => Transport::Http1,
-        AppProtocol::H2c => Transport::Http2,
+        AppProtocol::H2c | AppProtocol::Grpc => Transport::Http2,
         AppProtocol::Auto if original.is_none() && head.version == Version::HTTP_2 => {
             Transport::Http2
         }
@@ -324,8 +327,24 @@ async fn forward(
         Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
     }
+    if peer.port.protocol == AppProtocol::Grpc && !headers::is_grpc(&head.headers) {
+        return Box::pin(invoke(sender, head, body, &authority)).await;
+    }
     let body = if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) };
     sender.send(Request::from_parts(head, body)).await.map_err(app_died)
+}
+
+/// The application speaks gRPC and the caller does not: as Dapr's callback.
+async fn invoke(
+    mut sender: Sender,
+    head: request::Parts,
+    body: Incoming,
+    authority: &Authority,
+) -> Result<Response<Body>, Failure> {
+    let (mut head, body) = callback::request(head, body).await?;
+    headers::for_http2(&mut head, authority);
+    let answer = sender.send(Request::from_parts(head, body)).await.map_err(app_died)?;
+    Ok(callback::response(answer).await)
 }
 
 /// An application that ends a connection without an answer is as unavailable as one that does not accept any.

@@ -19,14 +19,13 @@ use std::time::Duration;
 
 use http::uri::Authority;
 use http::{Method, Request, Response, request};
-use hyper::body::Incoming;
 use rand::Rng as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::Discovery;
 use crate::error::{ErrorType, Failure, Progress};
-use crate::http::body::Body;
+use crate::http::body::{Body, Upload};
 use crate::http::headers;
 use crate::http::reply::{self, Asked};
 use crate::http::upgrade::Upgrade;
@@ -82,7 +81,7 @@ impl Outbound {
     }
 
     /// Carries one request to where it belongs. Always answers: failures become responses.
-    pub async fn call(&self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn call(&self, request: Request<Upload>) -> Response<Body> {
         let asked = Asked::of(request.headers());
         let (head, body) = request.into_parts();
         let (metrics, service) = &self.unknown;
@@ -102,7 +101,7 @@ impl Outbound {
     async fn route(
         &self,
         mut head: request::Parts,
-        body: Incoming,
+        body: Upload,
         record: &mut Record,
     ) -> Result<Response<Body>, Failure> {
         if head.method == Method::CONNECT {

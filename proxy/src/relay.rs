@@ -11,6 +11,7 @@ mod bulk;
 mod buses;
 mod consumption;
 mod extend;
+mod grpc;
 mod invoke;
 mod metrics;
 mod post;
@@ -42,7 +43,8 @@ use crate::config::AppProtocol;
 use crate::connect::Pool;
 use crate::detect::{NotDetected, Protocol, detect};
 use crate::drain::Drain;
-use crate::http::body::Body;
+use crate::http::body::{Body, Upload};
+use crate::http::headers;
 use crate::http::server::{self, Ending};
 use crate::listen::Acceptor;
 use crate::telemetry::metrics::CallMetrics;
@@ -60,7 +62,7 @@ const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Carries one request into the mesh, by its authority.
 pub type InvokeFn =
-    Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+    Arc<dyn Fn(Request<Upload>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
 /// Who we are, and bounds.
 #[derive(Clone, Debug)]
@@ -103,14 +105,14 @@ impl std::fmt::Debug for RelayInputs {
     }
 }
 
-/// Opens the outbox, starts the subscriptions, and serves the API on `listener`.
+/// Opens the outbox, starts the subscriptions, and serves the API, over HTTP and gRPC, on all `listeners`.
 ///
 /// # Errors
 /// When the outbox on disk cannot be opened.
 pub async fn start(
     config: RelayConfig,
     inputs: RelayInputs,
-    listener: TcpListener,
+    listeners: [TcpListener; 2],
     (registry, call_metrics): (&Registry, &CallMetrics),
 ) -> anyhow::Result<()> {
     let options = OutboxOptions { dir: config.outbox.clone(), capacity_bytes: config.outbox_bytes };
@@ -139,7 +141,7 @@ pub async fn start(
     }
     let source = config.services.first().map_or("duet", String::as_str).to_owned();
     let bounds = (config.max_body_bytes, config.publish_bytes);
-    let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics, source, bounds));
+    let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics.clone(), source, bounds));
     let service = config.services.first().map_or("client", String::as_str);
     let owner = format!("{}/{service}", config.namespace);
     let streams = Streams::new(Arc::clone(&buses), owner, drain.clone());
@@ -153,9 +155,25 @@ pub async fn start(
         workload: inputs.workload,
         app_ready: inputs.app_ready,
         outbox: Arc::clone(&outbox),
+        metrics,
+        drain: drain.clone(),
+        labels: grpc::Labels::default(),
     });
+    for listener in listeners {
+        serve(&api, listener, call_metrics, &drain);
+    }
+    let force = drain.force.clone();
+    drain.background.spawn(async move {
+        force.cancelled().await;
+        outbox.close().await;
+    });
+    Ok(())
+}
+
+/// Accepts connections until phase two of the drain.
+fn serve(api: &Arc<Api>, listener: TcpListener, call_metrics: &CallMetrics, drain: &Drain) {
     let acceptor = Acceptor::new("api", listener, call_metrics);
-    let metrics = call_metrics.clone();
+    let (api, metrics) = (Arc::clone(api), call_metrics.clone());
     let ending = Ending {
         graceful: drain.outbound.clone(),
         force: drain.force.clone(),
@@ -166,12 +184,6 @@ pub async fn start(
             connection(Arc::clone(&api), stream, ending.clone(), metrics.clone())
         });
     drain.background.spawn(accept);
-    let force = drain.force.clone();
-    drain.background.spawn(async move {
-        force.cancelled().await;
-        outbox.close().await;
-    });
-    Ok(())
 }
 
 async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: CallMetrics) {
@@ -184,9 +196,15 @@ async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: C
         }
         Err(NotDetected::Closed) => return,
     };
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let api = Arc::clone(&api);
-        async move { Ok::<_, Infallible>(Box::pin(api.answer(request)).await) }
+        async move {
+            let own = headers::is_grpc(request.headers()) && grpc::is_own(&request);
+            Ok::<_, Infallible>(match own {
+                true => Box::pin(grpc::answer(&api, request)).await,
+                false => Box::pin(api.answer(request)).await,
+            })
+        }
     });
     if let Err(error) = server::serve(stream, http2, service, ending).await {
         metrics.malformed("api", server::malformed(&error));

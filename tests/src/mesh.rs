@@ -172,6 +172,8 @@ pub struct Ports {
     pub inbound: SocketAddr,
     /// Dapr-compatible API.
     pub api: SocketAddr,
+    /// The same over gRPC.
+    pub grpc_api: SocketAddr,
     /// Operator.
     pub admin: SocketAddr,
     /// Metrics and health.
@@ -217,7 +219,14 @@ impl Sidecar {
         }
         command.extend(options.flags);
         let any = "127.0.0.1:0".parse().unwrap();
-        let any = Ports { outbound: any, inbound: any, api: any, admin: any, metrics: any };
+        let any = Ports {
+            outbound: any,
+            inbound: any,
+            api: any,
+            grpc_api: any,
+            admin: any,
+            metrics: any,
+        };
         let (process, ports) = Self::run(&folder, &options.instance, &command, any).await;
         Self { process, ports, state, command, folder, instance: options.instance }
     }
@@ -244,6 +253,7 @@ impl Sidecar {
             ("--outbound-listen", at.outbound),
             ("--inbound-listen", at.inbound),
             ("--api-listen", at.api),
+            ("--grpc-api-listen", at.grpc_api),
             ("--admin-listen", at.admin),
             ("--metrics-listen", at.metrics),
         ] {

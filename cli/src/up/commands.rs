@@ -78,6 +78,7 @@ pub(crate) fn sidecar(
             ("--outbound-listen", at(&known.outbound)),
             ("--inbound-listen", at(&known.inbound)),
             ("--api-listen", at(&known.api)),
+            ("--grpc-api-listen", at(&known.grpc_api)),
             ("--admin-listen", at(&known.admin)),
             ("--metrics-listen", at(&known.metrics)),
         ];
@@ -121,6 +122,7 @@ pub(crate) fn app_env(namespace: &str, replica: &Replica) -> Vec<(String, String
     let proxy = format!("http://{}", replica.sidecar.outbound);
     let local = "localhost,127.0.0.1,::1";
     let (host, api) = replica.sidecar.api.rsplit_once(':').unwrap_or(("127.0.0.1", "3500"));
+    let grpc = replica.sidecar.grpc_api.rsplit_once(':').map_or("50001", |(_, port)| port);
     let pairs = [
         ("PORT", replica.app.port.to_string()),
         ("HTTP_PROXY", proxy.clone()),
@@ -129,6 +131,7 @@ pub(crate) fn app_env(namespace: &str, replica: &Replica) -> Vec<(String, String
         ("no_proxy", local.to_owned()),
         ("DAPR_HTTP_PORT", api.to_owned()),
         ("DAPR_HTTP_ENDPOINT", format!("http://{host}:{api}")),
+        ("DAPR_GRPC_PORT", grpc.to_owned()),
         ("DUET_OUTBOUND", replica.sidecar.outbound.clone()),
         ("DUET_SERVICE", replica.service.clone()),
         ("DUET_NAMESPACE", namespace.to_owned()),

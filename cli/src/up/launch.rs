@@ -144,6 +144,7 @@ impl Launcher {
                     replica.sidecar.outbound = ports.outbound.to_string();
                     replica.sidecar.inbound = ports.inbound.to_string();
                     replica.sidecar.api = ports.api.to_string();
+                    replica.sidecar.grpc_api = ports.grpc_api.to_string();
                     replica.sidecar.admin = ports.admin.to_string();
                     replica.sidecar.metrics = ports.metrics.to_string();
                 }

@@ -61,6 +61,8 @@ pub(crate) struct SidecarState {
     pub(crate) outbound: String,
     pub(crate) inbound: String,
     pub(crate) api: String,
+    #[serde(default)]
+    pub(crate) grpc_api: String,
     pub(crate) admin: String,
     pub(crate) metrics: String,
     pub(crate) restarts: u32,
@@ -72,6 +74,7 @@ pub(crate) struct SidecarPorts {
     pub(crate) outbound: SocketAddr,
     pub(crate) inbound: SocketAddr,
     pub(crate) api: SocketAddr,
+    pub(crate) grpc_api: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) metrics: SocketAddr,
 }

@@ -17,6 +17,7 @@ pub(super) struct Ports {
     outbound: SocketAddr,
     inbound: SocketAddr,
     api: SocketAddr,
+    grpc_api: SocketAddr,
     admin: SocketAddr,
     metrics: SocketAddr,
 }
@@ -33,6 +34,7 @@ pub(super) struct Sockets {
     pub(super) workers: Vec<WorkerSockets>,
     pub(super) ports: Ports,
     api: StdListener,
+    grpc_api: StdListener,
     admin: StdListener,
     metrics: StdListener,
 }
@@ -45,6 +47,7 @@ impl Sockets {
             inbound: bind("--inbound-listen", args.inbound_listen)?,
         };
         let api = bind("--api-listen", args.api_listen)?;
+        let grpc_api = bind("--grpc-api-listen", args.grpc_api_listen)?;
         let admin = bind("--admin-listen", args.admin_listen)?;
         let metrics = bind("--metrics-listen", args.metrics_listen)?;
         let ports = Ports {
@@ -52,6 +55,7 @@ impl Sockets {
             outbound: first.outbound.local_addr()?,
             inbound: first.inbound.local_addr()?,
             api: api.local_addr()?,
+            grpc_api: grpc_api.local_addr()?,
             admin: admin.local_addr()?,
             metrics: metrics.local_addr()?,
         };
@@ -62,11 +66,15 @@ impl Sockets {
                 inbound: net::listen(ports.inbound)?,
             });
         }
-        Ok(Self { workers, ports, api, admin, metrics })
+        Ok(Self { workers, ports, api, grpc_api, admin, metrics })
     }
 
     pub(super) fn api(&self) -> anyhow::Result<TcpListener> {
         Ok(net::adopt(self.api.try_clone()?)?)
+    }
+
+    pub(super) fn grpc_api(&self) -> anyhow::Result<TcpListener> {
+        Ok(net::adopt(self.grpc_api.try_clone()?)?)
     }
 
     pub(super) fn admin(&self) -> anyhow::Result<TcpListener> {
@@ -101,6 +109,7 @@ pub(super) fn registration(config: &Config, sockets: &Sockets) -> anyhow::Result
             AppProtocol::Auto => String::new(),
             AppProtocol::Http1 => "http".to_owned(),
             AppProtocol::H2c => "kubernetes.io/h2c".to_owned(),
+            AppProtocol::Grpc => "grpc".to_owned(),
         },
     });
     Ok(Registration {
@@ -141,6 +150,7 @@ pub(super) fn announce(config: &Config, ports: &Ports) -> anyhow::Result<()> {
         outbound = %ports.outbound,
         inbound = %ports.inbound,
         api = %ports.api,
+        grpc_api = %ports.grpc_api,
         admin = %ports.admin,
         metrics = %ports.metrics,
         workers = config.workers,

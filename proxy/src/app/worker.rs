@@ -15,6 +15,7 @@ use crate::connect::Connector;
 use crate::detect::{NotDetected, Protocol, detect};
 use crate::discovery::Discovery;
 use crate::drain::Drain;
+use crate::http::body::Upload;
 use crate::http::headers;
 use crate::http::server::{self, Ending};
 use crate::identity::SvidWatch;
@@ -186,7 +187,7 @@ async fn serve_outbound(
             headers::detach(&mut request);
         }
         let outbound = Arc::clone(&outbound);
-        async move { Ok::<_, Infallible>(outbound.call(request).await) }
+        async move { Ok::<_, Infallible>(outbound.call(request.map(Upload::from)).await) }
     });
     if let Err(error) = server::serve(stream, http2, service, ending).await {
         metrics.malformed("outbound", server::malformed(&error));

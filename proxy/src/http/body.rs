@@ -1,19 +1,21 @@
 //! The one body type of the call path, so that services and clients stay concrete.
 
+mod upload;
+
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
 use super::http1::{Reply, WireError};
 use super::multiplex::Download;
+
+pub use upload::{Replay, Upload};
 
 /// A request or response body on its way through the sidecar.
 #[derive(Debug, Default)]
@@ -35,6 +37,8 @@ pub enum Body {
     Watched(Box<Watched>),
     /// Ours, piece by piece, until the other end is dropped.
     Feed(tokio::sync::mpsc::Receiver<Bytes>),
+    /// An answer of a gRPC service of our own.
+    Served(tonic::body::Body),
 }
 
 /// Why a body ended early.
@@ -52,6 +56,9 @@ pub enum BodyError {
     /// A bound on the exchange ran out.
     #[error("{0}")]
     Timeout(&'static str),
+    /// Our own gRPC service failed.
+    #[error(transparent)]
+    Served(#[from] tonic::Status),
     /// Another try took the body over.
     #[error("the body was taken over by another try")]
     TakenOver,
@@ -184,154 +191,6 @@ impl Watched {
     }
 }
 
-/// A request body that can be sent again: what was read is kept up to a limit; past it the body streams on and
-/// cannot be replayed any more. Clones share the source; the newest one owns it.
-#[derive(Debug)]
-pub struct Replay {
-    shared: Arc<Mutex<Source>>,
-    generation: u64,
-    position: usize,
-}
-
-#[derive(Debug)]
-struct Source {
-    rest: Incoming,
-    kept: Vec<Kept>,
-    kept_bytes: usize,
-    limit: usize,
-    /// More was read than is kept.
-    overflowed: bool,
-    ended: bool,
-    generation: u64,
-}
-
-#[derive(Clone, Debug)]
-enum Kept {
-    Data(Bytes),
-    Trailers(HeaderMap),
-}
-
-impl Replay {
-    /// Keeps up to `limit` bytes of `body`.
-    #[must_use]
-    pub fn new(body: Incoming, limit: usize) -> Self {
-        let source = Source {
-            rest: body,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            limit,
-            overflowed: false,
-            ended: false,
-            generation: 0,
-        };
-        Self { shared: Arc::new(Mutex::new(source)), generation: 0, position: 0 }
-    }
-
-    /// The same body from its start, for another try; ends the former one. `None` when it is too large.
-    #[must_use]
-    pub fn again(&self) -> Option<Self> {
-        let mut source = self.shared.lock();
-        if source.overflowed {
-            return None;
-        }
-        source.generation += 1;
-        let generation = source.generation;
-        drop(source);
-        Some(Self { shared: Arc::clone(&self.shared), generation, position: 0 })
-    }
-
-    /// A copy of all of it; `None` while it is still coming, and when it was too large to be kept.
-    #[must_use]
-    pub fn copy(&self) -> Option<Bytes> {
-        let source = self.shared.lock();
-        let whole = source.ended || source.rest.is_end_stream();
-        if !whole || source.overflowed {
-            return None;
-        }
-        let mut copy = BytesMut::with_capacity(source.kept_bytes);
-        for kept in &source.kept {
-            if let Kept::Data(data) = kept {
-                copy.extend_from_slice(data);
-            }
-        }
-        Some(copy.freeze())
-    }
-
-    /// A handle that outlives the try that consumes the body.
-    #[must_use]
-    pub fn handle(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), generation: self.generation, position: usize::MAX }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut source = self.shared.lock();
-        if source.generation != self.generation {
-            return Poll::Ready(Some(Err(BodyError::TakenOver)));
-        }
-        if let Some(kept) = source.kept.get(self.position) {
-            self.position += 1;
-            return Poll::Ready(Some(Ok(match kept.clone() {
-                Kept::Data(data) => Frame::data(data),
-                Kept::Trailers(trailers) => Frame::trailers(trailers),
-            })));
-        }
-        if source.ended {
-            return Poll::Ready(None);
-        }
-        let frame = ready!(Pin::new(&mut source.rest).poll_frame(cx));
-        source.keep(frame.as_ref());
-        if !source.overflowed {
-            self.position = source.kept.len();
-        }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let source = self.shared.lock();
-        self.position >= source.kept.len() && (source.ended || source.rest.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let source = self.shared.lock();
-        let rest = source.rest.size_hint();
-        let Some(rest) = rest.exact() else {
-            return SizeHint::default();
-        };
-        let kept = source.kept.iter().skip(self.position).map(|kept| match kept {
-            Kept::Data(data) => data.len() as u64,
-            Kept::Trailers(_) => 0,
-        });
-        SizeHint::with_exact(rest + kept.sum::<u64>())
-    }
-}
-
-impl Source {
-    fn keep(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
-        match frame {
-            None => self.ended = true,
-            // A broken request body cannot be replayed.
-            Some(Err(_)) => self.overflow(),
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    self.kept_bytes += data.len();
-                    if self.kept_bytes > self.limit {
-                        self.overflow();
-                    } else if !self.overflowed {
-                        self.kept.push(Kept::Data(data.clone()));
-                    }
-                } else if let (Some(trailers), false) = (frame.trailers_ref(), self.overflowed) {
-                    self.kept.push(Kept::Trailers(trailers.clone()));
-                }
-            }
-        }
-    }
-
-    fn overflow(&mut self) {
-        self.overflowed = true;
-        self.kept = Vec::new();
-    }
-}
-
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;
@@ -355,6 +214,9 @@ impl HttpBody for Body {
             Self::Replay(body) => body.poll(cx),
             Self::Watched(body) => body.poll(cx),
             Self::Feed(pieces) => pieces.poll_recv(cx).map(|piece| Some(Ok(Frame::data(piece?)))),
+            Self::Served(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(BodyError::from)))
+            }
         }
     }
 
@@ -368,6 +230,7 @@ impl HttpBody for Body {
             Self::Replay(body) => body.is_end_stream(),
             Self::Watched(body) => body.inner.is_end_stream(),
             Self::Feed(_) => false,
+            Self::Served(body) => body.is_end_stream(),
         }
     }
 
@@ -381,6 +244,7 @@ impl HttpBody for Body {
             Self::Replay(body) => body.size_hint(),
             Self::Watched(body) => body.inner.size_hint(),
             Self::Feed(_) => SizeHint::default(),
+            Self::Served(body) => body.size_hint(),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::rule::Rule;
 use super::session::Token;
 use super::{DEFAULT_TIMEOUT, timed_out};
 use crate::error::{ErrorType, Failure, Progress};
-use crate::http::body::{Body, Replay};
+use crate::http::body::{Body, Replay, Upload};
 use crate::http::upgrade::Upgrade;
 use crate::http::{deadline, headers};
 use crate::policy::fault::Fate;
@@ -52,21 +52,19 @@ impl Call {
     pub(super) fn new(
         mut head: request::Parts,
         authority: Authority,
-        body: Incoming,
+        body: Upload,
         rule: &Rule,
         record: Record,
     ) -> Self {
-        use http_body::Body as _;
         let kept = match rule.mirrors.is_empty() {
             true if rule.retry.attempts == 0 => 0,
             _ => rule.retry.max_body_bytes,
         };
-        let body = if body.is_end_stream() {
-            CallBody::None
-        } else if kept == 0 {
-            CallBody::Once(body)
-        } else {
-            CallBody::Replay(Replay::new(body, kept))
+        let body = match body {
+            body if body.is_empty() => CallBody::None,
+            Upload::Stream(body) if kept == 0 => CallBody::Once(body),
+            Upload::Stream(body) => CallBody::Replay(Replay::new(body, kept)),
+            Upload::Whole(bytes) => CallBody::Replay(Replay::whole(bytes)),
         };
         let grpc = record.is_grpc();
         let (limit, bounds_body) = limit(&head, rule, grpc);

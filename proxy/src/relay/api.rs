@@ -13,14 +13,20 @@ use tokio::sync::watch;
 
 use super::buses::Buses;
 use super::extend::Extensions;
+use super::grpc::Labels;
+use super::metrics::EventMetrics;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
 use super::sse::Streams;
 use super::{InvokeFn, RelayConfig, invoke, publish};
+use crate::drain::Drain;
 use crate::http::body::Body;
 
 /// Dapr's other way to name the service to invoke.
-const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
+pub(super) const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
+
+/// As metadata tells it.
+pub(super) const VERSION: &str = concat!("duet-", env!("CARGO_PKG_VERSION"));
 
 pub(super) struct Api {
     pub(super) config: RelayConfig,
@@ -32,6 +38,9 @@ pub(super) struct Api {
     pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
     pub(super) app_ready: watch::Receiver<bool>,
     pub(super) outbox: Arc<Outbox>,
+    pub(super) metrics: EventMetrics,
+    pub(super) drain: Drain,
+    pub(super) labels: Labels,
 }
 
 impl Api {
@@ -88,9 +97,22 @@ impl Api {
         }
     }
 
+    /// `with_app`: the application counts too.
+    pub(super) fn is_ready(&self, with_app: bool) -> bool {
+        self.workload.borrow().is_some() && (!with_app || *self.app_ready.borrow())
+    }
+
+    /// What metadata says of this sidecar, besides what the application set.
+    pub(super) fn extended(&self) -> [(String, String); 2] {
+        [
+            ("namespace".to_owned(), self.config.namespace.clone()),
+            ("outboxEvents".to_owned(), self.outbox.depth().to_string()),
+        ]
+    }
+
     /// 204 when ready (Dapr's code), 500 when not. `with_app`: the application counts too.
     fn health(&self, with_app: bool) -> Response<Body> {
-        let ready = self.workload.borrow().is_some() && (!with_app || *self.app_ready.borrow());
+        let ready = self.is_ready(with_app);
         let mut response = Response::new(Body::Empty);
         *response.status_mut() =
             if ready { StatusCode::NO_CONTENT } else { StatusCode::INTERNAL_SERVER_ERROR };
@@ -116,15 +138,14 @@ impl Api {
         let components: Vec<_> = components
             .map(|name| json!({"name": name, "type": "pubsub.duet", "version": "v1"}))
             .collect();
+        let mut extended = self.labels.lock().clone();
+        extended.extend(self.extended());
         let metadata = json!({
             "id": self.config.services.first(),
-            "runtimeVersion": concat!("duet-", env!("CARGO_PKG_VERSION")),
+            "runtimeVersion": VERSION,
             "components": components,
             "subscriptions": subscriptions,
-            "extended": {
-                "namespace": self.config.namespace,
-                "outboxEvents": self.outbox.depth().to_string(),
-            },
+            "extended": extended,
         });
         let mut response = Response::new(Body::Full(Bytes::from(metadata.to_string())));
         let json = HeaderValue::from_static("application/json");

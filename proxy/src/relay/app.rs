@@ -30,7 +30,7 @@ impl App {
         let authority = authority
             .map_err(|error| Failure::new(ErrorType::ProxyInternalError, error.to_string()))?;
         let transport = match self.protocol {
-            AppProtocol::H2c => Transport::Http2,
+            AppProtocol::H2c | AppProtocol::Grpc => Transport::Http2,
             AppProtocol::Auto | AppProtocol::Http1 => Transport::Http1,
         };
         let mut sender = self.pool.sender(transport, CONNECT_TIMEOUT).await?;

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 
 use super::InvokeFn;
 use super::problem::Problem;
-use crate::http::body::Body;
+use crate::http::body::{Body, Upload};
 
 /// `rest` is what follows `/v1.0/invoke/`.
 pub(super) async fn by_path(
@@ -26,7 +26,7 @@ pub(super) async fn by_path(
     let target = PathAndQuery::try_from(format!("{path}{query}"))
         .map_err(|error| bad(format!("{path:?}: {error}")))?;
     aim(&mut request, app, target)?;
-    Ok(invoke(request).await)
+    Ok(invoke(request.map(Upload::from)).await)
 }
 
 /// The path stays; the header names the service.
@@ -39,10 +39,18 @@ pub(super) async fn by_header(
     let app = app.as_ref().and_then(|app| app.to_str().ok()).unwrap_or_default().to_owned();
     let target = crate::http::headers::path_and_query(request.uri());
     aim(&mut request, &app, target)?;
-    Ok(invoke(request).await)
+    Ok(invoke(request.map(Upload::from)).await)
 }
 
-fn aim(request: &mut Request<Incoming>, app: &str, target: PathAndQuery) -> Result<(), Problem> {
+/// Names the service that a request is for.
+///
+/// # Errors
+/// When `app` cannot be the name of one.
+pub(super) fn aim<B>(
+    request: &mut Request<B>,
+    app: &str,
+    target: PathAndQuery,
+) -> Result<(), Problem> {
     let authority = app.parse::<Authority>().ok().filter(|name| !name.as_str().contains('@'));
     let authority = authority.ok_or_else(|| bad(format!("{app:?} is not the name of an app")))?;
     let host = HeaderValue::from_str(authority.as_str())

@@ -7,7 +7,7 @@ use duet_api::proto;
 use serde::Deserialize;
 
 /// Dapr has no limit by default; the mesh's defaults apply.
-const DEFAULT_ATTEMPTS: u32 = 10;
+pub(super) const DEFAULT_ATTEMPTS: u32 = 10;
 /// Dapr's defaults of a bulk subscription.
 const BULK_EVENTS: u32 = 100;
 const BULK_WAIT_MS: u32 = 1000;
@@ -90,10 +90,7 @@ impl Programmatic {
             (max, Some(wire(bulk.max_await_duration_ms.unwrap_or(BULK_WAIT_MS))))
         });
         Ok(proto::Subscription {
-            name: match self.pubsubname.as_str() {
-                DEFAULT_BUS => format!("{namespace}/{service}.{}", self.topic),
-                bus => format!("{namespace}/{service}.{bus}.{}", self.topic),
-            },
+            name: name(namespace, service, (&self.pubsubname, &self.topic)),
             bus: self.pubsubname,
             topic: self.topic,
             path: path.map(absolute).unwrap_or_default(),
@@ -106,6 +103,14 @@ impl Programmatic {
             bulk_wait,
             ..proto::Subscription::default()
         })
+    }
+}
+
+/// Name of an application's own subscription to a topic of a bus: there is one.
+pub(super) fn name(namespace: &str, service: &str, (bus, topic): (&str, &str)) -> String {
+    match bus {
+        DEFAULT_BUS => format!("{namespace}/{service}.{topic}"),
+        bus => format!("{namespace}/{service}.{bus}.{topic}"),
     }
 }
 

@@ -17,9 +17,12 @@ use super::app::App;
 use super::buses::Buses;
 use super::consumption::Consumption;
 use super::extend::Extensions;
+use super::grpc::{self, Callback};
 use super::metrics::EventMetrics;
 use super::post::Post;
 use super::programmatic::Programmatic;
+use super::receive::Receiver;
+use crate::config::AppProtocol;
 use crate::drain::Drain;
 use crate::http::body::Body;
 
@@ -134,7 +137,7 @@ impl Subscriptions {
             let consumption = Consumption::new(
                 self.own(spec.clone()),
                 self.buses.bus(&spec.bus),
-                Arc::new(Post::new(spec.clone(), self.app.clone())),
+                receiver(spec.clone(), self.app.clone()),
                 self.app_ready.clone(),
                 (&self.metrics, &self.extensions),
             );
@@ -230,8 +233,18 @@ impl Subscriptions {
     }
 }
 
+fn receiver(spec: SubscriptionSpec, app: App) -> Arc<dyn Receiver> {
+    match app.protocol {
+        AppProtocol::Grpc => Arc::new(Callback::new(spec, app)),
+        AppProtocol::Auto | AppProtocol::Http1 | AppProtocol::H2c => Arc::new(Post::new(spec, app)),
+    }
+}
+
 /// The application's answer; `None` when it does not know the path, and so subscribes to nothing.
 async fn get(app: &App) -> Result<Option<bytes::Bytes>, String> {
+    if app.protocol == AppProtocol::Grpc {
+        return grpc::ask(app).await.map(Some);
+    }
     let mut request = Request::new(Body::Empty);
     *request.uri_mut() = Uri::from_static("/dapr/subscribe");
     let response = app.send(request).await.map_err(|error| error.to_string())?;

@@ -245,15 +245,24 @@ pub(in crate::relay) fn name(segment: &str) -> Result<String, Problem> {
     if decoded.is_empty() || decoded.contains('/') {
         return Err(bad("the path ends with /{bus}/{topic}".to_owned()));
     }
-    // As the bus itself has it: what is accepted into the outbox must not be refused later.
-    if decoded.len() > MAX_NAME_BYTES
-        || decoded.contains(|c: char| c.is_control() || c.is_whitespace())
-    {
-        return Err(bad(format!(
-            "a bus or topic has a name of at most {MAX_NAME_BYTES} bytes, without white space and control characters"
-        )));
-    }
+    check_name(&decoded)?;
     Ok(decoded.into_owned())
+}
+
+/// Checks a bus's or topic's name.
+///
+/// # Errors
+/// 400 when it cannot be one.
+pub(in crate::relay) fn check_name(name: &str) -> Result<(), Problem> {
+    // As the bus itself has it: what is accepted into the outbox must not be refused later.
+    let odd = |c: char| c.is_control() || c.is_whitespace();
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(odd) {
+        let text = format!(
+            "a bus or topic has a name of 1 to {MAX_NAME_BYTES} bytes, without white space and control characters"
+        );
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", text));
+    }
+    Ok(())
 }
 
 fn malformed(error: &EnvelopeError) -> Problem {

@@ -1,0 +1,151 @@
+//! An application that speaks Dapr's `AppCallback`: what it subscribes to, and its events.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use duet_api::dapr::runtime::v1::{
+    ListTopicSubscriptionsResponse, TopicEventResponse, TopicSubscription,
+};
+use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use futures::future::{BoxFuture, FutureExt as _};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+
+use super::super::app::App;
+use super::super::receive::{Receiver, Work};
+use super::topic_event;
+use crate::error::Progress;
+use crate::http::grpc;
+use crate::http::headers::TRACEPARENT;
+
+const LIST: &str = "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions";
+const ON_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnTopicEvent";
+/// Before the words of the application for its handlers.
+const ROUTE: &str = "/dapr-route/";
+/// Largest answer.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the application subscribes to, in the shape of an HTTP application's answer to `GET /dapr/subscribe`.
+///
+/// # Errors
+/// When it did not answer.
+pub(in super::super) async fn ask(app: &App) -> Result<Bytes, String> {
+    let entries: Vec<Value> = list(app).await?.iter().map(entry).collect();
+    Ok(Value::Array(entries).to_string().into())
+}
+
+fn entry(subscription: &TopicSubscription) -> Value {
+    let routes = subscription.routes.clone().unwrap_or_default();
+    let rules = routes.rules.iter();
+    let rules: Vec<_> =
+        rules.map(|rule| json!({"match": rule.r#match, "path": route(&rule.path)})).collect();
+    // As in Dapr: an application that says nothing about routes has one handler, without a name.
+    let unnamed = routes.default.is_empty() && !rules.is_empty();
+    let default = Some(route(&routes.default)).filter(|_| !unnamed);
+    let dead = &subscription.dead_letter_topic;
+    json!({
+        "pubsubname": subscription.pubsub_name,
+        "topic": subscription.topic,
+        "routes": {"default": default, "rules": rules},
+        "deadLetterTopic": Some(dead).filter(|topic| !topic.is_empty()),
+        "metadata": subscription.metadata,
+    })
+}
+
+/// The application's own word for a handler, which may be anything and is often empty, as a path.
+fn route(own: &str) -> String {
+    format!("{ROUTE}{}", utf8_percent_encode(own, NON_ALPHANUMERIC))
+}
+
+/// The application's own word again; the path of a declared subscription is one already.
+fn own_route(path: &str) -> String {
+    match path.strip_prefix(ROUTE) {
+        Some(own) => percent_decode_str(own).decode_utf8_lossy().into_owned(),
+        None => path.to_owned(),
+    }
+}
+
+/// Nothing when the application does not serve the callback.
+async fn list(app: &App) -> Result<Vec<TopicSubscription>, String> {
+    let listed = async {
+        let response = app.send(grpc::request(LIST, &())).await;
+        let response = response.map_err(|failure| failure.to_string())?;
+        match grpc::answer::<ListTopicSubscriptionsResponse>(response, MAX_ANSWER_BYTES).await {
+            Ok((_metadata, answer)) => Ok(answer.subscriptions),
+            Err(status) if status.code() == Code::Unimplemented => Ok(Vec::new()),
+            Err(status) => Err(status.to_string()),
+        }
+    };
+    let listed = tokio::time::timeout(LIST_TIMEOUT, listed).await;
+    listed.unwrap_or_else(|_elapsed| Err("no answer".to_owned()))
+}
+
+/// Hands events of one subscription to the application's `OnTopicEvent`.
+#[derive(Debug)]
+pub(in super::super) struct Callback {
+    spec: SubscriptionSpec,
+    app: App,
+}
+
+impl Receiver for Callback {
+    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
+        async move {
+            let mut answers = Vec::with_capacity(work.deliveries.len());
+            for delivery in &work.deliveries {
+                answers.push(self.call(delivery).await);
+            }
+            answers
+        }
+        .boxed()
+    }
+}
+
+impl Callback {
+    pub(in super::super) fn new(spec: SubscriptionSpec, app: App) -> Self {
+        Self { spec, app }
+    }
+
+    async fn call(&self, delivery: &Delivery) -> AppAnswer {
+        let mut event = topic_event::request(delivery, &self.spec);
+        event.path = own_route(&event.path);
+        let mut request = grpc::request(ON_TOPIC_EVENT, &event);
+        // One that cannot be a header stays in the event only.
+        if let Some(Ok(trace)) = delivery.event.attribute("traceparent").map(str::parse) {
+            request.headers_mut().insert(TRACEPARENT, trace);
+        }
+        let response = match self.app.send(request).await {
+            Ok(response) => response,
+            Err(failure) if failure.progress == Progress::Unprocessed => {
+                return AppAnswer::NotReached;
+            }
+            Err(failure) => return AppAnswer::NoAnswer { reason: failure.to_string() },
+        };
+        match grpc::answer::<TopicEventResponse>(response, MAX_ANSWER_BYTES).await {
+            Ok((_metadata, response)) => topic_event::outcome(Some(response)),
+            Err(status) => failed(&status, delivery),
+        }
+    }
+}
+
+fn failed(status: &Status, delivery: &Delivery) -> AppAnswer {
+    let id = delivery.event.id();
+    tracing::debug!(id, %status, "OnTopicEvent failed");
+    topic_event::failure(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_application_s_words_for_its_handlers_come_back_as_they_were() {
+        for own in ["", "/", "handler", "/a/b", "with space", "100%", "ü"] {
+            let path = route(own);
+            assert!(path.parse::<http::Uri>().is_ok(), "{path}");
+            assert_eq!(own_route(&path), own);
+        }
+        assert_eq!(own_route("/events/orders"), "/events/orders");
+    }
+}

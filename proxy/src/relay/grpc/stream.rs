@@ -1,0 +1,263 @@
+//! `SubscribeTopicEventsAlpha1`: a subscription that lasts as long as the application's stream. Events go down, an
+//! answer for each comes up, by the event's id; the stream's end gives everything unanswered back, unspent.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Asked;
+use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
+use duet_api::dapr::runtime::v1::{
+    SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
+    SubscribeTopicEventsResponseAlpha1, SubscribeTopicEventsResponseInitialAlpha1,
+    TopicEventResponse,
+};
+use duet_api::proto::Subscription;
+use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use futures::future::{BoxFuture, FutureExt as _};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::super::api::Api;
+use super::super::consumption::Consumption;
+use super::super::programmatic::{DEFAULT_ATTEMPTS, name};
+use super::super::receive::{Receiver, Work};
+use super::topic_event;
+
+/// The application must say what it wants within this time.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Message = Result<SubscribeTopicEventsResponseAlpha1, Status>;
+
+/// What the application reads.
+pub(super) type Events = ReceiverStream<Message>;
+
+/// Opens a subscription as the first message says.
+pub(super) async fn open(
+    api: &Arc<Api>,
+    mut answers: Streaming<SubscribeTopicEventsRequestAlpha1>,
+) -> Result<Events, Status> {
+    if api.drain.inbound.is_cancelled() {
+        return Err(Status::unavailable("the sidecar is draining"));
+    }
+    let first = tokio::time::timeout(FIRST_TIMEOUT, answers.message()).await;
+    let first = first.map_err(|_elapsed| {
+        Status::deadline_exceeded("the first message, initial_request, did not come")
+    })??;
+    let Some(Asked::InitialRequest(initial)) =
+        first.and_then(|first| first.subscribe_topic_events_request_type)
+    else {
+        return Err(Status::invalid_argument("the first message must be initial_request"));
+    };
+    let spec = spec(api, initial)?;
+    // One message for each delivery that is open, and the first.
+    let room = usize::try_from(spec.max_in_flight).unwrap_or(64).saturating_add(1);
+    let (events, receiver) = mpsc::channel(room);
+    let initial = SubscribeTopicEventsResponseInitialAlpha1 {};
+    events.try_send(message(Said::InitialResponse(initial))).ok();
+    tracing::info!(subscription = spec.name, topic = spec.topic, "a stream subscribed");
+    let stream = Arc::new(Stream { spec: spec.clone(), events, open: Mutex::default() });
+    let end = CancellationToken::new();
+    let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
+    let (ready, here) = watch::channel(true);
+    let consumption = Consumption::new(
+        spec.clone(),
+        api.buses.bus(&spec.bus),
+        shared,
+        here,
+        (&api.metrics, &api.extensions),
+    );
+    let consume = consumption.run(end.clone());
+    let (drain, force) = (api.drain.inbound.clone(), api.drain.force.clone());
+    // Part of phase one: what the application has in hand is answered before the phase ends.
+    api.drain.inbound_tasks.spawn(async move {
+        let mut consume = std::pin::pin!(consume);
+        let left = tokio::select! {
+            () = &mut consume => return,
+            left = stream.listen(&mut answers) => left,
+            () = stream.events.closed() => Left::Gone,
+            () = drain.cancelled() => Left::Draining,
+            () = force.cancelled() => return,
+        };
+        end.cancel();
+        match left {
+            Left::Gone => stream.release(),
+            Left::Draining => {
+                tokio::select! {
+                    () = &mut consume => return,
+                    _ = stream.listen(&mut answers) => stream.release(),
+                    () = stream.events.closed() => stream.release(),
+                    () = force.cancelled() => return,
+                }
+            }
+            Left::Wrong(status) => {
+                stream.events.try_send(Err(status)).ok();
+                stream.release();
+            }
+        }
+        consume.await;
+        tracing::info!(subscription = spec.name, "a stream ended");
+        drop(ready);
+    });
+    Ok(ReceiverStream::new(receiver))
+}
+
+/// Why a stream ends.
+enum Left {
+    Gone,
+    Draining,
+    Wrong(Status),
+}
+
+fn message(said: Said) -> Message {
+    Ok(SubscribeTopicEventsResponseAlpha1 { subscribe_topic_events_response_type: Some(said) })
+}
+
+/// As for a programmatic subscription of the same application: replicas and both kinds share the events.
+fn spec(
+    api: &Api,
+    initial: SubscribeTopicEventsRequestInitialAlpha1,
+) -> Result<SubscriptionSpec, Status> {
+    let Some(service) = api.config.services.first() else {
+        let text = "a subscription belongs to a service, and this sidecar has none (--service)";
+        return Err(Status::failed_precondition(text));
+    };
+    let (bus, topic) = (initial.pubsub_name, initial.topic);
+    check_bus(api, &bus)?;
+    let raw_payload = initial.metadata.get("rawPayload").is_some_and(|value| value == "true");
+    for key in initial.metadata.keys().filter(|key| *key != "rawPayload") {
+        tracing::info!(topic, key, "metadata of a subscription is ignored");
+    }
+    let subscription = Subscription {
+        name: name(&api.config.namespace, service, (&bus, &topic)),
+        bus,
+        topic,
+        // Nobody looks at it.
+        path: "/".to_owned(),
+        max_attempts: DEFAULT_ATTEMPTS,
+        dead_letter_topic: initial.dead_letter_topic.unwrap_or_default(),
+        raw_payload,
+        ..Subscription::default()
+    };
+    SubscriptionSpec::try_from(subscription)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn check_bus(api: &Api, bus: &str) -> Result<(), Status> {
+    let names = api.buses.names();
+    if names.iter().any(|name| name == bus) {
+        return Ok(());
+    }
+    let bus: String = bus.chars().take(64).collect();
+    if api.workload.borrow().is_none() {
+        let text = format!("it is not known yet whether there is a bus {bus:?}");
+        return Err(Status::unavailable(text));
+    }
+    let text =
+        format!("ERR_PUBSUB_NOT_FOUND: there is no bus {bus:?}; known are: {}", names.join(", "));
+    Err(Status::not_found(text))
+}
+
+/// The application's stream, as the receiver of its events.
+#[derive(Debug)]
+struct Stream {
+    spec: SubscriptionSpec,
+    events: mpsc::Sender<Message>,
+    // Never held across an await. `None` once the application has left.
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    left: bool,
+    /// Who waits for the answer to an event, by its id. Sources may share an id: the older one is answered first.
+    waiting: HashMap<String, VecDeque<oneshot::Sender<AppAnswer>>>,
+}
+
+impl Stream {
+    /// Hears answers until the application leaves or talks nonsense.
+    async fn listen(&self, answers: &mut Streaming<SubscribeTopicEventsRequestAlpha1>) -> Left {
+        loop {
+            let answer = match answers.message().await {
+                Ok(Some(answer)) => answer.subscribe_topic_events_request_type,
+                // A stream that is cancelled ends with an error.
+                Ok(None) | Err(_) => return Left::Gone,
+            };
+            let Some(Asked::EventProcessed(processed)) = answer else {
+                let text = "after initial_request, every message must be event_processed";
+                return Left::Wrong(Status::invalid_argument(text));
+            };
+            self.answered(&processed.id, processed.status);
+        }
+    }
+
+    fn answered(&self, id: &str, response: Option<TopicEventResponse>) {
+        let mut open = self.open.lock();
+        let Some(waiting) = open.waiting.get_mut(id) else {
+            tracing::debug!(id, "an answer to an event that nobody waits for");
+            return;
+        };
+        // One whose time ran out has nobody who waits.
+        while waiting.front().is_some_and(oneshot::Sender::is_closed) && waiting.len() > 1 {
+            waiting.pop_front();
+        }
+        let first = waiting.pop_front();
+        if waiting.is_empty() {
+            open.waiting.remove(id);
+        }
+        drop(open);
+        if let Some(first) = first {
+            first.send(topic_event::outcome(response)).ok();
+        }
+    }
+
+    /// Everything unanswered goes back.
+    fn release(&self) {
+        let mut open = self.open.lock();
+        open.left = true;
+        open.waiting.clear();
+    }
+
+    /// Sends an event down; `None` when the application has left.
+    fn send(&self, delivery: &Delivery) -> Option<oneshot::Receiver<AppAnswer>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut open = self.open.lock();
+        if open.left {
+            return None;
+        }
+        // Events whose time ran out and that were never answered do not pile up.
+        if open.waiting.len() > 2 * self.spec.max_in_flight as usize {
+            open.waiting.retain(|_id, waiting| {
+                waiting.retain(|one| !one.is_closed());
+                !waiting.is_empty()
+            });
+        }
+        let event = topic_event::request(delivery, &self.spec);
+        let id = event.id.clone();
+        // Full: the application reads slower than its time to answer. Not its fault that this one is too much.
+        self.events.try_send(message(Said::EventMessage(event))).ok()?;
+        open.waiting.entry(id).or_default().push_back(sender);
+        Some(receiver)
+    }
+}
+
+impl Receiver for Stream {
+    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
+        async move {
+            let sent: Vec<_> = work.deliveries.iter().map(|delivery| self.send(delivery)).collect();
+            let mut answers = Vec::with_capacity(sent.len());
+            for waiting in sent {
+                let answer = match waiting {
+                    Some(waiting) => waiting.await.ok(),
+                    None => None,
+                };
+                answers.push(answer.unwrap_or(AppAnswer::NotReached));
+            }
+            answers
+        }
+        .boxed()
+    }
+}
