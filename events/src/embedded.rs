@@ -133,4 +133,6 @@ fn consume_error(subscription: &str, error: &LogError) -> ConsumeError {
 }
 
 #[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
 mod tests;

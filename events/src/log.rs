@@ -14,6 +14,7 @@ mod consumers;
 mod dedup;
 mod engine;
 mod handout;
+mod housekeeping;
 mod manage;
 mod metrics;
 mod progress;

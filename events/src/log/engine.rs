@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::metrics::LogMetrics;
 use super::progress::Progress;
-use super::record::{Record, SubscriptionRow, TopicRow};
+use super::record::{Record, TopicRow};
 use super::store::{Batch, Found, Reader, Snapshot, Store};
 use super::subscription::{self, Subscription, unreadable};
 use super::topic::Topic;
@@ -20,8 +20,8 @@ use crate::bus::{Published, Start, SubscriptionSpec};
 #[derive(Debug)]
 pub(super) struct Engine {
     /// Kept between commits; ahead of `store`, so that it goes first.
-    reader: Option<Reader>,
-    store: Store,
+    pub(super) reader: Option<Reader>,
+    pub(super) store: Store,
     pub(super) metrics: LogMetrics,
     pub(super) topics: BTreeMap<String, Topic>,
     pub(super) subscriptions: BTreeMap<String, Subscription>,
@@ -129,11 +129,7 @@ impl Engine {
         if let Some(known) = self.subscriptions.get_mut(&spec.name)
             && known.row.topic == spec.topic
         {
-            if known.row.dead_letter_topic != spec.dead_letter_topic {
-                known.row.dead_letter_topic.clone_from(&spec.dead_letter_topic);
-                let row = known.row.encode_to_vec();
-                self.batch.subscriptions.insert(spec.name.clone(), Some(row));
-            }
+            known.configure(spec, &mut self.batch);
             return Ok(());
         }
         if self.subscriptions.contains_key(&spec.name) {
@@ -145,12 +141,7 @@ impl Engine {
             self.remove(&spec.name);
         }
         let cursor = self.start_of(&spec.topic, spec.start)?;
-        let row = SubscriptionRow {
-            id: self.new_id(),
-            topic: spec.topic.clone(),
-            dead_letter_topic: spec.dead_letter_topic.clone(),
-            paused: false,
-        };
+        let row = subscription::new_row(self.new_id(), spec);
         tracing::info!(
             subscription = spec.name,
             topic = spec.topic,
@@ -226,32 +217,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Housekeeping, about once a second: retention, and the gauges.
-    pub(super) fn tick(&mut self, now_ms: u64) -> Result<(), LogError> {
-        let mut floors: HashMap<&str, u64> = HashMap::new();
-        for subscription in self.subscriptions.values() {
-            let floor = subscription.progress.floor();
-            let lowest = floors.entry(&subscription.row.topic).or_insert(floor);
-            *lowest = floor.min(*lowest);
-        }
-        let reader = view(&mut self.reader, &self.store)?;
-        for (name, topic) in &mut self.topics {
-            let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
-            if topic.trim(floor, &mut self.batch, reader, now_ms)? {
-                self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
-            }
-        }
-        self.observe(now_ms)
-    }
-
-    fn observe(&mut self, now_ms: u64) -> Result<(), LogError> {
-        for status in self.subscription_statuses()? {
-            let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
-            self.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
-        }
-        Ok(())
-    }
-
     /// Adds a record to a topic that exists, whatever it is.
     pub(super) fn push(&mut self, topic: &str, record: &Record) {
         if let Some(state) = self.topics.get_mut(topic) {
@@ -281,7 +246,10 @@ impl Engine {
 }
 
 /// The view of the events as of the last commit.
-fn view<'a>(reader: &'a mut Option<Reader>, store: &Store) -> Result<&'a Reader, LogError> {
+pub(super) fn view<'a>(
+    reader: &'a mut Option<Reader>,
+    store: &Store,
+) -> Result<&'a Reader, LogError> {
     match reader {
         Some(reader) => Ok(reader),
         None => Ok(reader.insert(store.reader()?)),

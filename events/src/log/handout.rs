@@ -8,14 +8,18 @@ use tokio::sync::mpsc;
 
 use super::consumers::Open;
 use super::engine::Engine;
+use super::progress::Refill;
 use super::record::Record;
 use super::store::Found;
 use super::{LogDelivery, LogError, TopicConfig};
 use crate::bus::dead_letter::{self, Verdict};
 use crate::bus::{Settle, SubscriptionSpec};
+use crate::cloudevent::{DELIVER_AT, EXPIRY_TIME, millis};
 
 /// Deliveries of one subscription in one turn, so that a replay does not hold up publishers.
 const STEP: usize = 256;
+/// Records that are read again in one turn.
+const REFILL_READS: u64 = 1024;
 
 impl Engine {
     /// Declares the subscription and adds a consumer.
@@ -156,7 +160,12 @@ impl Engine {
         // Even if nobody has room now: what is due must not keep the thread awake.
         subscription.progress.wake(now_ms);
         let topic = subscription.row.topic.clone();
-        let end = self.topics.get(&topic).map_or(0, super::topic::Topic::end);
+        let Some(state) = self.topics.get(&topic) else {
+            return Ok(false);
+        };
+        let end = state.end();
+        subscription.order_as(name, state.order_by(), &mut self.batch);
+        let more = self.refill(name, &topic)?;
         for _ in 0..STEP {
             let Some(subscription) = self.subscriptions.get_mut(name) else {
                 return Ok(false);
@@ -165,10 +174,14 @@ impl Engine {
                 return Ok(false);
             };
             let Some((position, attempt)) = subscription.progress.take(end) else {
-                return Ok(false);
+                return Ok(more);
             };
             match self.find(&topic, position)? {
-                Found::Record(record, _) => self.offer(id, name, position, attempt, *record),
+                Found::Record(mut record, _) => {
+                    if self.may_go(name, position, &mut record, now_ms) {
+                        self.send(id, name, position, attempt, *record);
+                    }
+                }
                 Found::Nothing => self.pass_over(name, position),
                 Found::Damaged(_) => {
                     tracing::error!(subscription = name, topic, position, "damaged record skipped");
@@ -180,15 +193,83 @@ impl Engine {
         Ok(true)
     }
 
-    /// Hands an event out, unless it is not for this subscription.
-    fn offer(&mut self, id: u64, name: &str, position: u64, attempt: u32, mut record: Record) {
-        if let Some(event) = &mut record.event
-            && let Some(only) = event.attributes.remove(dead_letter::REDRIVE_TO)
+    /// Whether a taken event is for this subscription, now. If not, what becomes of it is noted.
+    fn may_go(&mut self, name: &str, position: u64, record: &mut Record, now_ms: u64) -> bool {
+        let (Some(subscription), Some(event)) =
+            (self.subscriptions.get_mut(name), &mut record.event)
+        else {
+            return true;
+        };
+        if let Some(only) = event.attributes.remove(dead_letter::REDRIVE_TO)
             && only != name
         {
             self.pass_over(name, position);
-            return;
+            return false;
         }
+        let time = |attribute| event.attributes.get(attribute).and_then(|text| millis(text));
+        let deliver_at = time(DELIVER_AT);
+        if let Some(at_ms) = deliver_at.filter(|at_ms| *at_ms > now_ms) {
+            let change = subscription.progress.schedule(position, at_ms);
+            subscription.changed(position, change, &mut self.batch);
+            return false;
+        }
+        let expires = time(EXPIRY_TIME);
+        if let Some(key) = subscription.key(event)
+            && !subscription.progress.claim(position, key, deliver_at.is_none())
+        {
+            return false;
+        }
+        // Only now: an event that was put off must be counted by the one who reads it again.
+        if expires.is_some_and(|at_ms| at_ms <= now_ms) {
+            self.metrics.expired(name);
+            self.pass_over(name, position);
+            return false;
+        }
+        true
+    }
+
+    /// Reads a piece of the topic again for a key that had events put off. True: there is more to read.
+    fn refill(&mut self, name: &str, topic: &str) -> Result<bool, LogError> {
+        let Some(subscription) = self.subscriptions.get(name) else {
+            return Ok(false);
+        };
+        if subscription.consumers.pick().is_none() {
+            return Ok(false);
+        }
+        let Some(Refill { key, from, until }) = subscription.progress.refill() else {
+            return Ok(false);
+        };
+        let mut found = Vec::new();
+        let mut position = from;
+        let piece = until.min(from.saturating_add(REFILL_READS));
+        while position < piece && found.len() < STEP {
+            if let Found::Record(record, _) = self.find(topic, position)?
+                && self.was_put_off(name, key, &record)
+            {
+                found.push(position);
+            }
+            position += 1;
+        }
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
+            return Ok(false);
+        };
+        subscription.progress.refilled(key, &found, position);
+        subscription.dirty = true;
+        Ok(subscription.progress.refill().is_some())
+    }
+
+    /// The same that [`Engine::may_go`] looks at, as far as it does not change with time.
+    fn was_put_off(&self, name: &str, key: u64, record: &Record) -> bool {
+        let (Some(subscription), Some(event)) = (self.subscriptions.get(name), &record.event)
+        else {
+            return false;
+        };
+        let mine = event.attributes.get(dead_letter::REDRIVE_TO).is_none_or(|only| only == name);
+        let delayed = event.attributes.get(DELIVER_AT).and_then(|text| millis(text)).is_some();
+        mine && !delayed && subscription.key(event) == Some(key)
+    }
+
+    fn send(&mut self, id: u64, name: &str, position: u64, attempt: u32, record: Record) {
         let Some(subscription) = self.subscriptions.get_mut(name) else {
             return;
         };

@@ -15,12 +15,23 @@ const OLDEST: (&str, &str) = (
     "Age of the oldest event not handled yet; 0 if there is none.",
 );
 
+const EXPIRED: (&str, &str) = (
+    "duet_bus_expired_events_total",
+    "Events done without a delivery because their expirytime had passed.",
+);
+const DROPPED: (&str, &str) = (
+    "duet_bus_dropped_events_total",
+    "Events that retention took before they were handled, once for each subscription.",
+);
+
 /// Counters of one log.
 #[derive(Clone, Debug)]
 pub struct LogMetrics {
     published: IntCounterVec,
     duplicates: IntCounterVec,
     dead_letters: IntCounterVec,
+    expired: IntCounterVec,
+    dropped: IntCounterVec,
     lag: IntGaugeVec,
     oldest_seconds: GaugeVec,
     in_flight: IntGaugeVec,
@@ -42,6 +53,8 @@ impl LogMetrics {
         registry.register(Box::new(metrics.published.clone()))?;
         registry.register(Box::new(metrics.duplicates.clone()))?;
         registry.register(Box::new(metrics.dead_letters.clone()))?;
+        registry.register(Box::new(metrics.expired.clone()))?;
+        registry.register(Box::new(metrics.dropped.clone()))?;
         registry.register(Box::new(metrics.lag.clone()))?;
         registry.register(Box::new(metrics.oldest_seconds.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
@@ -89,6 +102,8 @@ impl LogMetrics {
                 "Events moved to a dead-letter topic.",
                 "subscription",
             )?,
+            expired: counters(EXPIRED.0, EXPIRED.1, "subscription")?,
+            dropped: counters(DROPPED.0, DROPPED.1, "topic")?,
             lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
             oldest_seconds: GaugeVec::new(bus(OLDEST.0, OLDEST.1), &["subscription"])?,
             in_flight: gauges(
@@ -136,6 +151,18 @@ impl LogMetrics {
         self.damaged_records.get()
     }
 
+    /// Expired events of a subscription so far.
+    #[cfg(test)]
+    pub(crate) fn expired_of(&self, subscription: &str) -> u64 {
+        self.expired.with_label_values(&[subscription]).get()
+    }
+
+    /// Dropped events of a topic so far.
+    #[cfg(test)]
+    pub(crate) fn dropped_of(&self, topic: &str) -> u64 {
+        self.dropped.with_label_values(&[topic]).get()
+    }
+
     /// Counts one acknowledged publish.
     pub(crate) fn published(&self, topic: &str, stored: u64, duplicates: u64) {
         let label = self.topics.bounded(topic);
@@ -148,6 +175,16 @@ impl LogMetrics {
     pub(super) fn dead_letter(&self, subscription: &str) {
         let label = self.subscriptions.bounded(subscription);
         self.dead_letters.with_label_values(&[label]).inc();
+    }
+
+    pub(super) fn expired(&self, subscription: &str) {
+        let label = self.subscriptions.bounded(subscription);
+        self.expired.with_label_values(&[label]).inc();
+    }
+
+    pub(super) fn dropped(&self, topic: &str, events: u64) {
+        let label = self.topics.bounded(topic);
+        self.dropped.with_label_values(&[label]).inc_by(events);
     }
 
     pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: u64) {

@@ -1,24 +1,41 @@
-//! How far a subscription is. A pure state machine: what waits, what is out, what comes back when.
+//! How far a subscription is. A pure state machine: what waits, what is out, what comes back when, and what is held
+//! back behind an older event of its key.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::record::{AttemptRow, ProgressRow};
 
+mod lanes;
+
+pub(super) use lanes::Refill;
+use lanes::{Claim, Lanes};
+
 /// Most unsettled events of one subscription. Past it no new ones go out until some are settled, so that an
 /// app that fails everything cannot grow this without bound.
 pub(super) const MAX_UNSETTLED: usize = 16_384;
+/// Most events of one subscription that are known to wait for the time that they were published for (about 60 bytes each).
+/// Past it no new events go out until some are due.
+pub(super) const MAX_SCHEDULED: usize = 262_144;
+
+/// A failing key with fewer waiting events is not worth a second reading of the topic.
+const WORTH_IT: usize = 16;
 
 /// State of one subscription of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     /// Lowest position that was never handed out.
     cursor: u64,
-    /// Positions below the cursor that are not settled.
+    /// Positions below the cursor that are not settled, but for those in `scheduled` and those that `lanes` put off.
     unsettled: BTreeMap<u64, Unsettled>,
     /// Those of them that can go out now.
     ready: BTreeSet<u64>,
     /// Those that wait, by time.
     delayed: BTreeSet<(u64, u64)>,
+    /// Events published for later, by time. Each has a row of its own.
+    scheduled: BTreeSet<(u64, u64)>,
+    /// Their times, by position.
+    scheduled_at: BTreeMap<u64, u64>,
+    lanes: Lanes,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +46,10 @@ struct Unsettled {
     has_row: bool,
     /// Its time in `delayed`, while it is there.
     due_ms: Option<u64>,
+    /// Its lane; 0 for none.
+    key: u64,
+    /// Reading the topic again would not find it, so it must not be forgotten.
+    stays: bool,
 }
 
 /// What a settled delivery changes in the rows of the store.
@@ -47,22 +68,35 @@ impl Progress {
             unsettled: BTreeMap::new(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
+            scheduled: BTreeSet::new(),
+            scheduled_at: BTreeMap::new(),
+            lanes: Lanes::default(),
         }
     }
 
     /// Reads back what was stored. Everything that was out is ready again, unspent.
     pub(super) fn restore(row: &ProgressRow, attempts: &[(u64, AttemptRow)]) -> Self {
         let mut progress = Self::starting_at(row.cursor);
+        progress.lanes = Lanes::restore(&row.lanes);
         for position in &row.fresh {
             progress.unsettled.insert(*position, Unsettled::default());
             progress.ready.insert(*position);
         }
         for (position, attempt) in attempts {
             progress.cursor = progress.cursor.max(position + 1);
-            let due_ms = Some(attempt.not_before_ms);
-            let state = Unsettled { spent: attempt.spent, has_row: true, due_ms };
-            progress.unsettled.insert(*position, state);
+            progress.unsettled.remove(position);
             progress.ready.remove(position);
+            if attempt.scheduled {
+                progress.scheduled.insert((attempt.not_before_ms, *position));
+                progress.scheduled_at.insert(*position, attempt.not_before_ms);
+                continue;
+            }
+            // It was the one of its key that was out, so it holds back the others from the start.
+            let due_ms = Some(attempt.not_before_ms);
+            let first = attempt.key != 0 && progress.lanes.occupy(attempt.key, *position);
+            let key = if first { attempt.key } else { 0 };
+            let state = Unsettled { spent: attempt.spent, has_row: true, due_ms, key, stays: true };
+            progress.unsettled.insert(*position, state);
             progress.delayed.insert((attempt.not_before_ms, *position));
         }
         progress
@@ -71,7 +105,11 @@ impl Progress {
     /// The form for the store, without the rows.
     pub(super) fn to_row(&self) -> ProgressRow {
         let fresh = self.unsettled.iter().filter(|(_, state)| !state.has_row);
-        ProgressRow { cursor: self.cursor, fresh: fresh.map(|(position, _)| *position).collect() }
+        ProgressRow {
+            cursor: self.cursor,
+            fresh: fresh.map(|(position, _)| *position).collect(),
+            lanes: self.lanes.to_rows(),
+        }
     }
 
     /// The next position to hand out and its attempt (from 1); `end` is one past the topic's last.
@@ -80,13 +118,90 @@ impl Progress {
             let spent = self.unsettled.get(&position).map_or(0, |state| state.spent);
             return Some((position, spent.saturating_add(1)));
         }
-        if self.cursor >= end || self.unsettled.len() >= MAX_UNSETTLED {
+        if self.cursor >= end || self.scheduled.len() >= MAX_SCHEDULED {
+            return None;
+        }
+        if self.unsettled.len() >= MAX_UNSETTLED && !self.put_off() {
             return None;
         }
         let position = self.cursor;
         self.cursor += 1;
         self.unsettled.insert(position, Unsettled::default());
         Some((position, 1))
+    }
+
+    /// Whether a taken event may go out now, in the order of its key (not 0). If not, it waits here until those before
+    /// it are done. `again` says that it can be found again by reading the topic.
+    pub(super) fn claim(&mut self, position: u64, key: u64, again: bool) -> bool {
+        let Some(state) = self.unsettled.get_mut(&position) else {
+            return true;
+        };
+        if state.key == 0 {
+            state.key = key;
+        }
+        // One with a history must not be forgotten either.
+        let again = again && !state.has_row;
+        state.stays |= !again;
+        match self.lanes.claim(state.key, position, again) {
+            Claim::Go => true,
+            Claim::Waits => false,
+            Claim::PutOff => {
+                self.unsettled.remove(&position);
+                false
+            }
+        }
+    }
+
+    /// Makes room by forgetting events that wait behind a slow or failing one of their key; they are read again when
+    /// their turn comes. False: there are none.
+    fn put_off(&mut self) -> bool {
+        self.put_off_from(WORTH_IT, MAX_UNSETTLED / 4)
+    }
+
+    /// The same for keys with at least so many waiting events behind one that failed, or behind any.
+    fn put_off_from(&mut self, failed: usize, any: usize) -> bool {
+        let (unsettled, delayed) = (&self.unsettled, |position: &u64| {
+            self.unsettled.get(position).is_some_and(|state| state.due_ms.is_some())
+        });
+        let again = |position: &u64| unsettled.get(position).is_some_and(|state| !state.stays);
+        let gone = self.lanes.put_off((failed, any), delayed, again);
+        for position in &gone {
+            self.unsettled.remove(position);
+        }
+        !gone.is_empty()
+    }
+
+    /// A key whose events have to be read again, and where.
+    pub(super) fn refill(&self) -> Option<Refill> {
+        self.lanes.refill(self.cursor)
+    }
+
+    /// Events of a key were read again, up to a position.
+    pub(super) fn refilled(&mut self, key: u64, found: &[u64], until: u64) {
+        // One that is known is on its way already: after a restart, older ones come back without their key.
+        let new = found.iter().filter(|position| !self.unsettled.contains_key(*position));
+        let new: Vec<u64> = new.copied().collect();
+        for position in &new {
+            self.unsettled.insert(*position, Unsettled { key, ..Unsettled::default() });
+        }
+        if let Some(next) = self.lanes.refilled(key, &new, until, self.cursor) {
+            self.ready.insert(next);
+        }
+    }
+
+    /// Nothing has to be read again.
+    pub(super) fn may_reorder(&self) -> bool {
+        !self.lanes.has_put_off()
+    }
+
+    /// Forgets keys: they mean something else from now on.
+    pub(super) fn reorder(&mut self) {
+        for position in self.lanes.clear() {
+            self.ready.insert(position);
+        }
+        for state in self.unsettled.values_mut() {
+            state.key = 0;
+        }
     }
 
     /// Moves what is due from delayed to ready.
@@ -100,11 +215,23 @@ impl Progress {
                 state.due_ms = None;
             }
         }
+        while self.unsettled.len() < MAX_UNSETTLED
+            && let Some((at, position)) = self.scheduled.first().copied()
+            && at <= now_ms
+        {
+            self.scheduled.pop_first();
+            self.scheduled_at.remove(&position);
+            let state = Unsettled { has_row: true, ..Unsettled::default() };
+            self.unsettled.insert(position, state);
+            self.ready.insert(position);
+        }
     }
 
     /// When the next delayed event is due.
     pub(super) fn next_wake(&self) -> Option<u64> {
-        self.delayed.first().map(|(at, _)| *at)
+        let room = self.unsettled.len() < MAX_UNSETTLED;
+        let scheduled = self.scheduled.first().filter(|_first| room);
+        [self.delayed.first(), scheduled].into_iter().flatten().map(|(at, _)| *at).min()
     }
 
     /// A delivery that nobody answers for any more: ready at once, unspent.
@@ -116,12 +243,21 @@ impl Progress {
 
     /// Done with it, one way or another.
     pub(super) fn finish(&mut self, position: u64) -> RowChange {
+        if let Some(at) = self.scheduled_at.remove(&position) {
+            self.scheduled.remove(&(at, position));
+            return RowChange::Delete;
+        }
         let Some(state) = self.unsettled.remove(&position) else {
             return RowChange::None;
         };
         self.ready.remove(&position);
         if let Some(due_ms) = state.due_ms {
             self.delayed.remove(&(due_ms, position));
+        }
+        if state.key != 0
+            && let Some(next) = self.lanes.done(state.key, position)
+        {
+            self.ready.insert(next);
         }
         if state.has_row { RowChange::Delete } else { RowChange::None }
     }
@@ -135,7 +271,47 @@ impl Progress {
         state.has_row = true;
         state.due_ms = Some(not_before_ms);
         self.delayed.insert((not_before_ms, position));
-        RowChange::Put(AttemptRow { spent: state.spent, not_before_ms })
+        let (spent, key) = (state.spent, state.key);
+        RowChange::Put(AttemptRow { spent, not_before_ms, key, scheduled: false })
+    }
+
+    /// A taken event that was published for a later time: it is out of everyone's way until then.
+    pub(super) fn schedule(&mut self, position: u64, at_ms: u64) -> RowChange {
+        // One with a history keeps it.
+        if self.spent(position) > 0 {
+            return self.postpone(position, at_ms, false);
+        }
+        let Some(state) = self.unsettled.remove(&position) else {
+            return RowChange::None;
+        };
+        if state.key != 0
+            && let Some(next) = self.lanes.done(state.key, position)
+        {
+            self.ready.insert(next);
+        }
+        self.scheduled.insert((at_ms, position));
+        self.scheduled_at.insert(position, at_ms);
+        RowChange::Put(AttemptRow { spent: 0, not_before_ms: at_ms, key: 0, scheduled: true })
+    }
+
+    /// Everything below a position is gone. Returns the positions whose rows go, and how many events were lost.
+    pub(super) fn skip_to(&mut self, first: u64) -> (Vec<u64>, u64) {
+        if self.floor() >= first {
+            return (Vec::new(), 0);
+        }
+        let never_seen = first.saturating_sub(self.cursor);
+        self.cursor = self.cursor.max(first);
+        let unsettled = self.unsettled.range(..first).map(|(position, _)| *position);
+        let scheduled = self.scheduled_at.range(..first).map(|(position, _)| *position);
+        let gone: Vec<u64> = unsettled.chain(scheduled).collect();
+        let mut rows = Vec::new();
+        for position in &gone {
+            if self.finish(*position) == RowChange::Delete {
+                rows.push(*position);
+            }
+        }
+        let put_off = self.lanes.skip_to(first);
+        (rows, never_seen + gone.len() as u64 + put_off)
     }
 
     /// Attempts that an unsettled event has spent.
@@ -145,8 +321,11 @@ impl Progress {
 
     /// Whether it is known, and nobody has it.
     pub(super) fn waits(&self, position: u64) -> bool {
-        let delayed = self.unsettled.get(&position).is_some_and(|state| state.due_ms.is_some());
-        delayed || self.ready.contains(&position)
+        self.ready.contains(&position)
+            || self.scheduled_at.contains_key(&position)
+            || self.unsettled.get(&position).is_some_and(|state| {
+                state.due_ms.is_some() || self.lanes.holds(state.key, position)
+            })
     }
 
     /// Events that wait after a failed attempt.
@@ -157,14 +336,20 @@ impl Progress {
 
     /// Lowest position that is still needed.
     pub(super) fn floor(&self) -> u64 {
-        self.unsettled.first_key_value().map_or(self.cursor, |(position, _)| *position)
+        let unsettled = self.unsettled.first_key_value().map(|(position, _)| *position);
+        let scheduled = self.scheduled_at.first_key_value().map(|(position, _)| *position);
+        let lowest = [unsettled, scheduled, self.lanes.floor()].into_iter().flatten().min();
+        lowest.unwrap_or(self.cursor)
     }
 
     /// Events not settled yet; `end` is one past the topic's last.
     pub(super) fn lag(&self, end: u64) -> u64 {
-        end.saturating_sub(self.cursor) + self.unsettled.len() as u64
+        let known = (self.unsettled.len() + self.scheduled.len()) as u64;
+        end.saturating_sub(self.cursor) + known + self.lanes.put_off_events()
     }
 }
 
+#[cfg(test)]
+mod ordered_tests;
 #[cfg(test)]
 mod tests;

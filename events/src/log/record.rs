@@ -43,6 +43,12 @@ pub(super) struct TopicRow {
     /// Positions from `first` on whose event was removed by hand.
     #[prost(uint64, tag = "8")]
     pub(super) holes: u64,
+    /// Retention takes what nobody handled, too.
+    #[prost(bool, tag = "9")]
+    pub(super) drop_unhandled: bool,
+    /// The attribute by which ordered subscriptions order; empty for the default.
+    #[prost(string, tag = "10")]
+    pub(super) order_by: String,
 }
 
 /// A declared subscription.
@@ -57,6 +63,20 @@ pub(super) struct SubscriptionRow {
     /// Nothing is handed out.
     #[prost(bool, tag = "4")]
     pub(super) paused: bool,
+    /// It asks for order.
+    #[prost(bool, tag = "5")]
+    pub(super) ordered: bool,
+    /// The attribute by which its events are in order now; empty for none. Follows `ordered` and the topic.
+    #[prost(string, tag = "6")]
+    pub(super) order_by: String,
+    /// For the hash of the keys, so that no publisher can make two keys collide.
+    #[prost(fixed64, tag = "7")]
+    pub(super) seed: u64,
+    #[prost(uint64, optional, tag = "8")]
+    pub(super) idle_expiry_ms: Option<u64>,
+    /// Since when it has no consumer; 0: it has one, or nobody looked yet.
+    #[prost(uint64, tag = "9")]
+    pub(super) idle_since_ms: u64,
 }
 
 /// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with
@@ -67,6 +87,22 @@ pub(super) struct ProgressRow {
     pub(super) cursor: u64,
     #[prost(uint64, repeated, tag = "2")]
     pub(super) fresh: Vec<u64>,
+    /// Keys of an ordered subscription whose events are not settled from some position on.
+    #[prost(message, repeated, tag = "3")]
+    pub(super) lanes: Vec<LaneRow>,
+}
+
+/// A key whose events from `from` to the cursor were put off, but for those published for later.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct LaneRow {
+    /// Its hash.
+    #[prost(fixed64, tag = "1")]
+    pub(super) key: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) from: u64,
+    /// How many they are.
+    #[prost(uint64, tag = "3")]
+    pub(super) events: u64,
 }
 
 /// History of one unsettled event.
@@ -78,6 +114,12 @@ pub(super) struct AttemptRow {
     /// Not delivered before this time.
     #[prost(uint64, tag = "2")]
     pub(super) not_before_ms: u64,
+    /// Hash of the key that it holds back; 0 for none.
+    #[prost(fixed64, tag = "3")]
+    pub(super) key: u64,
+    /// It was published for that time.
+    #[prost(bool, tag = "4")]
+    pub(super) scheduled: bool,
 }
 
 /// Where a record lies: topic id and position.

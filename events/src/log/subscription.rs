@@ -1,14 +1,19 @@
 //! One subscription in memory: its row, how far it is, and who consumes it.
 
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 
+use duet_api::proto;
 use prost::Message;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::LogError;
 use super::consumers::Consumers;
 use super::progress::{Progress, RowChange};
 use super::record::{AttemptRow, ProgressRow, SubscriptionRow};
 use super::store::{Batch, Contents};
+use crate::bus::SubscriptionSpec;
 
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -25,6 +30,53 @@ impl Subscription {
     /// A new one, not in the store yet.
     pub(super) fn new(row: SubscriptionRow, progress: Progress) -> Self {
         Self { row, progress, dirty: true, consumers: Consumers::default(), epoch: 0 }
+    }
+
+    /// Takes new settings; what it has handled stays handled.
+    pub(super) fn configure(&mut self, spec: &SubscriptionSpec, batch: &mut Batch) {
+        let old = self.row.clone();
+        let new = new_row(old.id, spec);
+        self.row.dead_letter_topic = new.dead_letter_topic;
+        self.row.ordered = new.ordered;
+        self.row.idle_expiry_ms = new.idle_expiry_ms;
+        if self.row != old {
+            batch.subscriptions.insert(spec.name.clone(), Some(self.row.encode_to_vec()));
+        }
+    }
+
+    /// Counts how long nobody consumes it. True: for longer than it asked for.
+    pub(super) fn is_forgotten(&mut self, name: &str, now_ms: u64, batch: &mut Batch) -> bool {
+        let since = self.row.idle_since_ms;
+        let idle = self.consumers.is_empty() && self.row.idle_expiry_ms.is_some();
+        if idle == (since == 0) {
+            self.row.idle_since_ms = if idle { now_ms.max(1) } else { 0 };
+            batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
+        }
+        let limit = self.row.idle_expiry_ms.unwrap_or(u64::MAX);
+        idle && since > 0 && now_ms.saturating_sub(since) >= limit
+    }
+
+    /// Orders as it and its topic ask for. A change waits until nothing has to be read again by the old order.
+    pub(super) fn order_as(&mut self, name: &str, order_by: &str, batch: &mut Batch) {
+        let wanted = if self.row.ordered { order_by } else { "" };
+        if self.row.order_by == wanted || !self.progress.may_reorder() {
+            return;
+        }
+        self.progress.reorder();
+        wanted.clone_into(&mut self.row.order_by);
+        batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
+    }
+
+    /// The lane of an event, if it has one.
+    pub(super) fn key(&self, event: &proto::Event) -> Option<u64> {
+        let key = match self.row.order_by.as_str() {
+            "" => return None,
+            "id" => &event.id,
+            "source" => &event.source,
+            "type" => &event.r#type,
+            other => event.attributes.get(other)?,
+        };
+        Some(xxh3_64_with_seed(key.as_bytes(), self.row.seed).max(1))
     }
 
     /// Writes what became of one event.
@@ -50,6 +102,23 @@ impl Subscription {
         let id = self.row.id;
         batch.attempts.retain(|place, _row| place.0 != id);
         batch.forget.push(id);
+    }
+}
+
+/// The row of a subscription that nobody has consumed.
+pub(super) fn new_row(id: u32, spec: &SubscriptionSpec) -> SubscriptionRow {
+    let idle_expiry_ms =
+        spec.idle_expiry.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    SubscriptionRow {
+        id,
+        topic: spec.topic.clone(),
+        dead_letter_topic: spec.dead_letter_topic.clone(),
+        paused: false,
+        ordered: spec.ordered,
+        order_by: String::new(),
+        seed: RandomState::new().hash_one(&spec.name),
+        idle_expiry_ms,
+        idle_since_ms: 0,
     }
 }
 

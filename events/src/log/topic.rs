@@ -34,6 +34,8 @@ impl Topic {
             retention_age_ms: config.retention_age.map(millis),
             retention_bytes: config.retention_bytes,
             holes: 0,
+            drop_unhandled: config.drop_unhandled,
+            order_by: config.order_by.clone(),
         };
         Self {
             dedup: Dedup::new(row.dedup_window_ms),
@@ -91,6 +93,8 @@ impl Topic {
         self.row.dedup_window_ms = millis(config.dedup_window);
         self.row.retention_age_ms = config.retention_age.map(millis);
         self.row.retention_bytes = config.retention_bytes;
+        self.row.drop_unhandled = config.drop_unhandled;
+        self.row.order_by.clone_from(&config.order_by);
         if self.row.dedup_window_ms != old.dedup_window_ms {
             self.reread_window(reader, now_ms)?;
         }
@@ -113,6 +117,14 @@ impl Topic {
 
     pub(super) fn place(&self, position: u64) -> Place {
         (self.row.id, position)
+    }
+
+    /// The attribute by which ordered subscriptions order.
+    pub(super) fn order_by(&self) -> &str {
+        match self.row.order_by.as_str() {
+            "" => crate::cloudevent::PARTITION_KEY,
+            named => named,
+        }
     }
 
     /// One past the last position.
@@ -212,8 +224,8 @@ impl Topic {
         self.stored_end = self.row.next;
     }
 
-    /// Removes what retention allows, below `floor`, the lowest position that a subscription still needs, and
-    /// older than the deduplication window. True if the row changed.
+    /// Removes what retention allows, below `floor`, the lowest position that a subscription still needs (unless this
+    /// topic takes that as well), and older than the deduplication window. True if the row changed.
     pub(super) fn trim(
         &mut self,
         floor: u64,
@@ -223,6 +235,7 @@ impl Topic {
     ) -> Result<bool, LogError> {
         self.dedup.expire(now_ms);
         // What is still in the batch cannot be seen yet, which is not the same as gone.
+        let floor = if self.row.drop_unhandled { u64::MAX } else { floor };
         let floor = floor.min(self.stored_end);
         let start = self.row.first;
         while self.row.first < floor && self.row.first - start < TRIM_STEP {

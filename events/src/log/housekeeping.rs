@@ -1,0 +1,74 @@
+//! What the log does about once a second: retention, subscriptions that nobody wants any more, and the gauges.
+
+use std::collections::HashMap;
+
+use prost::Message;
+
+use super::LogError;
+use super::engine::Engine;
+
+impl Engine {
+    /// One round of it.
+    pub(super) fn tick(&mut self, now_ms: u64) -> Result<(), LogError> {
+        self.forget_idle(now_ms);
+        self.trim(now_ms)?;
+        for status in self.subscription_statuses()? {
+            let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
+            self.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
+        }
+        Ok(())
+    }
+
+    fn forget_idle(&mut self, now_ms: u64) {
+        let mut forgotten = Vec::new();
+        for (name, subscription) in &mut self.subscriptions {
+            if subscription.is_forgotten(name, now_ms, &mut self.batch) {
+                forgotten.push(name.clone());
+            }
+        }
+        for name in forgotten {
+            tracing::info!(subscription = name, "without a consumer for too long: removed");
+            self.remove(&name);
+        }
+    }
+
+    fn trim(&mut self, now_ms: u64) -> Result<(), LogError> {
+        let mut floors: HashMap<&str, u64> = HashMap::new();
+        for subscription in self.subscriptions.values() {
+            let floor = subscription.progress.floor();
+            let lowest = floors.entry(&subscription.row.topic).or_insert(floor);
+            *lowest = floor.min(*lowest);
+        }
+        let mut dropping = Vec::new();
+        let reader = super::engine::view(&mut self.reader, &self.store)?;
+        for (name, topic) in &mut self.topics {
+            let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
+            if topic.trim(floor, &mut self.batch, reader, now_ms)? {
+                self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
+                if topic.row().first > floor {
+                    dropping.push(name.clone());
+                }
+            }
+        }
+        for topic in dropping {
+            self.drop_unhandled(&topic);
+        }
+        Ok(())
+    }
+
+    /// Subscriptions go on where the topic begins now.
+    fn drop_unhandled(&mut self, name: &str) {
+        let first = self.topics.get(name).map_or(0, |topic| topic.row().first);
+        let mut dropped = 0;
+        for subscription in self.subscriptions.values_mut().filter(|s| s.row.topic == name) {
+            let (rows, lost) = subscription.progress.skip_to(first);
+            for position in rows {
+                self.batch.attempts.insert((subscription.row.id, position), None);
+            }
+            subscription.dirty |= lost > 0;
+            dropped += lost;
+        }
+        tracing::warn!(topic = name, dropped, "retention took events that were not handled yet");
+        self.metrics.dropped(name, dropped);
+    }
+}
