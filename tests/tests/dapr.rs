@@ -61,6 +61,16 @@ spec:
   subscriber: {service: reader, path: /news}
 ";
 
+const SECRET: &str = "\
+apiVersion: duet.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: secret}
+spec:
+  targetRefs: [{kind: Topic, name: secret}]
+  action: Deny
+  rules: [{from: [{namespaces: [default]}]}]
+";
+
 /// A Python that has the SDK.
 fn python() -> Option<PathBuf> {
     let python = tools::find("python")?;
@@ -416,7 +426,8 @@ async fn the_end_of_a_stream_gives_unanswered_events_back_unspent() {
 
 #[tokio::test]
 async fn the_grpc_api_names_what_is_wrong() {
-    let control_plane = ControlPlane::start(&[("services.yaml", SERVICES)]).await;
+    let resources = [("services.yaml", SERVICES), ("secret.yaml", SECRET)];
+    let control_plane = ControlPlane::start(&resources).await;
     let sidecar = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let channel = channel(&sidecar).await;
     let mut dapr = DaprClient::new(channel.clone());
@@ -488,6 +499,11 @@ async fn the_grpc_api_names_what_is_wrong() {
         let status = dapr.subscribe_topic_events_alpha1(first).await.unwrap_err();
         assert_eq!(status.code(), code, "{what}: {status}");
     }
+    let denied = tokio_stream::iter([initial("default", "secret")]);
+    let status = dapr.subscribe_topic_events_alpha1(denied).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let status = dapr.publish_event(event("default", "secret")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     let nothing = tokio_stream::empty::<SubscribeTopicEventsRequestAlpha1>();
     let status = dapr.subscribe_topic_events_alpha1(nothing).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");

@@ -53,6 +53,7 @@ pub(super) async fn open(
         return Err(Status::invalid_argument("the first message must be initial_request"));
     };
     let spec = spec(api, initial)?;
+    check_allowed(api, &spec).await?;
     // One message for each delivery that is open, and the first.
     let room = usize::try_from(spec.max_in_flight).unwrap_or(64).saturating_add(1);
     let (events, receiver) = mpsc::channel(room);
@@ -159,6 +160,17 @@ fn check_bus(api: &Api, bus: &str) -> Result<(), Status> {
     let text =
         format!("ERR_PUBSUB_NOT_FOUND: there is no bus {bus:?}; known are: {}", names.join(", "));
     Err(Status::not_found(text))
+}
+
+/// A refusal is said at once, and not left to a log. A bus that is away is no refusal: the stream waits for it.
+async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status> {
+    let bus = api.buses.bus(&spec.bus);
+    match tokio::time::timeout(FIRST_TIMEOUT, bus.consume(spec.clone())).await {
+        Ok(Err(error)) if !error.is_retryable() => {
+            Err(Status::permission_denied(error.to_string()))
+        }
+        Ok(Ok(_) | Err(_)) | Err(_) => Ok(()),
+    }
 }
 
 /// The application's stream, as the receiver of its events.
