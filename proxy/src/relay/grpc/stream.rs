@@ -43,15 +43,7 @@ pub(super) async fn open(
     if api.drain.inbound.is_cancelled() {
         return Err(Status::unavailable("the sidecar is draining"));
     }
-    let first = tokio::time::timeout(FIRST_TIMEOUT, answers.message()).await;
-    let first = first.map_err(|_elapsed| {
-        Status::deadline_exceeded("the first message, initial_request, did not come")
-    })??;
-    let Some(Asked::InitialRequest(initial)) =
-        first.and_then(|first| first.subscribe_topic_events_request_type)
-    else {
-        return Err(Status::invalid_argument("the first message must be initial_request"));
-    };
+    let initial = first(&mut answers).await?;
     let spec = spec(api, initial)?;
     check_allowed(api, &spec).await?;
     // One message for each delivery that is open, and the first.
@@ -104,6 +96,22 @@ pub(super) async fn open(
         drop(ready);
     });
     Ok(ReceiverStream::new(receiver))
+}
+
+/// What the application wants: its first message.
+async fn first(
+    answers: &mut Streaming<SubscribeTopicEventsRequestAlpha1>,
+) -> Result<SubscribeTopicEventsRequestInitialAlpha1, Status> {
+    let first = tokio::time::timeout(FIRST_TIMEOUT, answers.message()).await;
+    let first = first.map_err(|_elapsed| {
+        Status::deadline_exceeded("the first message, initial_request, did not come")
+    })??;
+    let Some(Asked::InitialRequest(initial)) =
+        first.and_then(|first| first.subscribe_topic_events_request_type)
+    else {
+        return Err(Status::invalid_argument("the first message must be initial_request"));
+    };
+    Ok(initial)
 }
 
 /// Why a stream ends.
