@@ -264,6 +264,19 @@ impl Sidecar {
         (process, ports)
     }
 
+    /// As a rolling update does: `SIGTERM`, wait for its end, start it again on the same ports and state, and wait
+    /// until it is ready.
+    pub async fn roll(&mut self) {
+        self.process.signal(rustix::process::Signal::TERM);
+        eventually(&format!("{} ends", self.instance), SOON, || {
+            let gone = !crate::process::exists(self.process.pid());
+            async move { gone.then_some(()) }
+        })
+        .await;
+        self.restart().await;
+        self.wait_ready().await;
+    }
+
     /// `kill -9`, then the same again on the same ports and state.
     pub async fn restart(&mut self) {
         self.process.kill();
