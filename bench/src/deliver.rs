@@ -52,7 +52,7 @@ impl Arrivals {
         let number = data.split(' ').next().and_then(|number| number.parse().ok());
         if let Some(nanos) = number {
             // The receiver ends with the measurement.
-            drop(self.sender.send((nanos, arrived)));
+            self.sender.send((nanos, arrived)).unwrap_or_default();
         }
     }
 

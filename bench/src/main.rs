@@ -40,6 +40,17 @@ enum Command {
         #[arg(long, default_value_t = 4)]
         connections: usize,
     },
+    /// Makes a JetStream stream, on disk.
+    Stream {
+        /// `nats://…`.
+        to: String,
+        /// Its name.
+        #[arg(long)]
+        name: String,
+        /// Its subjects.
+        #[arg(long)]
+        subject: String,
+    },
     /// Publishes events and waits for their acknowledgements; prints how many a second, and how long they took, as JSON.
     Publish {
         /// `nats://…` for JetStream, `http://…` for a sidecar's API.
@@ -90,6 +101,7 @@ async fn main() -> anyhow::Result<()> {
             let time = Duration::from_secs(seconds);
             tunnel::run(address, &host, time, connections).await
         }
+        Command::Stream { to, name, subject } => publish::make_stream(&to, name, subject).await,
         Command::Publish { to, topic, in_flight, batch, size, seconds } => {
             let load = publish::Load {
                 topic,

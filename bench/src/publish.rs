@@ -48,6 +48,17 @@ pub(crate) async fn run(to: &str, load: Load) -> anyhow::Result<()> {
     println(&serde_json::json!({"per_second": events as f64 / seconds, "events": events, "ms": times}))
 }
 
+pub(crate) async fn make_stream(to: &str, name: String, subject: String) -> anyhow::Result<()> {
+    let context = async_nats::jetstream::new(async_nats::connect(to).await?);
+    let config = async_nats::jetstream::stream::Config {
+        name,
+        subjects: vec![subject],
+        ..async_nats::jetstream::stream::Config::default()
+    };
+    context.create_stream(config).await?;
+    Ok(())
+}
+
 async fn to_jetstream(
     stream: async_nats::jetstream::Context,
     load: Load,
@@ -137,12 +148,12 @@ impl Sidecar {
 /// Milliseconds at p50, p99 and p99.9, and the longest.
 pub(crate) fn percentiles(mut took: Vec<Duration>) -> serde_json::Value {
     took.sort_unstable();
-    let at = |share: f64| {
-        let index = (took.len() as f64 * share) as usize;
+    let at = |per_mille: usize| {
+        let index = took.len() * per_mille / 1000;
         let time = took.get(index.min(took.len().saturating_sub(1)));
         time.copied().unwrap_or_default().as_secs_f64() * 1000.0
     };
-    serde_json::json!({"p50": at(0.5), "p99": at(0.99), "p99.9": at(0.999), "max": at(1.0)})
+    serde_json::json!({"p50": at(500), "p99": at(990), "p99.9": at(999), "max": at(1000)})
 }
 
 pub(crate) fn println(value: &serde_json::Value) -> anyhow::Result<()> {
