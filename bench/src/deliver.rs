@@ -198,8 +198,8 @@ async fn serve(listener: TcpListener, arrivals: Arrivals) {
         stream.set_nodelay(true).unwrap_or_default();
         let arrivals = arrivals.clone();
         let service = service_fn(move |request| answer(request, arrivals.clone()));
-        let connection =
-            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let connection = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service);
         tokio::spawn(connection);
     }
 }

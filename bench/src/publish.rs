@@ -45,7 +45,9 @@ pub(crate) async fn run(to: &str, load: Load) -> anyhow::Result<()> {
     let events = took.len() * load.batch;
     let seconds = started.elapsed().as_secs_f64();
     let times = percentiles(took);
-    println(&serde_json::json!({"per_second": events as f64 / seconds, "events": events, "ms": times}))
+    println(
+        &serde_json::json!({"per_second": events as f64 / seconds, "events": events, "ms": times}),
+    )
 }
 
 pub(crate) async fn make_stream(to: &str, name: String, subject: String) -> anyhow::Result<()> {

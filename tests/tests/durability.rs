@@ -201,10 +201,8 @@ async fn while_the_bus_is_away_publishing_goes_on_and_keeps_its_order() {
     tokio::time::sleep_until(back).await;
     control_plane.restart().await;
     let before = arrivals.count();
-    eventually("events flow again", SOON, || async {
-        (arrivals.count() > before).then_some(())
-    })
-    .await;
+    eventually("events flow again", SOON, || async { (arrivals.count() > before).then_some(()) })
+        .await;
     let (acknowledged, refused) = load.stop().await;
     assert_eq!(refused, 0, "publishes went on");
     all_arrive(&arrivals, &acknowledged).await;

@@ -140,6 +140,10 @@ impl Engine {
             );
             self.remove(&spec.name);
         }
+        self.add(spec)
+    }
+
+    fn add(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
         let cursor = self.start_of(&spec.topic, spec.start)?;
         let row = subscription::new_row(self.new_id(), spec);
         tracing::info!(

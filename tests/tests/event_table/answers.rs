@@ -87,16 +87,20 @@ pub(crate) fn cases() -> Vec<Case> {
         })
         .with("retry: {maxAttempts: 0, backoff: 5ms, maxBackoff: 20ms}"),
     );
-    cases.push(Case::new("answer", "a failing event does not hold up others", |world, names| async move {
-        world.script(&names.path, &[(500, ""), (200, "")]);
-        world.publish(&names, json!({"id": "first"})).await;
-        world.wait(&names.path, 1).await;
-        for id in ["second", "third"] {
-            world.publish(&names, json!({"id": id})).await;
-        }
-        world.wait(&names.path, 4).await;
-        settled(&world, &names).await;
-    }));
+    cases.push(Case::new(
+        "answer",
+        "a failing event does not hold up others",
+        |world, names| async move {
+            world.script(&names.path, &[(500, ""), (200, "")]);
+            world.publish(&names, json!({"id": "first"})).await;
+            world.wait(&names.path, 1).await;
+            for id in ["second", "third"] {
+                world.publish(&names, json!({"id": id})).await;
+            }
+            world.wait(&names.path, 4).await;
+            settled(&world, &names).await;
+        },
+    ));
     cases
 }
 

@@ -17,13 +17,28 @@ const FILTERS: &[Filter] = &[
     Filter("data member", "event.data.total > 100", r#"{"data":{"total":150}}"#, true),
     Filter("data member below", "event.data.total > 100", r#"{"data":{"total":50}}"#, false),
     Filter("data member that is missing", "event.data.total > 100", r#"{"data":{"n":1}}"#, false),
-    Filter("data that is text", "event.data.total > 100", r#"{"datacontenttype":"text/plain","data":"x"}"#, false),
-    Filter("both", "event.data.total > 100 && event.type.startsWith('shop.')", r#"{"type":"shop.order","data":{"total":101}}"#, true),
+    Filter(
+        "data that is text",
+        "event.data.total > 100",
+        r#"{"datacontenttype":"text/plain","data":"x"}"#,
+        false,
+    ),
+    Filter(
+        "both",
+        "event.data.total > 100 && event.type.startsWith('shop.')",
+        r#"{"type":"shop.order","data":{"total":101}}"#,
+        true,
+    ),
     Filter("an extension", "event.region == 'eu'", r#"{"region":"eu"}"#, true),
     Filter("an extension that is missing", "event.region == 'eu'", r"{}", false),
     Filter("has", "has(event.data.coupon)", r#"{"data":{"coupon":"x"}}"#, true),
     Filter("has not", "has(event.data.coupon)", r#"{"data":{"n":1}}"#, false),
-    Filter("source and subject", "event.source == '/table' && event.subject == 's'", r#"{"subject":"s"}"#, true),
+    Filter(
+        "source and subject",
+        "event.source == '/table' && event.subject == 's'",
+        r#"{"subject":"s"}"#,
+        true,
+    ),
 ];
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -165,16 +180,35 @@ const WRITER: &str = "spiffe://duet.local/ns/default/sa/writer";
 
 fn authorization() -> Vec<Case> {
     let rows: [(&str, String, u16, u16); 4] = [
-        ("only the one allowed", policy("Allow", &format!("from: [{{identities: [\"{WRITER}\"]}}, {{namespaces: [default]}}]")), 204, 403),
+        (
+            "only the one allowed",
+            policy(
+                "Allow",
+                &format!("from: [{{identities: [\"{WRITER}\"]}}, {{namespaces: [default]}}]"),
+            ),
+            204,
+            403,
+        ),
         ("a namespace is denied", policy("Deny", "from: [{namespaces: [other]}]"), 204, 403),
-        ("an identity is denied", policy("Deny", &format!("from: [{{identities: [\"{WRITER}\"]}}]\n    to: [{{operations: [publish]}}]")), 403, 204),
+        (
+            "an identity is denied",
+            policy(
+                "Deny",
+                &format!(
+                    "from: [{{identities: [\"{WRITER}\"]}}]\n    to: [{{operations: [publish]}}]"
+                ),
+            ),
+            403,
+            204,
+        ),
         ("an audit denies nobody", policy("Audit", "from: [{namespaces: [other]}]"), 204, 204),
     ];
     let cases = rows.into_iter().map(|(name, yaml, writer, stranger)| {
         Case::new("authorization", name, move |world, names| async move {
             let path = format!("/v1.0/publish/default/{}", names.topic);
             for (sidecar, status) in [(&world.writer, writer), (&world.stranger, stranger)] {
-                let answer = world.post_by(sidecar, &path, &[("content-type", "text/plain")], "x").await;
+                let answer =
+                    world.post_by(sidecar, &path, &[("content-type", "text/plain")], "x").await;
                 assert_eq!(answer.status, status, "{answer:?}");
                 if status == 403 {
                     assert_eq!(answer.body["errorCode"], "ERR_PUBSUB_FORBIDDEN", "{answer:?}");

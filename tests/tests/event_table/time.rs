@@ -102,9 +102,8 @@ fn start(name: &'static str, start: &'static str, expected: &'static [&'static s
         let middle = at(0);
         world.publish(&names, json!({"id": "mid"})).await;
         let start = start.replace("MIDDLE", &middle);
-        let yaml = Case::new("start", name, |_, _| async {})
-            .with(&format!("start: {start}"))
-            .yaml();
+        let yaml =
+            Case::new("start", name, |_, _| async {}).with(&format!("start: {start}")).yaml();
         world.control_plane.write(&format!("{}.yaml", names.subscription), &yaml);
         world.declared(&names.subscription).await;
         world.publish(&names, json!({"id": "new"})).await;

@@ -118,13 +118,19 @@ impl World {
                 if asked.path == "/dapr/subscribe" {
                     return Reply::new(404, "");
                 }
-                deliveries.lock().unwrap().entry(asked.path.clone()).or_default().push(asked.clone());
+                deliveries
+                    .lock()
+                    .unwrap()
+                    .entry(asked.path.clone())
+                    .or_default()
+                    .push(asked.clone());
                 let mut scripts = scripts.lock().unwrap();
-                let (status, body) = scripts.get_mut(&asked.path).map_or((200, ""), |(at, script)| {
-                    let answer = script[(*at).min(script.len() - 1)];
-                    *at += 1;
-                    answer
-                });
+                let (status, body) =
+                    scripts.get_mut(&asked.path).map_or((200, ""), |(at, script)| {
+                        let answer = script[(*at).min(script.len() - 1)];
+                        *at += 1;
+                        answer
+                    });
                 let delay = held.lock().unwrap().get(&asked.path).copied().unwrap_or_default();
                 Reply::new(status, body).after(delay)
             }
@@ -204,7 +210,8 @@ impl World {
 
     /// The same with a query such as `?metadata.ttlInSeconds=1`.
     pub(crate) async fn publish_with(&self, names: &Names, query: &str, attributes: Value) {
-        let mut event = json!({"specversion": "1.0", "id": self.id(), "source": "/table", "type": "t"});
+        let mut event =
+            json!({"specversion": "1.0", "id": self.id(), "source": "/table", "type": "t"});
         for (name, value) in attributes.as_object().unwrap() {
             event[name] = value.clone();
         }
