@@ -61,7 +61,7 @@ class Duet:
         self.write("empty", service("nothing", 1))
         ports = f"{folder}/control-plane.json"
         command = [f"{programs}/duet", "control-plane", "--config", f"{folder}/config", "--state", f"{folder}/state",
-                   "--ports-file", ports, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
+                   "--ports-file", ports, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0"]
         self.control_plane = Process("control plane", command, control_cpu, f"{folder}/control-plane.log")
         self.ports = self._ports(ports)
         wait_for("the control plane", lambda: _ok(self.ports["admin"]))

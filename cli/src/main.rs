@@ -1,13 +1,15 @@
 //! `duet`: the one command people type.
 //!
 //! - [`up`] runs a whole mesh on this machine from a `duet.yaml`; [`run`] puts a sidecar beside one process.
-//! - [`check`] validates resources, [`explain`] says what they mean for one request; [`token`] makes join tokens.
+//! - [`check`] validates resources, [`explain`] says what they mean for one request; [`token`] makes join tokens;
+//!   [`events`] looks after what waits on the buses.
 //! - `control-plane` and `proxy` are the two servers themselves, from their own crates.
 //!
 //! [`process`] starts, watches and ends child processes; [`resources`] finds what commands are given to read;
 //! [`output`] is the only place that prints.
 
 mod check;
+mod events;
 mod exec_app;
 mod explain;
 mod output;
@@ -57,6 +59,8 @@ enum Command {
     Check(check::Args),
     /// Say how a request would be treated, without sending it.
     Explain(explain::Args),
+    /// See what waits on the buses; publish, replay, deal with dead letters.
+    Events(events::Args),
     /// Make, list and revoke join tokens.
     Token(token::Args),
     /// Print a shell completion script.
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Proxy(args) => duet_proxy::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Check(args) => check::check(&args),
         Command::Explain(args) => explain::explain(&args),
+        Command::Events(args) => events::events(args).map(|()| ExitCode::SUCCESS),
         Command::Token(args) => token::token(args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             output::completion(shell, &mut Cli::command());

@@ -256,7 +256,8 @@ fn joining(args: &Args) -> anyhow::Result<Joining> {
     Ok(Joining { control_plane: mesh.control_plane.grpc, namespace, token_file, slot })
 }
 
-fn find_mesh() -> anyhow::Result<PathBuf> {
+/// The state folder of a mesh that runs from here or from further up.
+pub(crate) fn find_mesh() -> anyhow::Result<PathBuf> {
     let here = std::env::current_dir()?;
     let found = here.ancestors().map(|folder| folder.join(".duet"));
     found.into_iter().find(|folder| folder.join("state.json").exists()).context(

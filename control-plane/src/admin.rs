@@ -70,7 +70,16 @@ pub async fn serve(
     tracker: TaskTracker,
     stop: CancellationToken,
 ) {
-    let router = admin.router();
+    serve_router(listener, admin.router(), tracker, stop).await;
+}
+
+/// Serves any pages until `stop`, with the bounds that a port for people and their tools needs.
+pub async fn serve_router(
+    listener: TcpListener,
+    router: Router,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let accepting = async {
         while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {

@@ -25,6 +25,7 @@ use crate::ca::Ca;
 use crate::certify::IdentityService;
 use crate::config::Args;
 use crate::listen::{self, ServerTls};
+use crate::operate::{self, Operate};
 use crate::serve::DiscoveryService;
 use crate::sources::registry::Registry;
 use crate::sources::workloads::WorkloadsService;
@@ -51,6 +52,8 @@ pub struct ControlPlane {
     pub grpc: SocketAddr,
     /// Where the admin pages are.
     pub admin: SocketAddr,
+    /// Where `duet events` asks.
+    pub operator: SocketAddr,
     ready: Arc<AtomicBool>,
     tracker: TaskTracker,
     /// Ends sources of work: listeners and streams.
@@ -81,15 +84,20 @@ impl ControlPlane {
         let registry = prometheus::Registry::new();
         let grpc = bind(args.listen).await?;
         let admin_listener = bind(args.admin_listen).await?;
+        let operator_listener = operate::bind(args.operator_listen, args.operator_anywhere).await?;
+        let operator = operator_listener.local_addr()?;
         let addresses = (grpc.local_addr()?, admin_listener.local_addr()?);
         let (parts, source) = Parts::open(args, &registry).await?;
         let end = CancellationToken::new();
         let ready = Arc::new(AtomicBool::new(false));
         let (buses, store) = (Arc::clone(&parts.buses), Arc::clone(&parts.store));
+        let operate = Operate::new(Arc::<Buses>::clone(&buses), !args.operator_anywhere);
         let reconciler = Reconciler::start(buses, store).await;
         parts.serve_grpc(args, grpc)?;
         let (page, tracker) = (Admin { registry, ready: Arc::clone(&ready) }, &parts.tracker);
         tracker.spawn(admin::serve(admin_listener, page, tracker.clone(), end.clone()));
+        let router = operate.router();
+        tracker.spawn(admin::serve_router(operator_listener, router, tracker.clone(), end.clone()));
         let (registrations, until) = (Arc::clone(&parts.registry), end.clone());
         tracker.spawn(async move { registrations.run(until).await });
         tracker.spawn(reconciler.run(parts.stop.clone()));
@@ -97,9 +105,9 @@ impl ControlPlane {
         ready.store(true, Ordering::Release);
         let (grpc, admin) = addresses;
         let (trust_domain, ca) = (&args.trust_domain, parts.ca.fingerprint());
-        tracing::info!(%grpc, %admin, trust_domain, ca, "control plane ready");
+        tracing::info!(%grpc, %admin, %operator, trust_domain, ca, "control plane ready");
         let Parts { tracker, stop, buses, .. } = parts;
-        Ok(Self { grpc, admin, ready, tracker, stop, end, buses, watching })
+        Ok(Self { grpc, admin, operator, ready, tracker, stop, end, buses, watching })
     }
 
     /// Ends everything in order: no new work, streams told, registrations and events on disk, then the rest.

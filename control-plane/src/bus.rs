@@ -73,8 +73,11 @@ impl Buses {
         Ok(buses)
     }
 
-    /// The bus of a name.
-    async fn get(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
+    /// The bus of a name, opened if need be.
+    ///
+    /// # Errors
+    /// When nobody declared it, or it cannot be used.
+    pub async fn get(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
         if !self.store.read(|view| compile::knows_bus(view.index, name)) {
             return Err(BusError::Unknown(name.chars().take(255).collect()));
         }
@@ -90,6 +93,12 @@ impl Buses {
         open.insert(name.to_owned(), Arc::clone(&bus));
         tracing::info!(bus = name, folder = %dir.display(), "bus opened");
         Ok(bus)
+    }
+
+    /// Names of all buses that are declared, and the default one.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.store.read(|view| compile::bus_names(view.index))
     }
 
     /// Flushes and closes every bus.

@@ -27,6 +27,12 @@ pub struct Args {
     /// /metrics, /live and /ready.
     #[arg(long, env = "DUET_ADMIN_LISTEN", default_value = "0.0.0.0:15014")]
     pub admin_listen: SocketAddr,
+    /// What `duet events` talks to: reads and changes topics, without asking who it is. On loopback only.
+    #[arg(long, env = "DUET_OPERATOR_LISTEN", default_value = "127.0.0.1:15016")]
+    pub operator_listen: SocketAddr,
+    /// Let --operator-listen be an address that other machines reach. Whoever reaches it can read and drop every event.
+    #[arg(long, env = "DUET_OPERATOR_ANYWHERE")]
+    pub operator_anywhere: bool,
     /// How long a registration lasts that is not renewed.
     #[arg(long, env = "DUET_LEASE", default_value = "15s", value_parser = lease)]
     pub lease: Duration,

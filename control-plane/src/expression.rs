@@ -147,6 +147,15 @@ impl Selector {
         Ok(Some(Self { filter, routes, otherwise }))
     }
 
+    /// Only a filter.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn filter(source: &str) -> Result<Self, SelectorError> {
+        let filter = Some(compile(source, None)?);
+        Ok(Self { filter, routes: Vec::new(), otherwise: true })
+    }
+
     /// Decides on an event, and says what went wrong: an expression that cannot be evaluated does not match.
     #[must_use]
     pub fn choose(&self, event: &Event) -> (Choice, Option<String>) {

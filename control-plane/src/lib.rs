@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | 7 | this file: flags, signals, the ports file |
 //! | 6 | [`app`]: builds and runs everything |
-//! | 5 | [`admin`], [`check`] |
+//! | 5 | [`admin`], [`check`], [`operate`] |
 //! | 4 | [`sources`], [`serve`], [`certify`], [`bus`] |
 //! | 3 | [`compile`], [`store`], [`listen`], [`token`] |
 //! | 2 | [`index`], [`ca`], [`config`], [`expression`] |
@@ -32,6 +32,7 @@ pub mod config;
 pub mod expression;
 pub mod index;
 pub mod listen;
+pub mod operate;
 pub mod serve;
 pub mod sources;
 pub mod store;
@@ -71,7 +72,7 @@ async fn run_until_signal(args: Args) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let control_plane = Box::pin(ControlPlane::start(&args)).await?;
     if let Some(file) = &args.ports_file {
-        write_ports(file, control_plane.grpc, control_plane.admin)
+        write_ports(file, &control_plane)
             .with_context(|| format!("cannot write the ports file {}", file.display()))?;
     }
     tokio::select! {
@@ -95,7 +96,7 @@ fn exit_with_parent() -> anyhow::Result<()> {
 
 /// Writes the ports as a whole file or not at all. Addresses that mean every interface are written as loopback, since the
 /// file is for readers on this machine.
-fn write_ports(file: &Path, grpc: SocketAddr, admin: SocketAddr) -> anyhow::Result<()> {
+fn write_ports(file: &Path, at: &ControlPlane) -> anyhow::Result<()> {
     let reachable = |address: SocketAddr| {
         let ip = match address.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -106,8 +107,9 @@ fn write_ports(file: &Path, grpc: SocketAddr, admin: SocketAddr) -> anyhow::Resu
     };
     let ports = serde_json::json!({
         "pid": std::process::id(),
-        "grpc": reachable(grpc),
-        "admin": reachable(admin),
+        "grpc": reachable(at.grpc),
+        "admin": reachable(at.admin),
+        "operator": reachable(at.operator),
     });
     let fresh = file.with_extension("new");
     std::fs::write(&fresh, format!("{ports}\n"))?;

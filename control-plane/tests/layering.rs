@@ -5,12 +5,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const RANKS: [(&str, u32); 18] = [
+const RANKS: [(&str, u32); 19] = [
     ("lib", 7),
     ("main", 7),
     ("app", 6),
     ("admin", 5),
     ("check", 5),
+    ("operate", 5),
     ("sources", 4),
     ("serve", 4),
     ("certify", 4),

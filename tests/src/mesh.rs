@@ -19,14 +19,17 @@ pub struct ControlPlane {
     pub grpc: SocketAddr,
     /// Metrics and health.
     pub admin: SocketAddr,
+    /// What `duet events` talks to.
+    pub operator: SocketAddr,
     /// Everything of this mesh lies below.
     pub folder: TempDir,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 struct ControlPlanePorts {
     grpc: SocketAddr,
     admin: SocketAddr,
+    operator: SocketAddr,
 }
 
 impl ControlPlane {
@@ -38,15 +41,13 @@ impl ControlPlane {
             std::fs::write(folder.path().join("config").join(name), yaml).unwrap();
         }
         let any = "127.0.0.1:0".parse().unwrap();
-        let (process, grpc, admin) = Self::run(folder.path(), any, any).await;
-        Self { process, grpc, admin, folder }
+        let any = ControlPlanePorts { grpc: any, admin: any, operator: any };
+        let (process, ports) = Self::run(folder.path(), any).await;
+        let ControlPlanePorts { grpc, admin, operator } = ports;
+        Self { process, grpc, admin, operator, folder }
     }
 
-    async fn run(
-        folder: &Path,
-        grpc: SocketAddr,
-        admin: SocketAddr,
-    ) -> (Process, SocketAddr, SocketAddr) {
+    async fn run(folder: &Path, at: ControlPlanePorts) -> (Process, ControlPlanePorts) {
         let ports = folder.join("control-plane-ports.json");
         std::fs::remove_file(&ports).ok();
         let mut command = Command::new(program("duet"));
@@ -54,11 +55,12 @@ impl ControlPlane {
         command.arg("--config").arg(folder.join("config"));
         command.arg("--state").arg(folder.join("control-plane"));
         command.arg("--ports-file").arg(&ports);
-        command.args(["--listen", &grpc.to_string(), "--admin-listen", &admin.to_string()]);
+        command.args(["--listen", &at.grpc.to_string(), "--admin-listen", &at.admin.to_string()]);
+        command.args(["--operator-listen", &at.operator.to_string()]);
         let process = Process::start("control-plane", command, folder);
         let ports: ControlPlanePorts = read_ports(&ports).await;
         eventually("the control plane is ready", SOON, || http::is_ok(ports.admin, "/ready")).await;
-        (process, ports.grpc, ports.admin)
+        (process, ports)
     }
 
     /// Writes a resource file, as a user would with an editor.
@@ -74,7 +76,8 @@ impl ControlPlane {
     /// Starts it again on the same ports and state.
     pub async fn restart(&mut self) {
         self.process.kill();
-        let (process, ..) = Self::run(self.folder.path(), self.grpc, self.admin).await;
+        let at = ControlPlanePorts { grpc: self.grpc, admin: self.admin, operator: self.operator };
+        let (process, _) = Self::run(self.folder.path(), at).await;
         self.process = process;
     }
 

@@ -37,7 +37,13 @@ pub(crate) fn control_plane(
         let known = state.state().control_plane;
         let admin = known.admin_url.strip_prefix("http://").unwrap_or_default();
         let mut command = command.clone();
-        flags(&mut command, &[("--listen", at(&known.grpc)), ("--admin-listen", at(admin))]);
+        let operator = known.operator_url.strip_prefix("http://").unwrap_or_default();
+        let ports = [
+            ("--listen", at(&known.grpc)),
+            ("--admin-listen", at(admin)),
+            ("--operator-listen", at(operator)),
+        ];
+        flags(&mut command, &ports);
         Spec { command, env: Vec::new(), folder: folder.clone() }
     })
 }

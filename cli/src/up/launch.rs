@@ -119,6 +119,7 @@ impl Launcher {
             state.control_plane.grpc = ports.grpc.to_string();
             state.control_plane.metrics_url = format!("{url}/metrics");
             state.control_plane.admin_url = url;
+            state.control_plane.operator_url = format!("http://{}", ports.operator);
             state.control_plane.state = own;
         })?;
         let address = ports.admin.to_string();

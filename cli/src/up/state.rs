@@ -33,6 +33,9 @@ pub(crate) struct ControlPlane {
     pub(crate) state: PathBuf,
     pub(crate) admin_url: String,
     pub(crate) metrics_url: String,
+    /// What `duet events` talks to.
+    #[serde(default)]
+    pub(crate) operator_url: String,
     pub(crate) restarts: u32,
 }
 
@@ -84,6 +87,7 @@ pub(crate) struct SidecarPorts {
 pub(crate) struct ControlPlanePorts {
     pub(crate) grpc: SocketAddr,
     pub(crate) admin: SocketAddr,
+    pub(crate) operator: SocketAddr,
 }
 
 /// A state folder that is ours as long as this lives.

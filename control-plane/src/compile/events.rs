@@ -139,6 +139,15 @@ fn declared_topics(index: &Index, bus: &str) -> BTreeSet<String> {
     topics.collect()
 }
 
+/// Names of every bus, in order.
+#[must_use]
+pub fn bus_names(index: &Index) -> Vec<String> {
+    let declared = index.of_kind("EventBus").map(|located| &located.resource.metadata().name);
+    let default = duet_api::DEFAULT_BUS.to_owned();
+    let names: BTreeSet<String> = declared.cloned().chain([default]).collect();
+    names.into_iter().collect()
+}
+
 /// Whether a bus exists: declared, or the default one.
 #[must_use]
 pub fn knows_bus(index: &Index, name: &str) -> bool {

@@ -49,6 +49,8 @@ impl Mesh {
             trust_domain: "duet.local".into(),
             listen: loopback,
             admin_listen: loopback,
+            operator_listen: loopback,
+            operator_anywhere: false,
             lease: Duration::from_secs(15),
             ports_file: None,
             exit_with_parent: false,

@@ -1,0 +1,146 @@
+//! The operator port: one request on a connection of its own. Blocking, since a command does one thing after the other.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::run::find_mesh;
+use crate::up::state;
+
+/// A control plane that was started without saying where.
+const DEFAULT_OPERATOR: &str = "http://127.0.0.1:15016";
+/// Bound on one answer.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Client {
+    /// `host:port`.
+    address: String,
+}
+
+impl Client {
+    /// From what the user says, else from a mesh that runs here, else the default port.
+    pub(super) fn find(operator: Option<&str>, mesh: Option<&Path>) -> anyhow::Result<Self> {
+        let url = match (operator, mesh) {
+            (Some(url), _) => url.to_owned(),
+            (None, Some(folder)) => state::read(folder)?.control_plane.operator_url,
+            (None, None) => match find_mesh() {
+                Ok(folder) => state::read(&folder)?.control_plane.operator_url,
+                Err(_none) => DEFAULT_OPERATOR.to_owned(),
+            },
+        };
+        let address = url.strip_prefix("http://").unwrap_or(&url).trim_end_matches('/');
+        if address.is_empty() || address.contains('/') {
+            bail!("{url:?} is not an address such as {DEFAULT_OPERATOR}");
+        }
+        Ok(Self { address: address.to_owned() })
+    }
+
+    pub(super) fn get(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
+        let path = with_query(path, query);
+        self.exchange("GET", &path, "application/json", &[])
+    }
+
+    pub(super) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.exchange("POST", path, "application/json", body.to_string().as_bytes())
+    }
+
+    /// A `CloudEvent` in JSON.
+    pub(super) fn publish(&self, query: &[(&str, &str)], event: &Value) -> anyhow::Result<Value> {
+        let path = with_query("/v1/publish", query);
+        let body = event.to_string();
+        self.exchange("POST", &path, "application/cloudevents+json", body.as_bytes())
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> anyhow::Result<Value> {
+        let address = &self.address;
+        let answer = self.send(method, path, content_type, body).with_context(|| {
+            format!("no control plane answers at http://{address}; --operator says where it is")
+        })?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let (head, body) = answer.split_at(end.context("the answer is no HTTP")?);
+        let head = String::from_utf8_lossy(head);
+        let status: u16 = head
+            .split_whitespace()
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .context("the answer is no HTTP")?;
+        let body = body.get(4..).unwrap_or_default();
+        let value: Value = serde_json::from_slice(body)
+            .with_context(|| format!("http://{address} answered {status}, without JSON"))?;
+        match value.get("error").and_then(Value::as_str) {
+            Some(error) => bail!("{error}"),
+            None if status != 200 => bail!("http://{address} answered {status}"),
+            None => Ok(value),
+        }
+    }
+
+    /// HTTP/1.0: the answer ends with the connection, and is never in chunks.
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> std::io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nduet-operator: 1\r\nContent-Type: {content_type}\r\n\
+             Content-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+fn with_query(path: &str, query: &[(&str, &str)]) -> String {
+    let mut full = path.to_owned();
+    for (number, (name, value)) in query.iter().enumerate() {
+        full.push(if number == 0 { '?' } else { '&' });
+        full.extend([name, "="]);
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                full.push(char::from(byte));
+            } else {
+                full.push_str(&format!("%{byte:02X}"));
+            }
+        }
+    }
+    full
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded() {
+        let full = with_query("/v1/events", &[("topic", "a b/ü&c"), ("from", "1")]);
+        assert_eq!(full, "/v1/events?topic=a%20b%2F%C3%BC%26c&from=1");
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        let address = |url| Client::find(Some(url), None).map(|client| client.address);
+        assert_eq!(address("http://127.0.0.1:1/").unwrap(), "127.0.0.1:1");
+        assert_eq!(address("localhost:15016").unwrap(), "localhost:15016");
+        assert!(address("http://a/b").is_err() && address("").is_err());
+    }
+}

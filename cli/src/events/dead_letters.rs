@@ -1,0 +1,208 @@
+//! `duet events dead-letters`.
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Session;
+use super::show::table;
+use super::tail::{after, page, plain};
+use crate::output::{self, Format};
+
+/// End of the name of a topic that keeps dead letters, unless a subscription says otherwise.
+const SUFFIX: &str = ".dead-letter";
+/// Positions of one request.
+const BATCH: usize = 1000;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List them.
+    List(Which),
+    /// Show them whole.
+    Show(Which),
+    /// Move them back, each to the one subscription that gave it up, with its id.
+    Redrive(Which),
+    /// Remove them for good.
+    Drop(Which),
+}
+
+/// Those to which all of it applies.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The dead-letter topic [default: every topic whose name ends in .dead-letter].
+    topic: Option<String>,
+    /// Given up by this subscription.
+    #[arg(long)]
+    subscription: Option<String>,
+    /// With this in the reason.
+    #[arg(long)]
+    reason: Option<String>,
+    /// With this id.
+    #[arg(long)]
+    id: Option<String>,
+    /// Given up at this time or later: RFC 3339, or so long ago, such as 1h.
+    #[arg(long, value_parser = since)]
+    since: Option<Timestamp>,
+    /// All of them.
+    #[arg(long)]
+    all: bool,
+}
+
+fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let ago = duet_api::duration::parse(text)
+        .map_err(|_error| format!("{text:?} is neither an RFC 3339 time nor a duration"))?;
+    Timestamp::now().checked_sub(ago).map_err(|error| error.to_string())
+}
+
+impl Which {
+    fn is_open(&self) -> bool {
+        let given = [&self.subscription, &self.reason, &self.id];
+        given.iter().all(|given| given.is_none()) && self.since.is_none() && !self.all
+    }
+
+    fn takes(&self, stored: &Value) -> bool {
+        let of = |name: &str| stored.pointer(&format!("/event/{name}")).map(plain);
+        let is = |wanted: &Option<String>, name| {
+            wanted.is_none() || of(name).as_ref() == wanted.as_ref()
+        };
+        let reason = self
+            .reason
+            .as_ref()
+            .is_none_or(|part| of("deadletterreason").is_some_and(|reason| reason.contains(part)));
+        is(&self.subscription, "deadlettersub")
+            && is(&self.id, "id")
+            && reason
+            && self.since.is_none_or(|since| after(stored, since))
+    }
+}
+
+pub(super) fn dead_letters(session: &Session, args: &Args) -> anyhow::Result<()> {
+    match &args.action {
+        Action::List(which) => list(session, which),
+        Action::Show(which) => show(session, which),
+        Action::Redrive(which) => change(session, which, "/v1/redrive", "redriven"),
+        Action::Drop(which) => change(session, which, "/v1/remove", "removed"),
+    }
+}
+
+/// Dead letters with their topic, oldest first.
+fn find(session: &Session, which: &Which) -> anyhow::Result<Vec<(String, Value)>> {
+    let topics = match &which.topic {
+        Some(topic) => vec![topic.clone()],
+        None => dead_letter_topics(session)?,
+    };
+    let mut found = Vec::new();
+    for topic in topics {
+        let mut from = 0;
+        loop {
+            let page = page(session, &topic, from, None)?;
+            let taken = page.events.into_iter().filter(|stored| which.takes(stored));
+            found.extend(taken.map(|stored| (topic.clone(), stored)));
+            if page.next == from {
+                break;
+            }
+            from = page.next;
+        }
+    }
+    Ok(found)
+}
+
+fn dead_letter_topics(session: &Session) -> anyhow::Result<Vec<String>> {
+    let answer = session.client.get("/v1/topics", &[("bus", &session.bus)])?;
+    let topics = answer.get("topics").and_then(Value::as_array).cloned().unwrap_or_default();
+    let names = topics.iter().filter_map(|topic| topic.get("name")?.as_str().map(str::to_owned));
+    Ok(names.filter(|name| name.ends_with(SUFFIX)).collect())
+}
+
+fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
+    let found = find(session, which)?;
+    if session.format == Format::Json {
+        let found = found.iter().map(|(topic, stored)| json!({ "topic": topic, "letter": stored }));
+        output::line(&format!("{:#}", Value::Array(found.collect())));
+        return Ok(());
+    }
+    let rows = found.iter().map(|(topic, stored)| {
+        let of = |path: &str| stored.pointer(path).map_or_else(|| "-".to_owned(), plain);
+        vec![
+            topic.clone(),
+            of("/position"),
+            of("/event/id"),
+            of("/event/deadlettersub"),
+            of("/event/deadletterattempts"),
+            of("/event/deadletterstatus"),
+            of("/event/deadletterreason"),
+        ]
+    });
+    let titles = ["TOPIC", "POSITION", "ID", "SUBSCRIPTION", "ATTEMPTS", "STATUS", "REASON"];
+    table(&titles, rows.collect());
+    Ok(())
+}
+
+fn show(session: &Session, which: &Which) -> anyhow::Result<()> {
+    for (_, stored) in find(session, which)? {
+        output::line(&format!("{stored:#}"));
+    }
+    Ok(())
+}
+
+fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::Result<()> {
+    if which.is_open() {
+        bail!("say which: --subscription, --reason, --id or --since, or --all");
+    }
+    let found = find(session, which)?;
+    let mut changed = 0;
+    for letters in found.chunk_by(|(one, _), (other, _)| one == other) {
+        for batch in letters.chunks(BATCH) {
+            let Some((topic, _)) = batch.first() else { continue };
+            let positions = batch.iter().filter_map(|(_, stored)| stored.get("position")?.as_u64());
+            let positions: Vec<u64> = positions.collect();
+            let body = json!({ "bus": session.bus, "topic": topic, "positions": positions });
+            let answer = session.client.post(path, &body)?;
+            changed += answer.get(done).and_then(Value::as_u64).context("no number came back")?;
+        }
+    }
+    let answer = json!({ "matched": found.len(), done: changed });
+    let mut text = format!("{changed} of {} dead letters {done}", found.len());
+    if changed < found.len() as u64 {
+        text.push_str("; the others stay, since their subscription is gone or somebody was faster");
+    }
+    session.say(&answer, &text);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_apply_together() {
+        let letter = json!({"position": 4, "published": "2026-01-31T12:00:00Z", "event": {
+            "id": "1", "deadlettersub": "shop/fulfil", "deadletterreason": "all 3 attempts used; the last: 500",
+        }});
+        let which = || Which {
+            topic: None,
+            subscription: Some("shop/fulfil".into()),
+            reason: Some("last: 500".into()),
+            id: Some("1".into()),
+            since: Some("2026-01-31T12:00:00Z".parse().unwrap()),
+            all: false,
+        };
+        assert!(which().takes(&letter) && !which().is_open());
+        assert!(!Which { id: Some("2".into()), ..which() }.takes(&letter));
+        assert!(!Which { subscription: Some("shop/other".into()), ..which() }.takes(&letter));
+        assert!(!Which { reason: Some("404".into()), ..which() }.takes(&letter));
+        let later = Some("2026-01-31T12:00:00.5Z".parse().unwrap());
+        assert!(!Which { since: later, ..which() }.takes(&letter));
+        assert!(since("1h").is_ok() && since("yesterday").is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! `duet events tail`, and reading a topic page by page.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::Session;
+use crate::output::{self, Format};
+
+/// How often a topic is asked for what is new.
+const POLL: Duration = Duration::from_millis(250);
+/// Events of one answer.
+const PAGE: &str = "500";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The topic.
+    topic: String,
+    /// Where to begin: `latest`, `earliest`, a position, or a time as in RFC 3339.
+    #[arg(long, default_value = "latest")]
+    from: String,
+    /// CEL: show only events for which it is true.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Stop at the end of what there is, instead of waiting for more.
+    #[arg(long)]
+    no_follow: bool,
+    /// Stop after so many events.
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+/// A page of a topic.
+pub(super) struct Page {
+    pub(super) events: Vec<Value>,
+    /// Position to go on from.
+    pub(super) next: u64,
+}
+
+/// Events of a topic from a position on; of a filter those that match.
+pub(super) fn page(
+    session: &Session,
+    topic: &str,
+    from: u64,
+    filter: Option<&str>,
+) -> anyhow::Result<Page> {
+    let from_text = from.to_string();
+    let mut query = vec![
+        ("bus", session.bus.as_str()),
+        ("topic", topic),
+        ("from", &from_text),
+        ("limit", PAGE),
+    ];
+    query.extend(filter.map(|filter| ("filter", filter)));
+    let mut answer = session.client.get("/v1/events", &query)?;
+    let events = answer.get_mut("events").map(Value::take);
+    let Some(Value::Array(events)) = events else {
+        anyhow::bail!("the control plane answered without events");
+    };
+    let next = answer.get("next").and_then(Value::as_u64).context("the answer has no next")?;
+    Ok(Page { events, next })
+}
+
+/// Runs until there is nothing more to show, or until the user ends it.
+pub(super) fn tail(session: &Session, args: &Args) -> anyhow::Result<()> {
+    let (mut from, since) = begin(session, args)?;
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    while left > 0 {
+        let page = page(session, &args.topic, from, args.filter.as_deref())?;
+        let at_end = page.next == from;
+        from = page.next;
+        for event in
+            page.events.iter().filter(|event| since.is_none_or(|since| after(event, since)))
+        {
+            if left == 0 {
+                return Ok(());
+            }
+            left -= 1;
+            show(session, event);
+        }
+        if at_end && args.no_follow {
+            return Ok(());
+        }
+        if at_end {
+            std::thread::park_timeout(POLL);
+        }
+    }
+    Ok(())
+}
+
+/// The first position, and the time before which events are left out.
+fn begin(session: &Session, args: &Args) -> anyhow::Result<(u64, Option<Timestamp>)> {
+    if args.from == "earliest" {
+        return Ok((0, None));
+    }
+    if let Ok(position) = args.from.parse() {
+        return Ok((position, None));
+    }
+    if args.from != "latest" {
+        let time = args.from.parse().ok().with_context(|| {
+            format!(
+                "--from {:?} is neither latest, earliest, a position nor an RFC 3339 time",
+                args.from
+            )
+        })?;
+        return Ok((0, Some(time)));
+    }
+    let topics = session.client.get("/v1/topics", &[("bus", &session.bus)])?;
+    let topics = topics.get("topics").and_then(Value::as_array).cloned().unwrap_or_default();
+    let topic = topics.iter().find(|topic| topic.get("name") == Some(&args.topic.as_str().into()));
+    Ok((topic.and_then(|topic| topic.get("next")?.as_u64()).unwrap_or(0), None))
+}
+
+/// Whether an event was published at or after a time.
+pub(super) fn after(event: &Value, since: Timestamp) -> bool {
+    let published = event.get("published").and_then(Value::as_str);
+    published.and_then(|text| text.parse::<Timestamp>().ok()).is_none_or(|time| time >= since)
+}
+
+fn show(session: &Session, stored: &Value) {
+    if session.format == Format::Json {
+        return output::line(&stored.to_string());
+    }
+    let text = |name: &str| stored.get(name).map_or_else(String::new, plain);
+    let event = stored.get("event").cloned().unwrap_or_default();
+    let of = |name: &str| event.get(name).map_or_else(String::new, plain);
+    let data = event.get("data").or_else(|| event.get("data_base64")).map(plain);
+    output::line(&format!(
+        "{:>8}  {}  {}  {}  {}  {}",
+        text("position"),
+        text("published"),
+        of("type"),
+        of("source"),
+        of("id"),
+        data.unwrap_or_default()
+    ));
+}
+
+/// Text without its quotes.
+pub(super) fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

@@ -1,0 +1,276 @@
+//! One function for each request.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use duet_api::DEFAULT_BUS;
+use duet_events::Event;
+use duet_events::bus::{Start, StoredEvent, SubscriptionStatus, TopicStatus};
+use duet_events::cloudevent::{WrapContext, decode, encode_structured};
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+
+use super::{Failure, Operate};
+use crate::expression::{Choice, Selector};
+
+type Answer = Result<Json<Value>, Failure>;
+
+/// Events of one answer, when nobody says how many.
+const DEFAULT_LIMIT: usize = 100;
+/// Most events of one answer.
+const MAX_LIMIT: usize = 1000;
+/// Most positions of one request.
+const MAX_POSITIONS: usize = 10_000;
+
+fn default_bus() -> String {
+    DEFAULT_BUS.to_owned()
+}
+
+/// A bus.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfBus {
+    #[serde(default = "default_bus")]
+    bus: String,
+}
+
+pub(super) async fn buses(State(operate): State<Operate>) -> Json<Value> {
+    Json(json!({ "buses": operate.buses.names() }))
+}
+
+pub(super) async fn topics(
+    State(operate): State<Operate>,
+    query: Result<Query<OfBus>, QueryRejection>,
+) -> Answer {
+    let Query(OfBus { bus }) = query.map_err(|error| Failure::bad(error.body_text()))?;
+    let topics = operate.bus(&bus).await?.topics().await?;
+    let topic = |topic: &TopicStatus| {
+        json!({
+            "name": topic.name,
+            "first": topic.first,
+            "next": topic.next,
+            "events": topic.events,
+            "bytes": topic.bytes,
+        })
+    };
+    Ok(Json(json!({ "topics": topics.iter().map(topic).collect::<Vec<_>>() })))
+}
+
+pub(super) async fn subscriptions(
+    State(operate): State<Operate>,
+    query: Result<Query<OfBus>, QueryRejection>,
+) -> Answer {
+    let Query(OfBus { bus }) = query.map_err(|error| Failure::bad(error.body_text()))?;
+    let found = operate.bus(&bus).await?.subscriptions().await?;
+    let subscription = |subscription: &SubscriptionStatus| {
+        json!({
+            "name": subscription.name,
+            "topic": subscription.topic,
+            "lag": subscription.lag,
+            "oldest": subscription.oldest_ms.map(time),
+            "inFlight": subscription.in_flight,
+            "retrying": subscription.retrying,
+            "consumers": subscription.consumers,
+            "paused": subscription.paused,
+        })
+    };
+    let found: Vec<_> = found.iter().map(subscription).collect();
+    Ok(Json(json!({ "subscriptions": found })))
+}
+
+/// A piece of a topic.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Piece {
+    #[serde(default = "default_bus")]
+    bus: String,
+    topic: String,
+    #[serde(default)]
+    from: u64,
+    limit: Option<usize>,
+    /// CEL.
+    filter: Option<String>,
+}
+
+pub(super) async fn events(
+    State(operate): State<Operate>,
+    query: Result<Query<Piece>, QueryRejection>,
+) -> Answer {
+    let Query(piece) = query.map_err(|error| Failure::bad(error.body_text()))?;
+    let limit = piece.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT);
+    let filter = piece.filter.as_deref().map(Selector::filter).transpose();
+    let filter = filter.map_err(|error| Failure::bad(error.to_string()))?;
+    let bus = operate.bus(&piece.bus).await?;
+    let found = bus.read(&piece.topic, piece.from, limit).await?;
+    let next = found.last().map_or(piece.from, |last| last.position + 1);
+    let shown = |stored: &&StoredEvent| {
+        let choice = filter.as_ref().map(|filter| filter.choose(&stored.event).0);
+        choice != Some(Choice::Skip)
+    };
+    let events: Result<Vec<Value>, Failure> = found.iter().filter(shown).map(stored).collect();
+    Ok(Json(json!({ "events": events?, "next": next })))
+}
+
+fn stored(stored: &StoredEvent) -> Result<Value, Failure> {
+    Ok(json!({
+        "position": stored.position,
+        "published": time(stored.published_ms),
+        "event": structured(&stored.event)?,
+    }))
+}
+
+/// The event in the JSON format of `CloudEvents`.
+fn structured(event: &Event) -> Result<Box<RawValue>, Failure> {
+    let text = encode_structured(event, &[]);
+    serde_json::from_slice(&text).map_err(|error| Failure {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        message: format!("event {:?} cannot be shown: {error}", event.id()),
+    })
+}
+
+/// RFC 3339.
+fn time(ms: u64) -> Option<String> {
+    let time = jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok()?;
+    Some(time.to_string())
+}
+
+/// A topic.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfTopic {
+    #[serde(default = "default_bus")]
+    bus: String,
+    topic: String,
+}
+
+pub(super) async fn publish(
+    State(operate): State<Operate>,
+    query: Result<Query<OfTopic>, QueryRejection>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Answer {
+    let Query(OfTopic { bus: name, topic }) =
+        query.map_err(|error| Failure::bad(error.body_text()))?;
+    let bus = operate.bus(&name).await?;
+    let now = jiff::Timestamp::now();
+    let wrap = WrapContext { source: "duet-events", bus: &name, topic: &topic, now };
+    let bad = |error: &duet_events::cloudevent::EnvelopeError| Failure::bad(error.to_string());
+    let events = decode(&headers, body, &wrap).map_err(|error| bad(&error))?;
+    for event in &events {
+        event.check_schedule().map_err(|error| bad(&error))?;
+    }
+    let published = bus.publish(&topic, events).await?;
+    let published: Vec<_> = published
+        .iter()
+        .map(|at| json!({ "position": at.position, "duplicate": at.duplicate }))
+        .collect();
+    tracing::info!(bus = name, topic, events = published.len(), "published by an operator");
+    Ok(Json(json!({ "published": published })))
+}
+
+/// Events of a topic.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Positions {
+    #[serde(default = "default_bus")]
+    bus: String,
+    topic: String,
+    positions: Vec<u64>,
+}
+
+impl Positions {
+    fn checked(body: Result<Json<Self>, JsonRejection>) -> Result<Self, Failure> {
+        let Json(body) = body.map_err(|error| Failure::bad(error.body_text()))?;
+        if body.positions.len() > MAX_POSITIONS {
+            return Err(Failure::bad(format!("more than {MAX_POSITIONS} positions at once")));
+        }
+        Ok(body)
+    }
+}
+
+pub(super) async fn remove(
+    State(operate): State<Operate>,
+    body: Result<Json<Positions>, JsonRejection>,
+) -> Answer {
+    let Positions { bus: name, topic, positions } = Positions::checked(body)?;
+    let removed = operate.bus(&name).await?.remove_events(&topic, positions).await?;
+    tracing::warn!(bus = name, topic, removed, "events removed by an operator");
+    Ok(Json(json!({ "removed": removed })))
+}
+
+pub(super) async fn redrive(
+    State(operate): State<Operate>,
+    body: Result<Json<Positions>, JsonRejection>,
+) -> Answer {
+    let Positions { bus: name, topic, positions } = Positions::checked(body)?;
+    let redriven = operate.bus(&name).await?.redrive(&topic, positions).await?;
+    tracing::info!(bus = name, topic, redriven, "dead letters moved back by an operator");
+    Ok(Json(json!({ "redriven": redriven })))
+}
+
+/// Where to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seek {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+    start: SeekTo,
+}
+
+/// As in a `Subscription`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum SeekTo {
+    Earliest,
+    Latest,
+    Time(String),
+    Position(u64),
+}
+
+pub(super) async fn seek(
+    State(operate): State<Operate>,
+    body: Result<Json<Seek>, JsonRejection>,
+) -> Answer {
+    let Json(Seek { bus: name, subscription, start }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    let to = match start {
+        SeekTo::Earliest => Start::Earliest,
+        SeekTo::Latest => Start::Latest,
+        SeekTo::Position(position) => Start::Position(position),
+        SeekTo::Time(text) => {
+            let time: jiff::Timestamp = text.parse().map_err(|_error| {
+                Failure::bad(format!(
+                    "{text:?} is not an RFC 3339 time such as 2026-01-31T12:00:00Z"
+                ))
+            })?;
+            Start::Time(u64::try_from(time.as_millisecond()).unwrap_or(0))
+        }
+    };
+    operate.bus(&name).await?.seek(&subscription, to).await?;
+    tracing::warn!(bus = name, subscription, ?to, "moved by an operator");
+    Ok(Json(json!({ "moved": true })))
+}
+
+/// Stop or go on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pause {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+    paused: bool,
+}
+
+pub(super) async fn pause(
+    State(operate): State<Operate>,
+    body: Result<Json<Pause>, JsonRejection>,
+) -> Answer {
+    let Json(Pause { bus: name, subscription, paused }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    operate.bus(&name).await?.pause(&subscription, paused).await?;
+    tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
+    Ok(Json(json!({ "paused": paused })))
+}

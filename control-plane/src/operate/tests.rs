@@ -1,0 +1,307 @@
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::Request;
+use duet_events::Event;
+use duet_events::bus::{
+    ConsumeError, Consumer, EventBus, Published, Start, StoredEvent, SubscriptionSpec,
+    SubscriptionStatus, TopicConfig, TopicStatus,
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+
+/// A bus in memory that remembers what it was asked.
+#[derive(Debug, Default)]
+struct Memory {
+    events: Mutex<Vec<StoredEvent>>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Memory {
+    fn note(&self, what: String) {
+        self.asked.lock().push(what);
+    }
+}
+
+impl EventBus for Memory {
+    fn publish<'a>(
+        &'a self,
+        _topic: &'a str,
+        events: Vec<Event>,
+    ) -> BoxFuture<'a, Result<Vec<Published>, PublishError>> {
+        let mut held = self.events.lock();
+        let published = events.into_iter().map(|event| {
+            let position = held.len() as u64 + 1;
+            held.push(StoredEvent { position, published_ms: 1_000 * position, event });
+            Published { position, duplicate: false }
+        });
+        let published = published.collect();
+        Box::pin(async { Ok(published) })
+    }
+
+    fn consume(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<Consumer, ConsumeError>> {
+        Box::pin(async { panic!("nobody consumes here") })
+    }
+}
+
+type Outcome<'a, T> = BoxFuture<'a, Result<T, ManageError>>;
+
+impl ManagedBus for Memory {
+    fn ensure_topic<'a>(&'a self, _: &'a str, _: TopicConfig) -> Outcome<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn ensure_subscription(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn remove_subscription<'a>(&'a self, _: &'a str) -> Outcome<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+    fn topics(&self) -> Outcome<'_, Vec<TopicStatus>> {
+        let events = self.events.lock().len() as u64;
+        let topic = TopicStatus { name: "t".into(), first: 1, next: events + 1, events, bytes: 99 };
+        Box::pin(async { Ok(vec![topic]) })
+    }
+    fn subscriptions(&self) -> Outcome<'_, Vec<SubscriptionStatus>> {
+        let status = SubscriptionStatus {
+            name: "shop/fulfil".into(),
+            topic: "t".into(),
+            lag: 3,
+            oldest_ms: Some(1_500),
+            in_flight: 1,
+            retrying: 1,
+            consumers: 2,
+            paused: false,
+        };
+        Box::pin(async { Ok(vec![status]) })
+    }
+    fn read<'a>(
+        &'a self,
+        topic: &'a str,
+        from: u64,
+        limit: usize,
+    ) -> Outcome<'a, Vec<StoredEvent>> {
+        if topic != "t" {
+            let name = topic.to_owned();
+            return Box::pin(async { Err(ManageError::Unknown { kind: "topic", name }) });
+        }
+        let events = self.events.lock();
+        let found = events.iter().filter(|event| event.position >= from).take(limit);
+        let found = found.cloned().collect();
+        Box::pin(async { Ok(found) })
+    }
+    fn remove_events<'a>(&'a self, topic: &'a str, positions: Vec<u64>) -> Outcome<'a, u64> {
+        self.note(format!("remove {topic} {positions:?}"));
+        Box::pin(async move { Ok(positions.len() as u64) })
+    }
+    fn redrive<'a>(&'a self, topic: &'a str, positions: Vec<u64>) -> Outcome<'a, u64> {
+        self.note(format!("redrive {topic} {positions:?}"));
+        Box::pin(async move { Ok(positions.len() as u64) })
+    }
+    fn seek<'a>(&'a self, subscription: &'a str, to: Start) -> Outcome<'a, ()> {
+        self.note(format!("seek {subscription} {to:?}"));
+        Box::pin(async { Ok(()) })
+    }
+    fn pause<'a>(&'a self, subscription: &'a str, paused: bool) -> Outcome<'a, ()> {
+        self.note(format!("pause {subscription} {paused}"));
+        Box::pin(async { Err(ManageError::Refused("not now".into())) })
+    }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+#[derive(Debug, Default)]
+struct One(Arc<Memory>);
+
+impl Shelf for One {
+    fn names(&self) -> Vec<String> {
+        vec!["default".into()]
+    }
+    fn find<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn ManagedBus>, BusError>> {
+        let bus: Arc<dyn ManagedBus> = Arc::<Memory>::clone(&self.0);
+        let found = if name == "default" { Ok(bus) } else { Err(BusError::Unknown(name.into())) };
+        Box::pin(async { found })
+    }
+}
+
+struct Port {
+    bus: Arc<Memory>,
+    router: Router,
+}
+
+impl Port {
+    fn new() -> Self {
+        let bus = Arc::new(Memory::default());
+        let router = Operate::new(Arc::new(One(Arc::clone(&bus))), true).router();
+        Self { bus, router }
+    }
+
+    async fn send(&self, request: Request<Body>) -> (u16, Value) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(request("GET", path, "application/json", Body::empty())).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.send(request("POST", path, "application/json", Body::from(body.to_string()))).await
+    }
+}
+
+fn request(method: &str, path: &str, content_type: &str, body: Body) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "127.0.0.1:15016")
+        .header("duet-operator", "1")
+        .header("content-type", content_type)
+        .body(body)
+        .unwrap()
+}
+
+fn error((status, body): &(u16, Value)) -> (u16, &str) {
+    (*status, body["error"].as_str().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn what_is_published_can_be_read() {
+    let port = Port::new();
+    for id in ["1", "2", "3"] {
+        let event =
+            json!({"specversion": "1.0", "id": id, "source": "/s", "type": "a", "data": {"n": id}});
+        let body = Body::from(event.to_string());
+        let request = request("POST", "/v1/publish?topic=t", "application/cloudevents+json", body);
+        let (status, answer) = port.send(request).await;
+        assert_eq!((status, &answer["published"][0]["duplicate"]), (200, &json!(false)));
+    }
+    let (_, answer) = port.get("/v1/events?topic=t&from=2&limit=1").await;
+    assert_eq!(answer["next"], 3);
+    let event = &answer["events"][0];
+    assert_eq!((&event["position"], &event["event"]["data"]), (&json!(2), &json!({"n": "2"})));
+    assert_eq!(event["published"], "1970-01-01T00:00:02Z");
+    let (_, answer) = port.get("/v1/events?topic=t&filter=event.data.n%3D%3D%273%27").await;
+    assert_eq!((&answer["next"], &answer["events"][0]["position"]), (&json!(4), &json!(3)));
+    let (_, answer) = port.get("/v1/topics").await;
+    assert_eq!(
+        answer["topics"][0],
+        json!({"name": "t", "first": 1, "next": 4, "events": 3, "bytes": 99})
+    );
+    let (_, answer) = port.get("/v1/subscriptions?bus=default").await;
+    let subscription = &answer["subscriptions"][0];
+    assert_eq!(
+        (&subscription["lag"], &subscription["oldest"]),
+        (&json!(3), &json!("1970-01-01T00:00:01.5Z"))
+    );
+    assert_eq!(port.get("/v1/buses").await.1, json!({"buses": ["default"]}));
+}
+
+#[tokio::test]
+async fn what_is_asked_arrives_at_the_bus() {
+    let port = Port::new();
+    let positions = json!({"topic": "t.dead-letter", "positions": [1, 2]});
+    assert_eq!(port.post("/v1/redrive", positions.clone()).await, (200, json!({"redriven": 2})));
+    assert_eq!(port.post("/v1/remove", positions).await, (200, json!({"removed": 2})));
+    for start in
+        [json!("earliest"), json!({"position": 5}), json!({"time": "1970-01-01T00:00:01Z"})]
+    {
+        let body = json!({"subscription": "shop/fulfil", "start": start});
+        assert_eq!(port.post("/v1/seek", body).await.0, 200);
+    }
+    let paused =
+        port.post("/v1/pause", json!({"subscription": "shop/fulfil", "paused": true})).await;
+    assert_eq!(error(&paused), (409, "not now"));
+    let expected = [
+        "redrive t.dead-letter [1, 2]",
+        "remove t.dead-letter [1, 2]",
+        "seek shop/fulfil Earliest",
+        "seek shop/fulfil Position(5)",
+        "seek shop/fulfil Time(1000)",
+        "pause shop/fulfil true",
+    ];
+    assert_eq!(*port.bus.asked.lock(), expected);
+}
+
+#[tokio::test]
+async fn bad_requests_are_told_what_is_wrong() {
+    let port = Port::new();
+    let cases = [
+        (port.get("/v1/events?topic=other").await, 404, "there is no topic \"other\""),
+        (port.get("/v1/topics?bus=other").await, 404, "there is no bus \"other\""),
+        (
+            port.get("/v1/events?topic=t&filter=nope").await,
+            400,
+            "filter: \"nope\" \"nope\" is not known",
+        ),
+        (port.get("/v1/events").await, 400, "missing field `topic`"),
+        (port.get("/v1/topics?buss=a").await, 400, "unknown field `buss`"),
+        (
+            port.post("/v1/seek", json!({"subscription": "a", "start": {"time": "noon"}})).await,
+            400,
+            "\"noon\" is not an RFC 3339 time",
+        ),
+        (
+            port.post("/v1/seek", json!({"subscription": "a", "start": "soon"})).await,
+            400,
+            "unknown variant `soon`",
+        ),
+        (
+            port.post("/v1/remove", json!({"topic": "t", "positions": vec![1; 10_001]})).await,
+            400,
+            "more than 10000",
+        ),
+        (port.post("/v1/publish?topic=t", json!({"specversion": "1.0"})).await, 200, ""),
+    ];
+    for (answer, status, expected) in &cases {
+        let (was, text) = error(answer);
+        assert!(was == *status && text.contains(expected), "{answer:?}");
+    }
+    let body = Body::from("{\"specversion\": \"1.0\", \"id\": \"1\"}");
+    let bad = port
+        .send(request("POST", "/v1/publish?topic=t", "application/cloudevents+json", body))
+        .await;
+    assert_eq!(error(&bad), (400, "attribute source is missing"));
+}
+
+#[tokio::test]
+async fn web_pages_are_kept_out() {
+    let port = Port::new();
+    let with = |change: fn(&mut Request<Body>)| {
+        let mut request = request("GET", "/v1/buses", "text/plain", Body::empty());
+        change(&mut request);
+        request
+    };
+    let cases: [(fn(&mut Request<Body>), &str); 4] = [
+        (|r| drop(r.headers_mut().remove("duet-operator")), "duet-operator is missing"),
+        (
+            |r| drop(r.headers_mut().insert("host", "evil.example:15016".parse().unwrap())),
+            "must be a loopback",
+        ),
+        (|r| drop(r.headers_mut().remove("host")), "must be a loopback"),
+        (
+            |r| drop(r.headers_mut().insert("origin", "http://localhost".parse().unwrap())),
+            "web pages",
+        ),
+    ];
+    for (change, expected) in cases {
+        let answer = port.send(with(change)).await;
+        let (status, text) = error(&answer);
+        assert!(status == 403 && text.contains(expected), "{answer:?}");
+    }
+    assert_eq!(port.send(with(|_| ())).await.0, 200);
+}
+
+#[tokio::test]
+async fn other_machines_are_let_in_only_where_somebody_said_so() {
+    let anywhere = "0.0.0.0:0".parse().unwrap();
+    let error = bind(anywhere, false).await.unwrap_err();
+    assert!(error.to_string().contains("--operator-anywhere"), "{error}");
+    bind(anywhere, true).await.unwrap();
+    bind("127.0.0.1:0".parse().unwrap(), false).await.unwrap();
+}
