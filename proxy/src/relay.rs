@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use duet_api::proto::Workload;
+use duet_events::inbox::{Inbox, InboxOptions};
 use duet_events::outbox::{Outbox, OutboxOptions};
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -50,12 +51,15 @@ use crate::telemetry::metrics::CallMetrics;
 use api::Api;
 use app::App;
 use buses::Buses;
+use consumption::Aids;
 use extend::Extensions;
 use metrics::EventMetrics;
 use publish::store::Publishing;
 use sse::Streams;
 use subscriptions::Subscriptions;
 
+/// How long handled events are remembered for subscriptions with `once`.
+const INBOX_WINDOW: Duration = Duration::from_secs(24 * 3600);
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Carries one request into the mesh, by its authority.
@@ -73,6 +77,8 @@ pub struct RelayConfig {
     pub instance: String,
     /// Folder of the outbox.
     pub outbox: PathBuf,
+    /// Folder of the inbox.
+    pub inbox: PathBuf,
     /// Largest body of one publish. Dapr's limit is the default: 4 MiB.
     pub max_body_bytes: usize,
     /// Most bytes that publishes may hold in memory, all together.
@@ -120,6 +126,7 @@ pub async fn start(
     let drain = inputs.drain.clone();
     drain.background.spawn(Arc::clone(&buses).follow(drain.force.clone()));
     let extensions = Extensions::default();
+    let inbox = InboxOptions { dir: config.inbox.clone(), window: INBOX_WINDOW };
     if let Some((pool, protocol)) = inputs.app {
         let app = App { pool, protocol };
         let subscriptions = Subscriptions {
@@ -129,8 +136,11 @@ pub async fn start(
             app_ready: inputs.app_ready.clone(),
             buses: Arc::clone(&buses),
             app,
-            metrics: metrics.clone(),
-            extensions: extensions.clone(),
+            aids: Aids {
+                metrics: metrics.clone(),
+                extensions: extensions.clone(),
+                inbox: Inbox::new(inbox),
+            },
             instance: config.instance.clone(),
             drain: drain.clone(),
         };
