@@ -114,7 +114,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Deliver { to, topic, listen, rate, size, seconds } => {
             let load = deliver::Load { topic, rate, size, time: Duration::from_secs(seconds) };
-            deliver::run(&to, listen, load).await
+            Box::pin(deliver::run(&to, listen, load)).await
         }
     }
 }

@@ -33,7 +33,7 @@ machine's port 15016, else --operator says where it is. docs/events.md tells mor
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The control plane's operator address, such as http://127.0.0.1:15016.
+    /// The control plane's operator address, such as `http://127.0.0.1:15016`.
     #[arg(long, global = true, env = "DUET_OPERATOR", value_name = "URL")]
     operator: Option<String>,
     /// State folder of a running `duet up` [default: .duet here or further up].

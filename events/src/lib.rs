@@ -18,6 +18,7 @@
 pub mod bus;
 pub mod cloudevent;
 pub mod embedded;
+pub mod inbox;
 pub mod log;
 pub mod outbox;
 pub mod remote;

@@ -173,6 +173,7 @@ async fn start_relay(
         services: config.args.service.clone(),
         instance: config.instance.clone(),
         outbox: config.args.state.join("outbox"),
+        inbox: config.args.state.join("inbox"),
         max_body_bytes: MAX_PUBLISH_BYTES,
         publish_bytes: PUBLISH_BYTES,
         outbox_bytes: OUTBOX_BYTES,

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use duet_api::proto::Workload;
+use duet_events::inbox::{Inbox, InboxOptions};
 use duet_events::outbox::{Outbox, OutboxOptions};
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -52,12 +53,15 @@ use crate::telemetry::metrics::CallMetrics;
 use api::Api;
 use app::App;
 use buses::Buses;
+use consumption::Aids;
 use extend::Extensions;
 use metrics::EventMetrics;
 use publish::store::Publishing;
 use sse::Streams;
 use subscriptions::Subscriptions;
 
+/// How long handled events are remembered for subscriptions with `once`.
+const INBOX_WINDOW: Duration = Duration::from_secs(24 * 3600);
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Carries one request into the mesh, by its authority.
@@ -75,6 +79,8 @@ pub struct RelayConfig {
     pub instance: String,
     /// Folder of the outbox.
     pub outbox: PathBuf,
+    /// Folder of the inbox.
+    pub inbox: PathBuf,
     /// Largest body of one publish. Dapr's limit is the default: 4 MiB.
     pub max_body_bytes: usize,
     /// Most bytes that publishes may hold in memory, all together.
@@ -121,7 +127,12 @@ pub async fn start(
     let buses = Buses::new(Arc::clone(&outbox), inputs.control_plane, inputs.workload.clone());
     let drain = inputs.drain.clone();
     drain.background.spawn(Arc::clone(&buses).follow(drain.force.clone()));
-    let extensions = Extensions::default();
+    let inbox = InboxOptions { dir: config.inbox.clone(), window: INBOX_WINDOW };
+    let aids = Aids {
+        metrics: metrics.clone(),
+        extensions: Extensions::default(),
+        inbox: Inbox::new(inbox),
+    };
     if let Some((pool, protocol)) = inputs.app {
         let app = App { pool, protocol };
         let subscriptions = Subscriptions {
@@ -131,8 +142,7 @@ pub async fn start(
             app_ready: inputs.app_ready.clone(),
             buses: Arc::clone(&buses),
             app,
-            metrics: metrics.clone(),
-            extensions: extensions.clone(),
+            aids: aids.clone(),
             instance: config.instance.clone(),
             drain: drain.clone(),
         };
@@ -141,7 +151,7 @@ pub async fn start(
     }
     let source = config.services.first().map_or("duet", String::as_str).to_owned();
     let bounds = (config.max_body_bytes, config.publish_bytes);
-    let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics.clone(), source, bounds));
+    let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics, source, bounds));
     let service = config.services.first().map_or("client", String::as_str);
     let owner = format!("{}/{service}", config.namespace);
     let streams = Streams::new(Arc::clone(&buses), owner, drain.clone());
@@ -150,12 +160,11 @@ pub async fn start(
         buses,
         publishing,
         streams,
-        extensions,
+        aids,
         invoke: inputs.invoke,
         workload: inputs.workload,
         app_ready: inputs.app_ready,
         outbox: Arc::clone(&outbox),
-        metrics,
         drain: drain.clone(),
         labels: grpc::Labels::default(),
     });

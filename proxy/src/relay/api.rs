@@ -12,9 +12,8 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::buses::Buses;
-use super::extend::Extensions;
+use super::consumption::Aids;
 use super::grpc::Labels;
-use super::metrics::EventMetrics;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
 use super::sse::Streams;
@@ -33,12 +32,11 @@ pub(super) struct Api {
     pub(super) buses: Arc<Buses>,
     pub(super) publishing: Arc<Publishing>,
     pub(super) streams: Streams,
-    pub(super) extensions: Extensions,
+    pub(super) aids: Aids,
     pub(super) invoke: InvokeFn,
     pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
     pub(super) app_ready: watch::Receiver<bool>,
     pub(super) outbox: Arc<Outbox>,
-    pub(super) metrics: EventMetrics,
     pub(super) drain: Drain,
     pub(super) labels: Labels,
 }
@@ -56,7 +54,7 @@ impl Api {
             self.streams.answer(rest, &request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/deliveries/") {
             let query = request.uri().query().unwrap_or_default();
-            self.extensions.answer(rest, request.method(), query)
+            self.aids.extensions.answer(rest, request.method(), query)
         } else if let Some(rest) = path.strip_prefix("/v1.0/invoke/") {
             invoke::by_path(&self.invoke, rest, request).await
         } else {

@@ -8,6 +8,7 @@ use duet_events::bus::{
     AppAnswer, Bulk, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
     on_answer,
 };
+use duet_events::inbox::Inbox;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -23,6 +24,15 @@ use super::receive::{Receiver, Work};
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// What all subscriptions share.
+#[derive(Clone, Debug)]
+pub(super) struct Aids {
+    pub(super) metrics: EventMetrics,
+    pub(super) extensions: Extensions,
+    /// What was handled, for subscriptions with `once`.
+    pub(super) inbox: Arc<Inbox>,
+}
 
 /// One subscription of this replica, consumed.
 #[derive(Debug)]
@@ -47,10 +57,10 @@ impl Consumption {
         bus: Arc<dyn EventBus>,
         receiver: Arc<dyn Receiver>,
         ready: watch::Receiver<bool>,
-        (metrics, extensions): (&EventMetrics, &Extensions),
+        aids: &Aids,
     ) -> Self {
-        let hand = Arc::new(Hand::new(spec, receiver, metrics, extensions.clone()));
-        Self { bus, ready, errors: metrics.refused.clone(), hand }
+        let hand = Arc::new(Hand::new(spec, receiver, aids));
+        Self { bus, ready, errors: aids.metrics.refused.clone(), hand }
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
@@ -121,22 +131,13 @@ impl Consumption {
                     }
                 }
                 () = until(due), if due.is_some() => {
-                    for work in gathered.take() {
-                        start(&self.hand, work, &settler, &mut open);
-                    }
+                    start(&self.hand, gathered.take(), &settler, &mut open);
                 }
-                next = consumer.next() => match next {
-                    Some(Ok(delivery)) => {
-                        for work in gathered.add(delivery) {
-                            start(&self.hand, work, &settler, &mut open);
-                        }
+                next = consumer.next() => match next.unwrap_or_else(|| Err(ended(&self.hand.spec.name))) {
+                    Ok(delivery) => {
+                        start(&self.hand, gathered.add(delivery), &settler, &mut open);
                     }
-                    Some(Err(error)) => break End::Broken(error),
-                    None => {
-                        let subscription = self.hand.spec.name.clone();
-                        let reason = "the bus ended the stream".to_owned();
-                        break End::Broken(ConsumeError::Internal { subscription, reason });
-                    }
+                    Err(error) => break End::Broken(error),
                 },
             }
         };
@@ -147,9 +148,25 @@ impl Consumption {
     }
 }
 
-fn start(hand: &Arc<Hand>, work: Vec<Delivery>, settler: &Settler, open: &mut JoinSet<bool>) {
-    let (hand, settler) = (Arc::clone(hand), settler.clone());
-    open.spawn(async move { hand.over(work, &settler).await });
+fn ended(subscription: &str) -> ConsumeError {
+    let reason = "the bus ended the stream".to_owned();
+    ConsumeError::Internal { subscription: subscription.to_owned(), reason }
+}
+
+fn start(
+    hand: &Arc<Hand>,
+    works: impl IntoIterator<Item = Vec<Delivery>>,
+    settler: &Settler,
+    open: &mut JoinSet<bool>,
+) {
+    for work in works {
+        let (hand, settler) = (Arc::clone(hand), settler.clone());
+        open.spawn(async move { hand.over(work, &settler).await });
+    }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
 }
 
 async fn until(due: Option<Instant>) {
@@ -209,21 +226,19 @@ struct Hand {
     spec: SubscriptionSpec,
     receiver: Arc<dyn Receiver>,
     extensions: Extensions,
+    inbox: Arc<Inbox>,
     in_flight: IntGauge,
     duration: Histogram,
     acked: IntCounter,
     retried: IntCounter,
     released: IntCounter,
     dead: IntCounter,
+    duplicate: IntCounter,
 }
 
 impl Hand {
-    fn new(
-        spec: SubscriptionSpec,
-        receiver: Arc<dyn Receiver>,
-        metrics: &EventMetrics,
-        extensions: Extensions,
-    ) -> Self {
+    fn new(spec: SubscriptionSpec, receiver: Arc<dyn Receiver>, aids: &Aids) -> Self {
+        let metrics = &aids.metrics;
         // A replica's own name (of a broadcast) is no label.
         let name = spec.name.split('@').next().unwrap_or_default();
         let delivered = |outcome| metrics.delivered.with_label_values(&[name, outcome]);
@@ -234,23 +249,78 @@ impl Hand {
             retried: delivered("retry"),
             released: delivered("release"),
             dead: delivered("dead_letter"),
+            duplicate: delivered("duplicate"),
             receiver,
-            extensions,
+            extensions: aids.extensions.clone(),
+            inbox: Arc::clone(&aids.inbox),
             spec,
         }
     }
 
     /// Returns whether the receiver was there.
     async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
+        let deliveries = match self.spec.once {
+            true => self.unhandled(deliveries, settler).await,
+            false => deliveries,
+        };
+        if deliveries.is_empty() {
+            return true;
+        }
         let work = Work { token: Uuid::new_v4().to_string(), deliveries };
         let mut reached = true;
         let answers = self.answers(&work).await;
+        if self.spec.once {
+            self.remember(&work, &answers).await;
+        }
         for (delivery, answer) in work.deliveries.iter().zip(answers) {
             let outcome = self.decide(delivery, &answer);
             reached &= !matches!(outcome, Settle::Release { .. });
             settler.settle(delivery.id, outcome);
         }
         reached
+    }
+
+    /// Leaves out what was handled before, and is done with it. While the inbox cannot be read, nothing is delivered, and
+    /// no attempt is spent.
+    async fn unhandled(&self, deliveries: Vec<Delivery>, settler: &Settler) -> Vec<Delivery> {
+        let events = deliveries.iter().map(|delivery| &delivery.event);
+        let handled = match self.inbox.handled(&self.spec.name, events, now_ms()).await {
+            Ok(handled) => handled,
+            Err(error) => {
+                tracing::error!(%error, subscription = self.spec.name, "events wait");
+                for delivery in &deliveries {
+                    self.released.inc();
+                    settler.settle(delivery.id, Settle::Release { delay: LONGEST_BACKOFF });
+                }
+                return Vec::new();
+            }
+        };
+        let mut left = Vec::with_capacity(deliveries.len());
+        for (delivery, handled) in deliveries.into_iter().zip(handled) {
+            if handled {
+                self.duplicate.inc();
+                settler.settle(delivery.id, Settle::Ack);
+            } else {
+                left.push(delivery);
+            }
+        }
+        left
+    }
+
+    /// Before the bus hears of it. What cannot be written down was handled all the same.
+    async fn remember(&self, work: &Work, answers: &[AppAnswer]) {
+        let done = work.deliveries.iter().zip(answers);
+        let done: Vec<_> = done
+            .filter(|(_, answer)| **answer == AppAnswer::Handled)
+            .map(|(delivery, _)| &delivery.event)
+            .collect();
+        if done.is_empty() {
+            return;
+        }
+        if let Err(error) = self.inbox.remember(&self.spec.name, done, now_ms()).await {
+            let subscription = &self.spec.name;
+            tracing::error!(%error, subscription, "handled events may come again");
+        }
     }
 
     /// One for each delivery.

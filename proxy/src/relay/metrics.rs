@@ -13,7 +13,7 @@ const MAX_TOPICS: usize = 200;
 #[derive(Clone, Debug)]
 pub(super) struct EventMetrics {
     published: IntCounterVec,
-    /// Deliveries, by subscription and outcome: `ack`, `retry`, `release`, `dead_letter`.
+    /// Deliveries, by subscription and outcome: `ack`, `retry`, `release`, `dead_letter`, `duplicate`.
     pub(super) delivered: IntCounterVec,
     /// From the POST to the application's answer, by subscription.
     pub(super) duration: HistogramVec,
@@ -50,7 +50,7 @@ impl EventMetrics {
             )?,
             delivered: counter(
                 "duet_event_deliveries_total",
-                "Deliveries, by subscription and outcome: ack, retry, release or dead_letter.",
+                "Deliveries, by subscription and outcome: ack, retry, release, dead_letter or duplicate (handled before, not delivered again).",
                 &["subscription", "outcome"],
             )?,
             duration,

@@ -15,10 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use super::app::App;
 use super::buses::Buses;
-use super::consumption::Consumption;
-use super::extend::Extensions;
+use super::consumption::{Aids, Consumption};
 use super::grpc::{self, Callback};
-use super::metrics::EventMetrics;
 use super::post::Post;
 use super::programmatic::Programmatic;
 use super::receive::Receiver;
@@ -42,8 +40,7 @@ pub(super) struct Subscriptions {
     pub(super) app_ready: watch::Receiver<bool>,
     pub(super) buses: Arc<Buses>,
     pub(super) app: App,
-    pub(super) metrics: EventMetrics,
-    pub(super) extensions: Extensions,
+    pub(super) aids: Aids,
     /// This replica's name: a broadcast has a subscription for each.
     pub(super) instance: String,
     pub(super) drain: Drain,
@@ -139,7 +136,7 @@ impl Subscriptions {
                 self.buses.bus(&spec.bus),
                 receiver(spec.clone(), self.app.clone()),
                 self.app_ready.clone(),
-                (&self.metrics, &self.extensions),
+                &self.aids,
             );
             consumers.spawn(consumption.run(stop.clone()));
             running.insert(name, Running { spec, stop });
@@ -174,7 +171,7 @@ impl Subscriptions {
         match path.and(spec) {
             Ok(spec) => Some((spec.name.clone(), spec)),
             Err(error) => {
-                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
                 tracing::error!(%error, "a subscription cannot be used");
                 None
             }
@@ -200,7 +197,7 @@ impl Subscriptions {
         let entries: Vec<serde_json::Value> = match serde_json::from_slice(&answer) {
             Ok(entries) => entries,
             Err(error) => {
-                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
                 tracing::error!(%error, "the application's answer to GET /dapr/subscribe is not valid");
                 return Some(Wanted::new());
             }
@@ -208,7 +205,7 @@ impl Subscriptions {
         let read = |entry| match serde_json::from_value(entry) {
             Ok(entry) => self.programmatic(service, entry),
             Err(error) => {
-                self.metrics.refused.with_label_values(&["invalid"]).inc();
+                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
                 tracing::error!(%error, "an entry of the application's answer to GET /dapr/subscribe is not valid");
                 None
             }
@@ -225,7 +222,7 @@ impl Subscriptions {
         match entry.subscription(&self.namespace, service) {
             Ok(raw) => self.check(raw),
             Err(reason) => {
-                self.metrics.refused.with_label_values(&["unsupported"]).inc();
+                self.aids.metrics.refused.with_label_values(&["unsupported"]).inc();
                 tracing::error!(topic, reason, "a subscription of the application cannot be used");
                 None
             }

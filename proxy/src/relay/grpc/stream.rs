@@ -56,13 +56,8 @@ pub(super) async fn open(
     let end = CancellationToken::new();
     let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
     let (ready, here) = watch::channel(true);
-    let consumption = Consumption::new(
-        spec.clone(),
-        api.buses.bus(&spec.bus),
-        shared,
-        here,
-        (&api.metrics, &api.extensions),
-    );
+    let consumption =
+        Consumption::new(spec.clone(), api.buses.bus(&spec.bus), shared, here, &api.aids);
     let consume = consumption.run(end.clone());
     let (drain, force) = (api.drain.inbound.clone(), api.drain.force.clone());
     // Part of phase one: what the application has in hand is answered before the phase ends.

@@ -1,0 +1,228 @@
+//! What a subscription may ask of its sidecar: routes, a copy for every replica, each event once, and where a reader
+//! starts.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    clippy::too_many_lines,
+    reason = "tests: a failure here is a failed test, and a test may tell a long story"
+)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use duet_tests::app::{App, Asked, Reply};
+use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::{SOON, eventually, http, metrics};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+
+fn subscription(more: &str) -> String {
+    format!(
+        "\
+apiVersion: v1
+kind: Service
+metadata: {{name: reader}}
+spec: {{ports: [{{port: 80, targetPort: http}}]}}
+---
+apiVersion: duet.dev/v1alpha1
+kind: Subscription
+metadata: {{name: read}}
+spec:
+  topic: news
+  subscriber: {{service: reader, path: /news}}
+{more}
+"
+    )
+}
+
+async fn publish(api: SocketAddr, topic: &str, kind: &str, number: u32) -> reqwest::Response {
+    let event = json!({
+        "specversion": "1.0", "id": format!("{kind}{number}"), "source": "/test", "type": kind,
+        "data": number,
+    });
+    let request = http::client().post(format!("http://{api}/v1.0/publish/default/{topic}"));
+    let request = request.header("content-type", "application/cloudevents+json");
+    request.body(event.to_string()).send().await.unwrap()
+}
+
+fn delivered(app: &App, path: &str) -> Vec<Asked> {
+    app.asked().into_iter().filter(|asked| asked.path == path).collect()
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_was_lost_does_not_reach_the_application_twice() {
+    let resources = subscription("  delivery: {once: true}");
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let app = App::replying(|asked| match asked.path.as_str() {
+        "/news" => Reply::new(200, "").after(Duration::from_secs(1)),
+        _ => Reply::new(404, ""),
+    })
+    .await;
+    let mut reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    assert_eq!(publish(reader.ports.api, "news", "a", 1).await.status(), 204);
+    eventually("the event is in work", SOON, || async {
+        (!delivered(&app, "/news").is_empty()).then_some(())
+    })
+    .await;
+    control_plane.kill();
+    let count = |sidecar: SocketAddr, outcome: &'static str| async move {
+        let labels = [("subscription", "default/read"), ("outcome", outcome)];
+        metrics::sum(sidecar, "duet_event_deliveries_total", &labels).await
+    };
+    let address = reader.ports.metrics;
+    eventually("it is handled, and nobody hears of it", SOON, || async {
+        (count(address, "ack").await >= 1.0).then_some(())
+    })
+    .await;
+    // The record survives the sidecar, too.
+    reader.restart().await;
+    control_plane.restart().await;
+    eventually("it came again and went no further", SOON, || async {
+        (count(address, "duplicate").await >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(publish(reader.ports.api, "news", "a", 2).await.status(), 204);
+    eventually("the next one arrives", SOON, || async {
+        (delivered(&app, "/news").len() >= 2).then_some(())
+    })
+    .await;
+    let ids: Vec<Value> =
+        delivered(&app, "/news").iter().map(|asked| asked.json()["id"].clone()).collect();
+    assert_eq!(ids, ["a1", "a2"]);
+}
+
+#[tokio::test]
+async fn the_applications_routes_choose_the_path() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let app = App::answering(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => {
+            let rules = json!([
+                {"match": "event.type == 'a'", "path": "/as"},
+                {"match": "event.type == 'b'", "path": "bs"},
+            ]);
+            let entry = json!({"pubsubname": "default", "topic": "kinds",
+                "routes": {"rules": rules, "default": "/rest"}});
+            (StatusCode::OK, json!([entry]).to_string())
+        }
+        _ => (StatusCode::OK, String::new()),
+    })
+    .await;
+    let router = Sidecar::ready(&control_plane, Options::service("router", app.port())).await;
+    let api = router.ports.api;
+    let number = std::sync::atomic::AtomicU32::new(100);
+    eventually("the application is subscribed", SOON, || async {
+        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        publish(api, "kinds", "warm-up", number).await;
+        (!delivered(&app, "/rest").is_empty()).then_some(())
+    })
+    .await;
+    for (kind, number) in [("a", 1), ("b", 2), ("c", 3)] {
+        assert_eq!(publish(api, "kinds", kind, number).await.status(), 204);
+    }
+    for (path, id) in [("/as", "a1"), ("/bs", "b2"), ("/rest", "c3")] {
+        eventually(id, SOON, || async {
+            delivered(&app, path).iter().any(|asked| asked.json()["id"] == id).then_some(())
+        })
+        .await;
+    }
+    assert_eq!((delivered(&app, "/as").len(), delivered(&app, "/bs").len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_broadcast_reaches_every_replica() {
+    let resources = subscription("  broadcast: true");
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let (one, two) = (App::echo("one").await, App::echo("two").await);
+    let first = Options::service("reader", one.port()).instance("reader-1");
+    let first = Sidecar::ready(&control_plane, first).await;
+    let second = Options::service("reader", two.port()).instance("reader-2");
+    let _second = Sidecar::ready(&control_plane, second).await;
+    let number = std::sync::atomic::AtomicU32::new(0);
+    eventually("both are subscribed", SOON, || async {
+        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        publish(first.ports.api, "news", "x", number).await;
+        let here = |app: &App| !delivered(app, "/news").is_empty();
+        (here(&one) && here(&two)).then_some(())
+    })
+    .await;
+    assert_eq!(publish(first.ports.api, "news", "all", 1).await.status(), 204);
+    for app in [&one, &two] {
+        eventually("the event arrives", SOON, || async {
+            delivered(app, "/news").iter().any(|asked| asked.json()["id"] == "all1").then_some(())
+        })
+        .await;
+    }
+}
+
+/// The data of the first events of a stream, with their ids.
+async fn first_events(url: &str, last: Option<&str>, count: usize) -> Vec<(String, u64)> {
+    let mut request = http::client().get(url);
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{url}");
+    let mut stream = answer.bytes_stream();
+    let mut text = String::new();
+    while text.matches("\ndata: ").count() < count || !text.ends_with("\n\n") {
+        let piece = tokio::time::timeout(SOON, stream.next()).await.expect("in time");
+        text.push_str(std::str::from_utf8(&piece.expect("the stream goes on").unwrap()).unwrap());
+    }
+    let lines = |prefix: &'static str| text.lines().filter_map(move |l| l.strip_prefix(prefix));
+    let data = lines("data: ")
+        .map(|data| serde_json::from_str::<Value>(data).unwrap()["data"].as_u64().unwrap());
+    lines("id: ").map(str::to_owned).zip(data).collect()
+}
+
+#[tokio::test]
+async fn a_reader_starts_where_it_says_and_resumes_where_it_was() {
+    let resources = subscription("");
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let client = Sidecar::ready(&control_plane, Options::client("page")).await;
+    let api = client.ports.api;
+    for number in 0..6 {
+        let kind = if number % 2 == 0 { "even" } else { "odd" };
+        assert_eq!(publish(api, "news", kind, number).await.status(), 204);
+    }
+    let url = format!("http://{api}/v1.0/subscribe/default/news");
+    let all = first_events(&format!("{url}?start=earliest"), None, 6).await;
+    let numbers: Vec<u64> = all.iter().map(|(_, number)| *number).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+    let seen = all[2].0.as_str();
+    let rest = first_events(&format!("{url}?start=earliest"), Some(seen), 3).await;
+    assert_eq!(rest, all[3..]);
+    let from = first_events(&format!("{url}?start={}", all[4].0), None, 2).await;
+    assert_eq!(from, all[4..]);
+    let filter = "start=1970-01-01T00:00:00Z&filter=event.type%20%3D%3D%20%22odd%22";
+    let odd = first_events(&format!("{url}?{filter}"), None, 3).await;
+    assert_eq!(odd.iter().map(|(_, number)| *number).collect::<Vec<_>>(), [1, 3, 5]);
+    let bad = http::client().get(format!("{url}?filter=%29")).send().await.unwrap();
+    assert!(bad.status().is_client_error(), "{}", bad.status());
+}
+
+#[tokio::test]
+async fn a_sidecar_that_never_heard_of_the_control_plane_takes_publishes() {
+    let resources = subscription("");
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let app = App::echo("reader").await;
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let mut writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    control_plane.kill();
+    assert_eq!(publish(writer.ports.api, "news", "before", 1).await.status(), 204);
+    writer.restart().await;
+    let answer = publish(writer.ports.api, "news", "after", 2).await;
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["duet-accepted"]),
+        (204, &"outbox".parse().unwrap())
+    );
+    control_plane.restart().await;
+    eventually("both arrive", SOON, || async {
+        (delivered(&app, "/news").len() == 2).then_some(())
+    })
+    .await;
+}
