@@ -9,10 +9,10 @@ const COLOURS: [u8; 10] = [36, 33, 32, 35, 34, 96, 93, 92, 95, 94];
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Printing {
     /// How to print.
-    #[arg(short, long, default_value = "text")]
+    #[arg(short, long, default_value = "text", global = true)]
     output: Format,
     /// The same as `--output json`.
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
 }
 

@@ -161,6 +161,9 @@ pub struct SubscriptionSpec {
     pub subscriber: Subscriber,
     /// CEL: what it is not true for is done without a delivery. Default: everything is delivered.
     pub filter: Option<String>,
+    /// The first that matches says the path, instead of the subscriber's.
+    #[serde(default)]
+    pub routes: Vec<EventRoute>,
     /// Every replica gets every event that is published while it runs. Default: false.
     #[serde(default)]
     pub broadcast: bool,

@@ -44,7 +44,7 @@ pub fn workload(
 pub fn subscription(resource: &Subscription) -> proto::Subscription {
     let (metadata, spec) = (&resource.metadata, &resource.spec);
     let dead_letter = spec.dead_letter_topic.clone();
-    let routes = spec.subscriber.routes.iter().map(|route| proto::EventRoute {
+    let routes = spec.routes.iter().map(|route| proto::EventRoute {
         r#match: route.matches.clone(),
         path: route.path.clone(),
     });

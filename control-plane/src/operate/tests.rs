@@ -277,7 +277,8 @@ async fn web_pages_are_kept_out() {
         change(&mut request);
         request
     };
-    let cases: [(fn(&mut Request<Body>), &str); 4] = [
+    type Spoil = fn(&mut Request<Body>);
+    let cases: [(Spoil, &str); 4] = [
         (|r| drop(r.headers_mut().remove("duet-operator")), "duet-operator is missing"),
         (
             |r| drop(r.headers_mut().insert("host", "evil.example:15016".parse().unwrap())),

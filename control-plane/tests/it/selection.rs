@@ -59,8 +59,8 @@ async fn a_filter_leaves_events_out_without_a_delivery() {
 
 #[tokio::test]
 async fn routes_choose_the_path_and_an_edit_counts_at_once() {
-    let routes = "subscriber: {service: inventory, routes: [{match: event.data.total > 100, path: /large}, \
-                  {match: event.data.total > 10, path: /small}]}";
+    let routes = "subscriber: {service: inventory}\n  routes: [{match: event.data.total > 100, path: /large}, \
+                  {match: event.data.total > 10, path: /small}]";
     let mesh = Mesh::start(&subscription(routes)).await;
     let (orders, inventory) =
         (mesh.sidecar("shop", "orders").await, mesh.sidecar("shop", "inventory").await);

@@ -25,7 +25,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("operate", "dead letters are listed", |world, names| async move {
             kill(&world, &names, &["d1", "d2"]).await;
             let listed = world.events(&["dead-letters", "list", &dead(&names)]);
-            let ids: Vec<&Value> = listed.as_array().unwrap().iter().map(|d| &d["id"]).collect();
+            let ids: Vec<&Value> = listed.as_array().unwrap().iter().map(|d| &d["letter"]["event"]["id"]).collect();
             assert_eq!(ids, [&json!("d1"), &json!("d2")], "{listed}");
         }),
         Case::new("operate", "one is redriven, with its id", |world, names| async move {
@@ -58,7 +58,7 @@ pub(crate) fn cases() -> Vec<Case> {
             kill(&world, &names, &["d1", "d2"]).await;
             world.events(&["dead-letters", "drop", &dead(&names), "--id", "d2"]);
             let left = world.events(&["dead-letters", "list", &dead(&names)]);
-            assert_eq!(left[0]["id"], "d1");
+            assert_eq!(left[0]["letter"]["event"]["id"], "d1");
             assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
         }),
         Case::new("replay", "from the beginning", |world, names| async move {

@@ -20,9 +20,6 @@ pub struct Subscriber {
     /// Absolute path on it. Empty: only what a route matches is delivered.
     #[serde(default, deserialize_with = "path")]
     pub path: String,
-    /// The first that matches says the path, instead of `path`.
-    #[serde(default)]
-    pub routes: Vec<EventRoute>,
 }
 
 /// A path for some of the events.

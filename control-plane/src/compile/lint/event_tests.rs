@@ -30,7 +30,7 @@ fn one(yaml: &str) -> String {
 fn good_subscriptions_pass() {
     for good in [
         "subscriber: {service: a, path: /e}",
-        "subscriber: {service: a, routes: [{match: 'event.type == \"a\"', path: /a}]}",
+        "subscriber: {service: a}\n  routes: [{match: 'event.type == \"a\"', path: /a}]",
         "subscriber: {service: a, path: /e}\n  filter: 'has(event.data.x)'\n  bulk: {}\n  broadcast: true",
         "subscriber: {service: a, path: /e}\n  start: {time: '2026-01-31T12:00:00Z'}",
         "subscriber: {service: a, path: /e}\n  start: {position: 7}\n  delivery: {ordered: true, once: true}\n  bulk: {max: 10, wait: 5ms}",
@@ -48,10 +48,10 @@ fn what_is_wrong_with_a_subscription_is_named() {
         (of("filter: 'type == 1'"), ""),
         (of("filter: 'kind == 1'"), "spec.filter: \"kind == 1\" \"kind\" is not known here"),
         (
-            "subscriber:\n    service: a\n    routes:\n    - {match: 'true', path: /a}\n    - {match: 'no', path: /b}".to_owned(),
-            "a.yaml:10:15: spec.subscriber.routes[1].match: \"no\" \"no\" is not known here",
+            "subscriber: {service: a}\n  routes:\n  - {match: 'true', path: /a}\n  - {match: 'no', path: /b}".to_owned(),
+            "a.yaml:9:13: spec.routes[1].match: \"no\" \"no\" is not known here",
         ),
-        ("subscriber: {service: a, routes: [{match: 'true'}]}".to_owned(), "missing field `path`"),
+        ("subscriber: {service: a}\n  routes: [{match: 'true'}]".to_owned(), "missing field `path`"),
         (of("start: soon"), "spec.start: invalid value: string \"soon\", expected latest, earliest, {time"),
         (of("start: {time: noon}"), "spec.start.time: \"noon\" is not an RFC 3339 time"),
         (of("start: {at: 1}"), "unknown field `at`"),

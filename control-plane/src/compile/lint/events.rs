@@ -23,7 +23,6 @@ impl Lint<'_> {
             match error.route {
                 None => self.path.push(Field::Name("filter")),
                 Some(number) => self.path.extend([
-                    Field::Name("subscriber"),
                     Field::Name("routes"),
                     Field::Index(number),
                     Field::Name("match"),
@@ -33,7 +32,7 @@ impl Lint<'_> {
             self.path.truncate(1);
         }
         let subscriber = &resource.spec.subscriber;
-        if subscriber.path.is_empty() && subscriber.routes.is_empty() {
+        if subscriber.path.is_empty() && spec.routes.is_empty() {
             self.path.extend([Field::Name("subscriber"), Field::Name("path")]);
             self.error("a path is needed, or routes that have one".to_owned());
             self.path.truncate(1);
