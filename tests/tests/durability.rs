@@ -44,9 +44,11 @@ struct Seen {
     highest_attempt: u32,
 }
 
-/// Everything that arrived, at any replica, in the order of arrival.
+/// Everything that arrived, at any replica: what was seen of each event, and the order of first arrivals.
 #[derive(Clone, Default)]
-struct Arrivals(Arc<Mutex<(BTreeMap<String, Seen>, Vec<String>)>>);
+struct Arrivals(Arc<Mutex<Arrived>>);
+
+type Arrived = (BTreeMap<String, Seen>, Vec<String>);
 
 impl Arrivals {
     fn note(&self, event: &Value, attempt: &str) {
@@ -162,16 +164,24 @@ async fn rolling_restart(more: &str) -> (usize, u32) {
     assert_eq!(refused, 0, "no publish failed");
     all_arrive(&arrivals, &acknowledged).await;
     let seen = arrivals.0.lock().unwrap().0.clone();
-    let spent = seen.values().filter(|seen| seen.highest_attempt > 1).count();
-    assert_eq!(spent, 0, "events whose attempts were spent by a restart");
+    assert_unspent(&seen);
     for (replica, _app) in &replicas {
-        let labels = [("subscription", "default/read"), ("outcome", "dead_letter")];
-        let dead = metrics::sum(replica.ports.metrics, "duet_event_deliveries_total", &labels);
-        assert_eq!(dead.await, 0.0, "dead letters");
+        assert_nothing_given_up(replica).await;
     }
     let duplicates = seen.values().map(|seen| seen.times - 1).sum();
     eprintln!("{} acknowledged, none lost, {duplicates} delivered again", acknowledged.len());
     (acknowledged.len(), duplicates)
+}
+
+fn assert_unspent(seen: &BTreeMap<String, Seen>) {
+    let spent = seen.values().filter(|seen| seen.highest_attempt > 1).count();
+    assert_eq!(spent, 0, "events whose attempts were spent by a restart");
+}
+
+async fn assert_nothing_given_up(replica: &Sidecar) {
+    let labels = [("subscription", "default/read"), ("outcome", "dead_letter")];
+    let dead = metrics::sum(replica.ports.metrics, "duet_event_deliveries_total", &labels).await;
+    assert!(dead < 0.5, "{dead} dead letters");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,7 +224,7 @@ async fn while_the_bus_is_away_publishing_goes_on_and_keeps_its_order() {
     }
     eventually("the outbox is empty", SOON, || async {
         let waiting = metrics::sum(writer.ports.metrics, "duet_outbox_events", &[]).await;
-        (waiting == 0.0).then_some(())
+        (waiting < 0.5).then_some(())
     })
     .await;
     eprintln!("{} acknowledged, none lost, in order", acknowledged.len());
