@@ -215,7 +215,9 @@ impl Sidecar {
         flag("--control-plane", &control_plane.grpc.to_string());
         flag("--token", &token);
         flag("--state", &state.display().to_string());
-        flag("--drain-timeout", "5s");
+        if !options.flags.iter().any(|flag| flag == "--drain-timeout") {
+            flag("--drain-timeout", "5s");
+        }
         if let Some(port) = options.app_port {
             let protocol = options.protocol.map(|name| format!("/{name}")).unwrap_or_default();
             flag("--app-port", &format!("http={port}{protocol}"));

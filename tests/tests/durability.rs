@@ -145,7 +145,10 @@ async fn rolling_restart(more: &str) -> (usize, u32) {
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
         let app = arrivals.app().await;
-        let options = Options::service("reader", app.port()).instance(&format!("reader-{number}"));
+        // The application stays, so the second phase of leaving takes its whole time.
+        let options = Options::service("reader", app.port())
+            .instance(&format!("reader-{number}"))
+            .flags(&["--drain-timeout", "1s"]);
         replicas.push((Sidecar::ready(&control_plane, options).await, app));
     }
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
