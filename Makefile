@@ -64,6 +64,10 @@ test-instructions: ## counts the instructions of a request, and compares with be
 bench: ## measures Duet beside its peers (15 minutes); see bench/README.md
 	bench/run
 
+.PHONY: bench-events
+bench-events: ## measures Duet's events beside JetStream (10 minutes); see bench/README.md
+	bench/events
+
 .PHONY: doc
 doc: ## the code's documentation, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(LOCKED)
