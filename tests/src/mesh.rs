@@ -269,17 +269,18 @@ impl Sidecar {
         (process, ports)
     }
 
-    /// As a rolling update does: `SIGTERM`, wait for its end, start it again on the same ports and state, and wait
-    /// until it is ready.
-    pub async fn roll(&mut self) {
+    /// `SIGTERM`, as a rolling update begins.
+    pub fn leave(&self) {
         self.process.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Waits for the end of the process.
+    pub async fn gone(&self) {
         eventually(&format!("{} ends", self.instance), SOON, || {
             let gone = !crate::process::exists(self.process.pid());
             async move { gone.then_some(()) }
         })
         .await;
-        self.restart().await;
-        self.wait_ready().await;
     }
 
     /// `kill -9`, then the same again on the same ports and state.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use duet_tests::app::{App, Reply};
+use duet_tests::app::{App, Asked, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::{SOON, eventually, http, metrics};
 use serde_json::{Value, json};
@@ -67,17 +67,58 @@ impl Arrivals {
     }
 
     /// An application that takes its time, so that there is always something in flight.
-    async fn app(&self) -> App {
+    async fn app(&self, address: SocketAddr) -> App {
         let arrivals = self.clone();
-        App::replying(move |asked| {
+        let answer = move |asked: &Asked| {
             if asked.path == "/news" {
                 arrivals.note(&asked.json(), asked.header("duet-delivery-attempt"));
             }
             Reply::new(if asked.path == "/dapr/subscribe" { 404 } else { 200 }, "")
                 .after(Duration::from_millis(5))
-        })
-        .await
+        };
+        App::start("reader", Some(Arc::new(answer)), address).await
     }
+
+    /// Any free port.
+    async fn new_app(&self) -> App {
+        self.app("127.0.0.1:0".parse().unwrap()).await
+    }
+}
+
+/// An application and the sidecar beside it.
+struct Replica {
+    sidecar: Sidecar,
+    app: App,
+}
+
+impl Replica {
+    async fn start(control_plane: &ControlPlane, arrivals: &Arrivals, number: usize) -> Self {
+        let app = arrivals.new_app().await;
+        let options = Options::service("reader", app.port()).instance(&format!("reader-{number}"));
+        Self { sidecar: Sidecar::ready(control_plane, options).await, app }
+    }
+
+    /// As a rolling update does: both are told to leave, the application does so when it has answered what it was asked,
+    /// and the sidecar after it; then both start again on the same ports and state.
+    async fn roll(self, arrivals: &Arrivals) -> Self {
+        let Self { mut sidecar, app } = self;
+        sidecar.leave();
+        let idle = "nothing is in the application's hands";
+        eventually(idle, SOON, || in_hand(&sidecar)).await;
+        let address = app.address;
+        app.stop().await;
+        sidecar.gone().await;
+        let app = arrivals.app(address).await;
+        sidecar.restart().await;
+        sidecar.wait_ready().await;
+        Self { sidecar, app }
+    }
+}
+
+/// Something when nothing is.
+async fn in_hand(sidecar: &Sidecar) -> Option<()> {
+    let count = metrics::sum(sidecar.ports.metrics, "duet_event_in_flight_deliveries", &[]).await;
+    (count < 0.5).then_some(())
 }
 
 /// Publishes until it is told to stop; each key's events one after the other. Returns the acknowledged ids, and how
@@ -144,19 +185,15 @@ async fn rolling_restart(more: &str) -> (usize, u32) {
     let arrivals = Arrivals::default();
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
-        let app = arrivals.app().await;
-        // The application stays, so the second phase of leaving takes its whole time.
-        let options = Options::service("reader", app.port())
-            .instance(&format!("reader-{number}"))
-            .flags(&["--drain-timeout", "1s"]);
-        replicas.push((Sidecar::ready(&control_plane, options).await, app));
+        replicas.push(Replica::start(&control_plane, &arrivals, number).await);
     }
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let load = Load::start(writer.ports.api);
     for _ in 0..ROUNDS {
-        for (sidecar, _app) in &mut replicas {
+        for _ in 0..REPLICAS {
             let before = arrivals.count();
-            sidecar.roll().await;
+            let replica = replicas.remove(0).roll(&arrivals).await;
+            replicas.push(replica);
             eventually("events go on", SOON, || async {
                 (arrivals.count() > before).then_some(())
             })
@@ -168,8 +205,8 @@ async fn rolling_restart(more: &str) -> (usize, u32) {
     all_arrive(&arrivals, &acknowledged).await;
     let seen = arrivals.0.lock().unwrap().0.clone();
     assert_unspent(&seen);
-    for (replica, _app) in &replicas {
-        assert_nothing_given_up(replica).await;
+    for replica in &replicas {
+        assert_nothing_given_up(&replica.sidecar).await;
     }
     let duplicates = seen.values().map(|seen| seen.times - 1).sum();
     eprintln!("{} acknowledged, none lost, {duplicates} delivered again", acknowledged.len());
@@ -204,7 +241,7 @@ async fn while_the_bus_is_away_publishing_goes_on_and_keeps_its_order() {
     let more = "  delivery: {ordered: true}\n";
     let mut control_plane = ControlPlane::start(&[("news.yaml", &resources(more))]).await;
     let arrivals = Arrivals::default();
-    let app = arrivals.app().await;
+    let app = arrivals.new_app().await;
     let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let load = Load::start(writer.ports.api);

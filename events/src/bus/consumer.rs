@@ -29,7 +29,8 @@ pub struct Delivery {
 pub trait ConsumerBackend: Send + Sync {
     /// A delivery is decided. Called at most once for each delivery; must not block.
     fn settle(&self, delivery: u64, outcome: Settle);
-    /// The consumer is gone: everything unsettled goes back, unspent. Called once; must not block.
+    /// The consumer is gone: everything unsettled goes back, unspent. Called once; must not block. The stream of
+    /// deliveries ends when every settle before it has arrived.
     fn close(&self);
 }
 
@@ -65,6 +66,13 @@ impl Consumer {
         next
     }
 
+    /// Ends the consumer and returns when the bus has taken every settle, or is gone. What is still unsettled goes back,
+    /// unspent.
+    pub async fn finish(mut self) {
+        self.settler.shared.close();
+        while self.deliveries.next().await.is_some() {}
+    }
+
     /// A handle that decides on deliveries; cheap to clone into the tasks that call the app.
     #[must_use]
     pub fn settler(&self) -> Settler {
@@ -74,10 +82,7 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        // Under the lock, so that no settle comes after the close.
-        let mut open = self.settler.shared.open.lock();
-        *open = None;
-        self.settler.shared.backend.close();
+        self.settler.shared.close();
     }
 }
 
@@ -98,6 +103,16 @@ struct Shared {
     /// queued for the bus: each delivery is settled at most once.
     open: Mutex<Option<HashSet<u64>>>,
     backend: Arc<dyn ConsumerBackend>,
+}
+
+impl Shared {
+    fn close(&self) {
+        // Under the lock, so that no settle comes after the close.
+        let mut open = self.open.lock();
+        if open.take().is_some() {
+            self.backend.close();
+        }
+    }
 }
 
 impl Settler {
@@ -149,7 +164,7 @@ mod tests {
         consumer.next().await.unwrap().unwrap();
         assert!(settler.settle(7, Settle::Ack));
         assert!(!settler.settle(7, Settle::Ack));
-        drop(consumer);
+        consumer.finish().await;
         assert!(!settler.settle(8, Settle::Ack));
         assert_eq!(*recorder.0.lock(), ["7 Ack", "close"]);
     }

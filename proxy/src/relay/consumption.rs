@@ -144,6 +144,8 @@ impl Consumption {
         // What was gathered and not handed over goes back with the rest.
         // What the application has in hand is settled before the rest goes back.
         while open.join_next().await.is_some() {}
+        // A settle on its way when the process ends would be a delivery again.
+        consumer.finish().await;
         end
     }
 }
