@@ -86,7 +86,7 @@ class Duet:
         command = [f"{self.programs}/duet-proxy", "--service", name, "--instance", instance, "--control-plane",
                    self.ports["grpc"], "--token", token, "--state", f"{self.folder}/sidecars/{instance}",
                    "--ports-file", ports, "--workers", str(workers), "--access-log", log]
-        for listener in ("outbound", "inbound", "api", "admin", "metrics"):
+        for listener in ("outbound", "inbound", "api", "grpc-api", "admin", "metrics"):
             command += [f"--{listener}-listen", "127.0.0.1:0"]
         if app_port:
             command += ["--app-port", f"http={app_port}/{'h2c' if protocol != 'http' else 'http'}"]
