@@ -23,8 +23,9 @@ pub use authorize::{
     AuthorizedFrom, AuthorizedTo, Operation, ProtectedKind, ProtectedRef,
 };
 pub use events::{
-    Bulk, BusBackend, Delivery, EmbeddedBackend, EventBus, EventBusSpec, EventRetry, EventRoute,
-    Retention, Start, Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec,
+    AfterRelay, Bulk, BusBackend, Database, Delivery, EmbeddedBackend, EventBus, EventBusSpec,
+    EventRetry, EventRoute, OutboxColumns, OutboxSource, OutboxSourceSpec, Retention, Start,
+    Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec, is_database_url,
 };
 pub use gateway::{
     BackendPolicySpec, BackendRef, BackendTarget, Budget, CookieConfig, CookieLifetime, CorsFilter,
@@ -71,6 +72,8 @@ pub enum Resource {
     Topic(Topic),
     /// `duet.dev/v1alpha1` `Subscription`.
     Subscription(Subscription),
+    /// `duet.dev/v1alpha1` `OutboxSource`.
+    OutboxSource(Box<OutboxSource>),
     /// `duet.dev/v1alpha1` `AuthorizationPolicy`.
     AuthorizationPolicy(AuthorizationPolicy),
 }
@@ -90,6 +93,7 @@ impl Resource {
             Self::EventBus(r) => r.metadata.mesh_wide_key("EventBus"),
             Self::Topic(r) => r.metadata.mesh_wide_key("Topic"),
             Self::Subscription(r) => r.metadata.key("Subscription"),
+            Self::OutboxSource(r) => r.metadata.key("OutboxSource"),
             Self::AuthorizationPolicy(r) => r.metadata.key("AuthorizationPolicy"),
         }
     }
@@ -108,6 +112,7 @@ impl Resource {
             Self::EventBus(r) => &r.metadata,
             Self::Topic(r) => &r.metadata,
             Self::Subscription(r) => &r.metadata,
+            Self::OutboxSource(r) => &r.metadata,
             Self::AuthorizationPolicy(r) => &r.metadata,
         }
     }

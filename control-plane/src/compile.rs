@@ -20,6 +20,7 @@ mod filters;
 mod inbound;
 pub mod lint;
 mod matches;
+mod outbox_source;
 mod policy;
 mod protect;
 mod routes;

@@ -2,7 +2,7 @@
 //! which services it touches; nobody here waits, locks or looks at a clock. Imports nothing of this crate.
 //!
 //! Some kinds of resource refer to others: routes to the services they attach to and to policies, policies to services,
-//! routes and topics, endpoint slices and subscriptions to services. The index keeps those references backwards, so that everything
+//! routes and topics, endpoint slices, subscriptions and outbox sources to services. The index keeps those references backwards, so that everything
 //! that shapes a service is found from its name.
 
 mod references;
@@ -223,6 +223,7 @@ impl Index {
             Resource::EventBus(_)
             | Resource::Topic(_)
             | Resource::Subscription(_)
+            | Resource::OutboxSource(_)
             | Resource::AuthorizationPolicy(_) => {
                 affected.events = true;
             }

@@ -1,5 +1,6 @@
 //! Events: what the application publishes goes to the bus, or to the outbox while the bus is away; what it
-//! subscribes to comes from the bus and is posted to it until it acknowledges. And the Dapr-compatible HTTP API in
+//! subscribes to comes from the bus and is posted to it until it acknowledges; rows of its own outbox tables go to the
+//! bus too (`duet_tables`). And the Dapr-compatible HTTP API in
 //! front of that.
 //!
 //! Runs on the control thread: a slow disk or a stuck bus never holds up a call. Imports stages and lower, never
@@ -21,6 +22,7 @@ mod publish;
 mod receive;
 mod sse;
 mod subscriptions;
+mod tables;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -149,6 +151,7 @@ pub async fn start(
         // Part of phase one: what is in flight is finished before the phase ends.
         drain.inbound_tasks.spawn(subscriptions.run());
     }
+    tables::start(&inputs.workload, &buses, (registry, &metrics), &drain)?;
     let source = config.services.first().map_or("duet", String::as_str).to_owned();
     let bounds = (config.max_body_bytes, config.publish_bytes);
     let publishing = Arc::new(Publishing::new(Arc::clone(&buses), metrics, source, bounds));

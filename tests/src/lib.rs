@@ -5,6 +5,7 @@
 //! - [`web`]: the same with one service and a caller, for tests of policies;
 //! - [`up`]: a whole mesh by `duet up`;
 //! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
+//! - [`outbox`]: applications with an outbox table;
 //! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
 
 #![allow(
@@ -23,6 +24,7 @@ pub mod app;
 pub mod http;
 pub mod mesh;
 pub mod metrics;
+pub mod outbox;
 pub mod process;
 pub mod tools;
 pub mod up;

@@ -1,11 +1,15 @@
-//! `EventBus`, `Topic`, `Subscription`: the event half.
+//! `EventBus`, `Topic`, `Subscription`, `OutboxSource`: the event half.
 
+mod outbox_source;
 mod subscription;
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use outbox_source::{
+    AfterRelay, Database, OutboxColumns, OutboxSource, OutboxSourceSpec, is_database_url,
+};
 pub use subscription::{Bulk, EventRoute, Start, Subscriber};
 
 use super::core::IgnoredEq;

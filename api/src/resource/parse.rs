@@ -143,11 +143,12 @@ fn parse_document(origin: &Origin) -> Result<Option<Resource>, ParseError> {
         (GROUP, "EventBus") => Resource::EventBus(read(origin)?),
         (GROUP, "Topic") => Resource::Topic(read(origin)?),
         (GROUP, "Subscription") => Resource::Subscription(read(origin)?),
+        (GROUP, "OutboxSource") => Resource::OutboxSource(Box::new(read(origin)?)),
         (GROUP, "AuthorizationPolicy") => Resource::AuthorizationPolicy(read(origin)?),
         (GROUP, kind) => {
             let message = format!(
                 "unknown kind {kind:?} in {GROUP}; known are TrafficPolicy, EventBus, Topic, \
-                 Subscription and AuthorizationPolicy"
+                 Subscription, OutboxSource and AuthorizationPolicy"
             );
             return Err(origin.error(&[Field::Name("kind")], message));
         }

@@ -1,5 +1,5 @@
-//! A sidecar's own configuration: which subscriptions it delivers, which buses there are, and what protects its
-//! application.
+//! A sidecar's own configuration: which subscriptions it delivers, which tables it relays, which buses there are, and what
+//! protects its application.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use duet_api::proto;
 use duet_api::resource::{EventBus, Operation, Resource, Start, Subscription};
 use duet_api::spiffe::SpiffeId;
 
+use super::outbox_source::outbox_source;
 use super::{access, authorize, inbound, wire};
 use crate::index::{Index, ServiceKey, object};
 
@@ -25,18 +26,20 @@ pub fn workload(
     };
     let services = services.iter().filter(|service| allowed(service));
     let inbound = inbound::policies(index, who, instance, services.clone());
-    let mut subscriptions: Vec<proto::Subscription> = services
+    let mut subscriptions = Vec::new();
+    let mut outbox_sources = Vec::new();
+    for located in services
         .flat_map(|service| index.referrers(&ServiceKey::new(who.namespace(), service).object()))
-        .filter_map(|located| {
-            if let Resource::Subscription(resource) = &located.resource {
-                Some(subscription(resource))
-            } else {
-                None
-            }
-        })
-        .collect();
+    {
+        if let Resource::Subscription(resource) = &located.resource {
+            subscriptions.push(subscription(resource));
+        } else if let Resource::OutboxSource(resource) = &located.resource {
+            outbox_sources.push(outbox_source(resource));
+        }
+    }
     subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
-    proto::Workload { version: 0, subscriptions, buses: buses(index, who), inbound }
+    outbox_sources.sort_by(|a, b| a.name.cmp(&b.name));
+    proto::Workload { version: 0, subscriptions, buses: buses(index, who), inbound, outbox_sources }
 }
 
 /// A subscription resource as the wire and the bus know it.

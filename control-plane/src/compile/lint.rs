@@ -3,6 +3,7 @@
 
 mod events;
 mod filters;
+mod outbox_source;
 mod policy;
 
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ pub fn lint(located: &Located) -> Vec<ParseError> {
         Resource::GrpcRoute(route) => lint.grpc_route(route),
         Resource::Service(service) => lint.service(service),
         Resource::Subscription(resource) => lint.subscription(resource),
+        Resource::OutboxSource(source) => lint.outbox_source(source),
         Resource::AuthorizationPolicy(policy) => lint.authorization_policy(&policy.spec),
         Resource::TrafficPolicy(policy) => lint.traffic_policy(&policy.spec),
         Resource::EndpointSlice(_)

@@ -3,8 +3,8 @@
 
 use duet_api::resource::{
     BackendRef, Field, FilterType, GROUP, HttpFilter, HttpRule, Located, Metadata, ObjectKey,
-    ParentRef, ParseError, Resource, Subscription, TargetKind, TargetRef, Topic, TrafficPolicy,
-    XBackendTrafficPolicy,
+    OutboxSource, ParentRef, ParseError, Resource, Subscription, TargetKind, TargetRef, Topic,
+    TrafficPolicy, XBackendTrafficPolicy,
 };
 
 use super::fields::Scope;
@@ -49,6 +49,7 @@ pub fn validate(index: &Index) -> Findings {
             Resource::BackendPolicy(policy) => check.backend_policy(policy),
             Resource::TrafficPolicy(policy) => check.policy(policy),
             Resource::Subscription(subscription) => check.subscription(subscription),
+            Resource::OutboxSource(source) => check.outbox_source(source),
             Resource::Topic(topic) => check.topic(topic),
             Resource::EndpointSlice(slice) => check.slice(&slice.metadata),
             Resource::Service(_)
@@ -329,6 +330,20 @@ impl Check<'_> {
             return;
         }
         if let Err(why) = events::takes_topic(self.index, &spec_of.bus, &spec_of.topic) {
+            self.error(&spec(&[("topic", None)]), why);
+        }
+    }
+
+    fn outbox_source(&mut self, source: &OutboxSource) {
+        let spec_of = &source.spec;
+        let key = ServiceKey::new(&source.metadata.namespace, &spec_of.service);
+        if let Err(why) = self.service(&key) {
+            self.error(&spec(&[("service", None)]), why);
+        }
+        if self.bus(&spec_of.bus)
+            && let Some(topic) = &spec_of.topic
+            && let Err(why) = events::takes_topic(self.index, &spec_of.bus, topic)
+        {
             self.error(&spec(&[("topic", None)]), why);
         }
     }

@@ -56,6 +56,9 @@ pub(super) fn references(resource: &Resource) -> Vec<ObjectKey> {
             let namespace = &subscription.metadata.namespace;
             vec![object("Service", namespace, &subscription.spec.subscriber.service)]
         }
+        Resource::OutboxSource(source) => {
+            vec![object("Service", &source.metadata.namespace, &source.spec.service)]
+        }
         Resource::AuthorizationPolicy(policy) => {
             // Topics are mesh-wide.
             let targets = policy.spec.target_refs.iter();

@@ -116,3 +116,64 @@ fn what_is_wrong_with_an_authorization_policy_is_named() {
         );
     }
 }
+
+/// The one error of an outbox source.
+fn outbox_source(spec: &str) -> String {
+    one(&format!(
+        "apiVersion: duet.dev/v1alpha1\nkind: OutboxSource\nmetadata: {{name: o}}\nspec:\n  service: a\n  {spec}"
+    ))
+}
+
+#[test]
+fn good_outbox_sources_pass() {
+    for good in [
+        "database: {url: 'sqlite:///var/lib/a/a.db'}",
+        "database: {url: 'postgres://app@db:5432/app?sslmode=verify-full'}\n  table: events.outbox",
+        "database: {urlFrom: {env: DATABASE_URL}}\n  topic: orders.placed\n  type: placed",
+        "database: {urlFrom: {file: /run/secrets/url}}\n  afterRelay: {mark: relayed_at}\n  poll: 1s",
+        "database: {url: 'sqlite:a.db'}\n  afterRelay: delete\n  columns: {data: body, partitionKey: customer}",
+    ] {
+        assert_eq!(outbox_source(good), "", "{good}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_outbox_source_is_named() {
+    let of = |more: &str| format!("database: {{urlFrom: {{env: URL}}}}\n  {more}");
+    let cases = [
+        ("table: outbox".to_owned(), "missing field `database`"),
+        ("database: {}".to_owned(), "spec.database: one of url and urlFrom is needed"),
+        ("database: {url: 'sqlite:a.db', urlFrom: {env: A}}".to_owned(), "one of url and urlFrom"),
+        ("database: {urlFrom: {}}".to_owned(), "urlFrom needs one of env and file"),
+        (
+            "database: {url: 'mysql://db/app'}".to_owned(),
+            "spec.database.url: the URL starts with sqlite:",
+        ),
+        (
+            "database: {url: 'postgres://app:secret@db/app'}".to_owned(),
+            "spec.database.url: a password does not belong into a resource",
+        ),
+        (
+            "database: {url: 'postgres://app@db/app?password=secret'}".to_owned(),
+            "a password does not belong into a resource",
+        ),
+        (of("table: a.b.c"), "spec.table: \"a.b.c\" is neither TABLE nor SCHEMA.TABLE"),
+        (of("table: ''"), "spec.table: \"\" is not a name"),
+        (of("poll: 1ms"), "spec.poll: poll must be 10ms to 1m, not 1ms"),
+        (
+            of("afterRelay: keep"),
+            "spec.afterRelay: invalid value: string \"keep\", expected delete or {mark",
+        ),
+        (of("afterRelay: {}"), "the column to mark is missing"),
+        (of("columns: {key: a}"), "spec.columns.key: unknown field `key`"),
+        (of("topic: 'a b'"), "spec.topic: \"a b\" cannot be a topic's name"),
+        (of("topic: a\n  columns: {topic: t}"), "spec.columns.topic: the topic is given already"),
+        (of("source: 'a b'"), "spec.source: attribute source: is not a URI reference"),
+        (of("dataContentType: json"), "spec.dataContentType: attribute datacontenttype"),
+    ];
+    for (spec, expected) in cases {
+        let error = outbox_source(&spec);
+        assert!(error.contains(expected), "{spec}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

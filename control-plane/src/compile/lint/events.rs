@@ -8,7 +8,7 @@ use crate::compile::events::subscription;
 use crate::expression::Selector;
 
 /// Longest name of a topic, as on the bus.
-const MAX_NAME_BYTES: usize = 255;
+pub(super) const MAX_NAME_BYTES: usize = 255;
 
 impl Lint<'_> {
     pub(super) fn subscription(&mut self, resource: &Subscription) {

@@ -1,0 +1,31 @@
+//! What is left alone for a while, because it cannot be published or would overtake what cannot.
+
+use std::collections::BTreeSet;
+
+/// Most entries: past it, nothing new is read until the next try.
+const MAX: usize = 1000;
+
+/// Rows, keys and topics that a read leaves out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Excluded {
+    /// Sequences of bad rows.
+    pub(crate) rows: BTreeSet<i64>,
+    /// Partition keys of bad rows: later rows with the same key wait for them.
+    pub(crate) keys: BTreeSet<String>,
+    /// Topics that the bus refuses.
+    pub(crate) topics: BTreeSet<String>,
+}
+
+impl Excluded {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= MAX
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len() + self.keys.len() + self.topics.len()
+    }
+}

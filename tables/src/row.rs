@@ -1,0 +1,187 @@
+//! A row, and the event that it is.
+
+use duet_events::Event;
+use duet_events::cloudevent::{EnvelopeError, PARTITION_KEY};
+use serde_json::Value;
+
+use crate::spec::SourceSpec;
+
+/// Largest event; as large as one that an application publishes by itself.
+const MAX_EVENT_BYTES: usize = 4 << 20;
+/// Longest name of a topic, as on the bus.
+const MAX_TOPIC_BYTES: usize = 255;
+
+/// Names one row: its place, and its id so that a place that was used again is not mistaken for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RowKey {
+    pub(crate) sequence: i64,
+    pub(crate) id: String,
+}
+
+/// What a table says of one event, as text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) sequence: i64,
+    pub(crate) id: Option<String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) event_type: Option<String>,
+    pub(crate) key: Option<String>,
+    pub(crate) source: Option<String>,
+    pub(crate) subject: Option<String>,
+    pub(crate) time: Option<String>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
+    pub(crate) attributes: Option<String>,
+    pub(crate) data: Option<Vec<u8>>,
+    /// A column that is no text.
+    pub(crate) unreadable: bool,
+}
+
+impl Row {
+    /// From texts in the order of [`crate::columns::Columns::texts`]; `Err` is one that is not UTF-8.
+    pub(crate) fn new(
+        sequence: i64,
+        texts: [Result<Option<String>, ()>; 11],
+        data: Option<Vec<u8>>,
+    ) -> Self {
+        let unreadable = texts.iter().any(Result::is_err);
+        let [
+            id,
+            topic,
+            event_type,
+            key,
+            source,
+            subject,
+            time,
+            content_type,
+            traceparent,
+            tracestate,
+            attributes,
+        ] = texts.map(Result::unwrap_or_default);
+        Self {
+            sequence,
+            id,
+            topic,
+            event_type,
+            key,
+            source,
+            subject,
+            time,
+            content_type,
+            traceparent,
+            tracestate,
+            attributes,
+            data,
+            unreadable,
+        }
+    }
+
+    /// About what it takes in memory.
+    pub(crate) fn size(&self) -> usize {
+        let texts = [&self.subject, &self.attributes, &self.id, &self.key];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        texts + self.data.as_ref().map_or(0, Vec::len) + 64
+    }
+
+    /// Its topic and event.
+    ///
+    /// # Errors
+    /// When they are not valid; the row's author has to mend it.
+    pub(crate) fn event(self, spec: &SourceSpec) -> Result<(String, Event), RowError> {
+        if self.unreadable {
+            return Err(RowError::Encoding);
+        }
+        let topic = spec.topic.clone().or(self.topic).unwrap_or_default();
+        check_topic(&topic)?;
+        let id = self.id.ok_or(RowError::Missing("id"))?;
+        let event_type = self.event_type.or_else(|| spec.event_type.clone());
+        let source = self.source.unwrap_or_else(|| spec.source.clone());
+        let mut event = Event::new(id, source, event_type.ok_or(RowError::Missing("type"))?)?;
+        if let Some(attributes) = &self.attributes {
+            event = with_all(event, attributes)?;
+        }
+        let time = self.time.map(|time| rfc3339(&time));
+        let content_type = self.content_type.unwrap_or_else(|| spec.data_content_type.clone());
+        let content_type = Some(content_type).filter(|t| self.data.is_some() && !t.is_empty());
+        for (name, value) in [
+            (PARTITION_KEY, self.key),
+            ("subject", self.subject),
+            ("time", time),
+            ("datacontenttype", content_type),
+            ("traceparent", self.traceparent),
+            ("tracestate", self.tracestate),
+        ] {
+            if let Some(value) = value {
+                event = event.with_attribute(name, &value)?;
+            }
+        }
+        event.check_schedule()?;
+        let event = match self.data {
+            Some(data) => event.with_data(data),
+            None => event,
+        };
+        match event.size() {
+            size if size > MAX_EVENT_BYTES => Err(RowError::TooLarge(size)),
+            _ => Ok((topic, event)),
+        }
+    }
+}
+
+fn check_topic(topic: &str) -> Result<(), RowError> {
+    let odd = |c: char| c.is_control() || c.is_whitespace();
+    if topic.is_empty() || topic.len() > MAX_TOPIC_BYTES || topic.contains(odd) {
+        return Err(RowError::Topic(topic.chars().take(64).collect()));
+    }
+    Ok(())
+}
+
+/// The attributes of a JSON object, each in its canonical form as a string.
+fn with_all(mut event: Event, json: &str) -> Result<Event, RowError> {
+    let Ok(Value::Object(attributes)) = serde_json::from_str(json) else {
+        return Err(RowError::Attributes);
+    };
+    for (name, value) in attributes {
+        let value = match value {
+            Value::Null => continue,
+            Value::String(text) => text,
+            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            Value::Array(_) | Value::Object(_) => return Err(RowError::Attributes),
+        };
+        event = event.with_attribute(&name, &value)?;
+    }
+    Ok(event)
+}
+
+/// What SQLite's `CURRENT_TIMESTAMP` writes is a time in UTC without saying so. Anything else stays as it is, and is
+/// checked as an attribute.
+fn rfc3339(time: &str) -> String {
+    let Some((date, clock)) = time.split_once(' ') else {
+        return time.to_owned();
+    };
+    let utc = if clock.ends_with(['Z', 'z']) || clock.contains(['+', '-']) { "" } else { "Z" };
+    format!("{date}T{clock}{utc}")
+}
+
+/// Why a row is no event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RowError {
+    #[error("a column is not UTF-8")]
+    Encoding,
+    #[error("{0:?} is not a topic: 1 to 255 bytes, without white space and control characters")]
+    Topic(String),
+    #[error("its {0} is NULL")]
+    Missing(&'static str),
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    #[error("its attributes are not a JSON object of strings, numbers and booleans")]
+    Attributes,
+    #[error("the event has {0} bytes, over {MAX_EVENT_BYTES}")]
+    TooLarge(usize),
+    /// By the bus.
+    #[error("{0}")]
+    Refused(String),
+}
+
+#[cfg(test)]
+mod tests;
