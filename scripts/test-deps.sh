@@ -5,7 +5,7 @@
 # - target/test-tools/venv/bin/promtool and prometheus: out of Debian's package, which is unpacked and not
 #   installed, so that no service starts;
 # - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page), and valgrind,
-#   nginx, nghttp2-client, openssl (for the instruction counts).
+#   nginx, nghttp2-client, openssl (for the instruction counts), postgresql (for outbox tables; no cluster is made).
 #
 # What is there already is left alone. Without root or password-less sudo nothing is installed: the script says
 # what is missing and which tests skip, and succeeds; with CI=true what is missing is a failure.
@@ -73,6 +73,17 @@ browser() {
   command -v chromium >/dev/null || need chromium "the storefront in a browser"
 }
 
+# The server alone: a cluster of Debian's would start by itself. Tests make their own, in a temporary folder.
+postgres() {
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null && return
+  apt_install postgresql-common
+  if can_install && [[ -d /etc/postgresql-common ]]; then
+    as_root sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf || true
+  fi
+  apt_install postgresql
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || need postgresql "outbox tables in PostgreSQL"
+}
+
 # A stamp of what the venv was made from: made anew when the requirements or the interpreter change.
 venv() {
   local stamp wanted
@@ -138,6 +149,7 @@ curl_tool
 network_tool
 counting_tools
 browser
+postgres
 venv
 promtool
 

@@ -6,6 +6,7 @@
 //! - [`up`]: a whole mesh by `duet up`;
 //! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
 //! - [`outbox`]: applications with an outbox table;
+//! - [`postgres`]: a PostgreSQL server;
 //! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
 
 #![allow(
@@ -25,6 +26,7 @@ pub mod http;
 pub mod mesh;
 pub mod metrics;
 pub mod outbox;
+pub mod postgres;
 pub mod process;
 pub mod tools;
 pub mod up;
