@@ -13,6 +13,8 @@
 //!    [`bus::on_answer`]: done, again later, not my fault, or to the dead-letter topic.
 //! 5. When every subscription is done with it, the topic's retention may remove it.
 //!
+//! [`nats::NatsBus`] is the other bus: the same promises, kept on a JetStream cluster.
+//!
 //! Imports nothing of the workspace but `duet_api`.
 
 pub mod bus;
@@ -20,6 +22,7 @@ pub mod cloudevent;
 pub mod embedded;
 pub mod inbox;
 pub mod log;
+pub mod nats;
 pub mod outbox;
 pub mod remote;
 

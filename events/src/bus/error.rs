@@ -65,8 +65,8 @@ impl From<PublishError> for proto::PublishError {
             PublishErrorKind::Invalid => Code::Invalid,
             PublishErrorKind::Full => Code::Full,
             PublishErrorKind::Denied => Code::Denied,
-            // The contract has no word for it: a server that answers is not away, its store is broken.
-            PublishErrorKind::Unavailable | PublishErrorKind::Internal => Code::Internal,
+            PublishErrorKind::Unavailable => Code::Unavailable,
+            PublishErrorKind::Internal => Code::Internal,
         };
         Self { code: code.into(), message: error.message }
     }
@@ -80,6 +80,7 @@ impl From<proto::PublishError> for PublishError {
             Code::Invalid => PublishErrorKind::Invalid,
             Code::Full => PublishErrorKind::Full,
             Code::Denied => PublishErrorKind::Denied,
+            Code::Unavailable => PublishErrorKind::Unavailable,
             Code::Unspecified | Code::Internal => PublishErrorKind::Internal,
         };
         Self { kind, message: error.message }

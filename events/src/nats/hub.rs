@@ -1,0 +1,551 @@
+//! One hub for each consumed subscription: it pulls from JetStream what its consumers have room for, hands it out,
+//! tells JetStream that it is still being worked on, and passes on what became of it.
+//!
+//! An event that is held is known to JetStream as handed out; a hub that dies costs a wait of [`ACK_WAIT`] and nothing
+//! else. Retries of an unordered subscription wait in JetStream, those of an ordered one in the hub, before the later
+//! events of their key.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subject;
+use async_nats::jetstream::consumer::pull::Batch;
+use async_nats::jetstream::{AckKind, Message};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+use super::held::{Hands, Held, Stage};
+use super::shared::{NatsError, Shared};
+use super::stream::Topic;
+use super::subscription::{ACK_WAIT, MAX_ORDERED_PENDING, PullConsumer};
+use super::{message, settle};
+use crate::bus::{ConsumeError, Delivery, Settle, SubscriptionSpec, dead_letter};
+
+/// How often JetStream hears of what is held.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long one pull waits for events.
+const PULL: Duration = Duration::from_secs(20);
+/// Wait after something failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Events of one pull.
+const MAX_PULL: usize = 500;
+/// Handled positions that are remembered, for acknowledgements that JetStream never got.
+const REMEMBERED: usize = 4096;
+/// How often an ordered hub asks whether it has everything that was handed out before it.
+const ASK: Duration = Duration::from_millis(200);
+
+/// What a hub is told.
+pub(super) enum Command {
+    /// A consumer comes.
+    Join { member: u64, credit: usize, out: Deliveries, joined: oneshot::Sender<()> },
+    /// A delivery is decided.
+    Settle { member: u64, delivery: u64, outcome: Settle },
+    /// A consumer goes.
+    Leave { member: u64 },
+    /// The place of the subscription changed: everything held is void.
+    Moved,
+    /// Nothing is handed out, or again.
+    Paused(bool),
+    /// How many consumers there are.
+    Count(oneshot::Sender<usize>),
+    /// Ends every consumer.
+    End(String),
+}
+
+pub(super) type Deliveries = mpsc::Sender<Result<Delivery, ConsumeError>>;
+
+struct Member {
+    credit: usize,
+    out: Deliveries,
+    /// Position of each open delivery, by its id.
+    open: HashMap<u64, u64>,
+}
+
+/// What came of a write.
+pub(super) enum Done {
+    /// Attempts spent so far are known.
+    Spent { position: u64, spent: u32 },
+    /// JetStream may forget the event: it is acknowledged.
+    Handled { position: u64 },
+    /// It is acknowledged or given back already.
+    Gone { position: u64 },
+    /// It is to be handed out again, at once or later.
+    Again { position: u64, delay: Duration },
+    /// How many events JetStream waits to hear of.
+    Pending(Option<usize>),
+}
+
+/// Waits, before the first delivery of an ordered subscription, until everything that was handed out before is here:
+/// an event that another process had must not be overtaken.
+struct Barrier {
+    until: Instant,
+    asking: bool,
+}
+
+pub(super) struct Hub {
+    pub(super) shared: Arc<Shared>,
+    pub(super) spec: SubscriptionSpec,
+    pub(super) topic: Topic,
+    commands: mpsc::UnboundedReceiver<Command>,
+    members: HashMap<u64, Member>,
+    hands: Hands,
+    consumer: Option<PullConsumer>,
+    /// When the consumer was made: another one starts anew.
+    born: String,
+    batch: Option<Batch>,
+    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    barrier: Option<Barrier>,
+    /// No pull before.
+    rest_until: Instant,
+    next_delivery: u64,
+    handled: (VecDeque<u64>, HashSet<u64>),
+    paused: bool,
+    over: Option<String>,
+}
+
+impl Hub {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        spec: SubscriptionSpec,
+        topic: Topic,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        Self {
+            shared,
+            spec,
+            topic,
+            commands,
+            members: HashMap::new(),
+            hands: Hands::default(),
+            consumer: None,
+            born: String::new(),
+            batch: None,
+            work: FuturesUnordered::new(),
+            barrier: None,
+            rest_until: Instant::now(),
+            next_delivery: 0,
+            handled: Default::default(),
+            paused: false,
+            over: None,
+        }
+    }
+
+    /// Works until the last consumer has left.
+    pub(super) async fn run(mut self) {
+        let mut connects = self.shared.connects.clone();
+        let mut closed = self.shared.closed.subscribe();
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut joined = false;
+        while self.over.is_none() && !(joined && self.members.is_empty()) {
+            self.hand_out();
+            self.pull().await;
+            let wake = self.hands.wake(Instant::now());
+            let wake = wake.into_iter().chain(self.pull_at()).min();
+            let wake = wake.unwrap_or_else(|| Instant::now() + HEARTBEAT);
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => {
+                        joined |= matches!(command, Command::Join { .. });
+                        self.command(command).await;
+                    }
+                    None => break,
+                },
+                pulled = next_message(&mut self.batch) => self.pulled(pulled).await,
+                Some(done) = self.work.next(), if !self.work.is_empty() => self.done(done).await,
+                _ = heartbeat.tick() => self.still_working().await,
+                changed = connects.changed() => {
+                    if changed.is_ok() {
+                        // Pulls that the old connection made are lost.
+                        self.batch = None;
+                        self.rest_until = Instant::now();
+                    }
+                }
+                _ = closed.changed() => self.over = Some("the bus is closed".to_owned()),
+                () = sleep_until(wake) => {}
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Gives everything back, in order, and ends who is left.
+    async fn finish(mut self) {
+        self.commands.close();
+        self.batch = None;
+        while let Ok(Some(done)) = tokio::time::timeout(PAUSE, self.work.next()).await {
+            self.done(done).await;
+        }
+        for (_, held) in self.hands.take() {
+            self.shared.answer(held.reply, AckKind::Nak(None)).await;
+        }
+        let reason = self.over.take().unwrap_or_else(|| "the bus ended this consumer".to_owned());
+        for (_, member) in self.members.drain() {
+            let bus = self.spec.bus.clone();
+            let over = ConsumeError::Unavailable { bus, reason: reason.clone() };
+            // It has room for the end besides its credit.
+            member.out.try_send(Err(over)).unwrap_or_default();
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Join { member, credit, out, joined } => {
+                let open = HashMap::with_capacity(credit);
+                self.members.insert(member, Member { credit, out, open });
+                if joined.send(()).is_err() {
+                    self.members.remove(&member);
+                }
+            }
+            Command::Settle { member, delivery, outcome } => {
+                let open = self.members.get_mut(&member);
+                if let Some(position) = open.and_then(|member| member.open.remove(&delivery))
+                    && self.hands.get(position).is_some_and(|h| h.stage == Stage::Out(member))
+                {
+                    self.settle(position, outcome).await;
+                }
+            }
+            Command::Leave { member } => {
+                self.members.remove(&member);
+                self.hands.take_back(member);
+            }
+            Command::Moved => self.moved(),
+            Command::Paused(paused) => self.paused = paused,
+            Command::Count(answer) => answer.send(self.members.len()).unwrap_or_default(),
+            Command::End(reason) => self.over = Some(reason),
+        }
+    }
+
+    fn moved(&mut self) {
+        self.hands.clear();
+        self.handled = Default::default();
+        self.batch = None;
+        self.consumer = None;
+        self.barrier = None;
+        self.rest_until = Instant::now();
+    }
+
+    async fn settle(&mut self, position: u64, outcome: Settle) {
+        let Some(held) = self.hands.get_mut(position) else { return };
+        let (reply, attempt) = (held.reply.clone(), held.attempt);
+        match outcome {
+            Settle::Ack if attempt == 1 && !self.spec.once => {
+                self.shared.answer(reply, AckKind::Ack).await;
+                self.forget(position);
+            }
+            Settle::Release { delay } if delay.is_zero() => self.hands.set(position, Stage::Ready),
+            Settle::Release { delay } if self.spec.ordered => {
+                self.hands.set(position, Stage::From(Instant::now() + delay));
+            }
+            Settle::Release { delay } => {
+                self.hands.remove(position);
+                self.shared.answer(reply, AckKind::Nak(Some(delay))).await;
+            }
+            Settle::Ack | Settle::Retry { .. } | Settle::DeadLetter { .. } => {
+                if matches!(outcome, Settle::Retry { .. }) {
+                    held.attempt = attempt.saturating_add(1);
+                }
+                let event = held.event.clone();
+                self.hands.set(position, Stage::Busy);
+                self.write(settle::Job { attempt, ..self.job(position, reply) }, event, outcome);
+            }
+        }
+    }
+
+    async fn done(&mut self, done: Done) {
+        match done {
+            Done::Spent { position, spent } => {
+                if let Some(held) = self.hands.get_mut(position)
+                    && held.stage == Stage::Busy
+                {
+                    held.attempt = spent.saturating_add(1);
+                    self.hands.set(position, Stage::Ready);
+                }
+            }
+            Done::Handled { position } => self.forget(position),
+            Done::Gone { position } => drop(self.hands.remove(position)),
+            Done::Again { position, delay } if delay.is_zero() => {
+                self.hands.set(position, Stage::Ready);
+            }
+            Done::Again { position, delay } => {
+                self.hands.set(position, Stage::From(Instant::now() + delay));
+            }
+            Done::Pending(pending) => {
+                let complete = pending.is_some_and(|pending| pending <= self.hands.len());
+                if let Some(barrier) = &mut self.barrier {
+                    barrier.asking = false;
+                    if complete || Instant::now() >= barrier.until {
+                        self.barrier = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The event is handled; should JetStream not have heard it, it hears it again.
+    fn forget(&mut self, position: u64) {
+        self.hands.remove(position);
+        let (order, known) = &mut self.handled;
+        if known.insert(position) {
+            order.push_back(position);
+        }
+        if order.len() > REMEMBERED
+            && let Some(oldest) = order.pop_front()
+        {
+            known.remove(&oldest);
+        }
+    }
+
+    /// Hands out what may go, as far as there is room.
+    fn hand_out(&mut self) {
+        if self.barrier.is_some() || self.paused {
+            return;
+        }
+        while let Some(position) = self.hands.next() {
+            let free = |member: &Member| member.credit.saturating_sub(member.open.len());
+            let member = self.members.iter_mut().max_by_key(|(_, member)| free(member));
+            let Some((id, member)) = member.filter(|(_, member)| free(member) > 0) else { return };
+            let Some(held) = self.hands.get(position) else { return };
+            if held.event.expires_ms().is_some_and(|at| at <= now_ms()) {
+                self.expire(position);
+                continue;
+            }
+            self.next_delivery += 1;
+            let delivery = Delivery {
+                id: self.next_delivery,
+                position,
+                attempt: held.attempt,
+                event: held.event.clone(),
+                path: None,
+            };
+            let id = *id;
+            if member.out.try_send(Ok(delivery)).is_err() {
+                // It is gone, and its word comes.
+                self.members.remove(&id);
+                self.hands.take_back(id);
+                continue;
+            }
+            member.open.insert(self.next_delivery, position);
+            self.hands.set(position, Stage::Out(id));
+        }
+    }
+
+    fn expire(&mut self, position: u64) {
+        self.shared.metrics.expired(&self.spec.name);
+        if let Some(held) = self.hands.get(position) {
+            let (attempt, event) = (held.attempt, held.event.clone());
+            let job = settle::Job { attempt, ..self.job(position, held.reply.clone()) };
+            self.hands.set(position, Stage::Busy);
+            self.write(job, event, Settle::Ack);
+        }
+    }
+
+    fn job(&self, position: u64, reply: Subject) -> settle::Job {
+        settle::Job {
+            shared: Arc::clone(&self.shared),
+            spec: self.spec.clone(),
+            position,
+            attempt: 1,
+            reply,
+            born: self.born.clone(),
+        }
+    }
+
+    fn write(&self, job: settle::Job, event: crate::cloudevent::Event, outcome: Settle) {
+        self.work.push(Box::pin(job.run(event, outcome)));
+    }
+
+    /// When the next pull may be made, where one is to be made.
+    fn pull_at(&self) -> Option<Instant> {
+        (self.batch.is_none() && self.room() > 0).then_some(self.rest_until)
+    }
+
+    fn room(&self) -> usize {
+        let credit: usize = self.members.values().map(|member| member.credit).sum();
+        let pending = usize::try_from(MAX_ORDERED_PENDING).unwrap_or_default();
+        let window = match (self.spec.ordered, &self.barrier) {
+            (true, Some(_)) => pending,
+            // Later events of keys that wait must not keep the others away.
+            (true, None) => credit.saturating_mul(4).clamp(64, pending),
+            (false, _) => credit,
+        };
+        if credit == 0 { 0 } else { window.saturating_sub(self.hands.len()).min(MAX_PULL) }
+    }
+
+    /// Asks for as many events as there is room for, where no question is open.
+    async fn pull(&mut self) {
+        let room = self.room();
+        if self.batch.is_some() || room == 0 || Instant::now() < self.rest_until {
+            return;
+        }
+        if let Err(error) = self.try_pull(room).await {
+            tracing::debug!(subscription = self.spec.name, %error, "cannot pull");
+            self.consumer = None;
+            self.rest_until = Instant::now() + PAUSE;
+        }
+    }
+
+    async fn try_pull(&mut self, room: usize) -> Result<(), NatsError> {
+        self.shared.connected()?;
+        if self.consumer.is_none() {
+            let Some(consumer) = self.shared.consumer(&self.topic, &self.spec.name).await? else {
+                self.over = Some("the subscription was removed".to_owned());
+                return Ok(());
+            };
+            let info = consumer.cached_info();
+            let born = info.created.to_string();
+            if !self.born.is_empty() && self.born != born {
+                // Somebody moved the subscription.
+                self.moved();
+            }
+            self.born = born;
+            self.paused = info.paused;
+            if self.spec.ordered && info.num_ack_pending > self.hands.len() {
+                self.barrier =
+                    Some(Barrier { until: Instant::now() + ACK_WAIT * 2, asking: false });
+            }
+            self.consumer = Some(consumer);
+        }
+        self.ask_pending();
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let batch = consumer.batch().max_messages(room).expires(PULL).messages().await;
+        self.batch = Some(batch.map_err(|error| self.shared.error("pull", &error))?);
+        Ok(())
+    }
+
+    fn ask_pending(&mut self) {
+        let Some(barrier) = self.barrier.as_mut().filter(|barrier| !barrier.asking) else { return };
+        barrier.asking = true;
+        let (shared, topic) = (Arc::clone(&self.shared), self.topic.clone());
+        let name = self.spec.name.clone();
+        self.work.push(Box::pin(async move {
+            sleep(ASK).await;
+            let consumer = shared.consumer(&topic, &name).await.ok().flatten();
+            Done::Pending(consumer.map(|consumer| consumer.cached_info().num_ack_pending))
+        }));
+    }
+
+    async fn pulled(&mut self, pulled: Option<Result<Message, async_nats::Error>>) {
+        match pulled {
+            Some(Ok(message)) => self.take(message).await,
+            Some(Err(error)) => {
+                tracing::debug!(subscription = self.spec.name, %error, "the pull failed");
+                self.batch = None;
+                self.consumer = None;
+                self.rest_until = Instant::now() + PAUSE;
+            }
+            None => self.batch = None,
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        self.ask_pending();
+        let Ok(info) = message.info() else { return };
+        let (position, delivered) = (info.stream_sequence, info.delivered);
+        let Some(reply) = message.reply.clone() else { return };
+        if self.handled.1.contains(&position) {
+            self.shared.answer(reply, AckKind::Ack).await;
+            return;
+        }
+        if let Some(held) = self.hands.get_mut(position) {
+            // Handed out again while we were away: it is in good hands.
+            (held.reply, held.heard) = (reply, Instant::now());
+            return;
+        }
+        let (subject, payload) = (message.subject.clone(), message.payload.clone());
+        let event = message::event(&subject, position, message.headers.as_ref(), payload.clone());
+        match event {
+            Ok(event) => self.take_event(position, delivered, reply, event).await,
+            Err(error) => {
+                self.shared.metrics.unreadable.inc();
+                if let Ok(event) = message::foreign(&subject, position, payload) {
+                    self.hold(position, reply, event, Stage::Out(0));
+                    let reason = format!("not a valid event: {error}");
+                    self.settle(position, Settle::DeadLetter { reason, status: 0 }).await;
+                }
+            }
+        }
+    }
+
+    async fn take_event(
+        &mut self,
+        position: u64,
+        delivered: i64,
+        reply: Subject,
+        mut event: crate::cloudevent::Event,
+    ) {
+        if let Some(only) = dead_letter::redriven_to(&event).map(str::to_owned) {
+            if only != self.spec.name {
+                self.shared.answer(reply, AckKind::Ack).await;
+                return;
+            }
+            let stripped = message::edit(event.clone(), |attributes| {
+                attributes.remove(dead_letter::REDRIVE_TO);
+            });
+            event = stripped.unwrap_or(event);
+        }
+        let wait = event.deliver_at_ms().unwrap_or(0).saturating_sub(now_ms());
+        if wait > 0 {
+            self.shared.answer(reply, AckKind::Nak(Some(Duration::from_millis(wait)))).await;
+            return;
+        }
+        if delivered <= 1 {
+            self.hold(position, reply, event, Stage::Ready);
+            return;
+        }
+        self.hold(position, reply, event, Stage::Busy);
+        let (shared, name) = (Arc::clone(&self.shared), self.spec.name.clone());
+        self.work.push(Box::pin(async move {
+            loop {
+                match shared.spent(&name, position).await {
+                    Ok(spent) => return Done::Spent { position, spent },
+                    Err(_away) => sleep(PAUSE).await,
+                }
+            }
+        }));
+    }
+
+    fn hold(
+        &mut self,
+        position: u64,
+        reply: Subject,
+        event: crate::cloudevent::Event,
+        stage: Stage,
+    ) {
+        let key = event.attribute(&self.topic.order_by).filter(|_| self.spec.ordered);
+        let key = key.map(str::to_owned);
+        let held = Held { event, reply, attempt: 1, stage, key, heard: Instant::now() };
+        self.hands.insert(position, held);
+    }
+
+    /// Tells JetStream of everything that it would soon hand out again.
+    async fn still_working(&mut self) {
+        let now = Instant::now();
+        let mut replies = Vec::new();
+        for held in self.hands.iter_mut() {
+            if now.duration_since(held.heard) >= HEARTBEAT {
+                held.heard = now;
+                replies.push(held.reply.clone());
+            }
+        }
+        if self.shared.connected().is_ok() {
+            for reply in replies {
+                self.shared.answer(reply, AckKind::Progress).await;
+            }
+        }
+    }
+}
+
+async fn next_message(batch: &mut Option<Batch>) -> Option<Result<Message, async_nats::Error>> {
+    match batch {
+        Some(batch) => batch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(super) fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,354 @@
+//! The NATS bus, as its server and its operator see it.
+
+use async_nats::jetstream::stream::{self, DeleteMessageErrorKind, RawMessageErrorKind};
+use futures::TryStreamExt as _;
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::hub::Command;
+use super::names::message_id;
+use super::shared::{NatsError, Shared};
+use super::stream::topic_of;
+use super::subscription::Record;
+use super::{NatsBus, consume_error, message};
+use crate::bus::{
+    ConsumeError, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
+    SubscriptionStatus, TopicConfig, TopicStatus, dead_letter,
+};
+
+impl ManagedBus for NatsBus {
+    fn ensure_topic<'a>(
+        &'a self,
+        name: &'a str,
+        config: TopicConfig,
+    ) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move { Ok(self.shared.set_topic(name, &config).await?) })
+    }
+
+    fn ensure_subscription(
+        &self,
+        spec: SubscriptionSpec,
+    ) -> BoxFuture<'_, Result<(), ConsumeError>> {
+        Box::pin(async move {
+            let before = self.shared.record(&spec.name).await;
+            let before = before.map_err(|error| consume_error(&spec, &error))?;
+            self.shared.ensure(&spec).await.map_err(|error| consume_error(&spec, &error))?;
+            if before.is_some_and(|before| before.topic != spec.topic) {
+                self.tell(&spec.name, Command::End("its topic is another one now".to_owned()));
+            }
+            Ok(())
+        })
+    }
+
+    fn remove_subscription<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move {
+            self.shared.forget(name).await?;
+            self.tell(name, Command::End("the subscription was removed".to_owned()));
+            Ok(())
+        })
+    }
+
+    fn topics(&self) -> BoxFuture<'_, Result<Vec<TopicStatus>, ManageError>> {
+        Box::pin(async {
+            self.shared.connected()?;
+            let streams: Vec<stream::Info> = self
+                .shared
+                .js
+                .streams()
+                .try_collect()
+                .await
+                .map_err(|error| self.shared.error("the streams", &error))?;
+            let ours = |info: &stream::Info| {
+                let topic = topic_of(&info.config)?;
+                (info.config.name == self.shared.stream_name(topic)).then(|| TopicStatus {
+                    name: topic.to_owned(),
+                    first: info.state.first_sequence.max(1),
+                    next: info.state.last_sequence.saturating_add(1),
+                    events: info.state.messages,
+                    bytes: info.state.bytes,
+                })
+            };
+            let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();
+            topics.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(topics)
+        })
+    }
+
+    fn subscriptions(&self) -> BoxFuture<'_, Result<Vec<SubscriptionStatus>, ManageError>> {
+        Box::pin(async {
+            let mut all = Vec::new();
+            for record in self.shared.records().await? {
+                all.extend(self.subscription(record).await?);
+            }
+            Ok(all)
+        })
+    }
+
+    fn read<'a>(
+        &'a self,
+        topic: &'a str,
+        from: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<StoredEvent>, ManageError>> {
+        Box::pin(async move {
+            let stream = self.shared.stream(topic).await?;
+            let mut events = Vec::new();
+            let mut next = from.max(1);
+            while events.len() < limit
+                && let Some(found) = self.shared.message(&stream, topic, next).await?
+            {
+                next = found.sequence.saturating_add(1);
+                let event = message::event(
+                    &found.subject,
+                    found.sequence,
+                    Some(&found.headers),
+                    found.payload,
+                );
+                if let Ok(event) = event {
+                    events.push(StoredEvent {
+                        position: found.sequence,
+                        published_ms: millis(found.time),
+                        event,
+                    });
+                }
+            }
+            Ok(events)
+        })
+    }
+
+    fn remove_events<'a>(
+        &'a self,
+        topic: &'a str,
+        positions: Vec<u64>,
+    ) -> BoxFuture<'a, Result<u64, ManageError>> {
+        Box::pin(async move {
+            let stream = self.shared.stream(topic).await?;
+            let mut removed = 0;
+            for position in positions {
+                removed += u64::from(self.shared.remove(&stream, position).await?);
+            }
+            Ok(removed)
+        })
+    }
+
+    fn redrive<'a>(
+        &'a self,
+        dead_letter_topic: &'a str,
+        positions: Vec<u64>,
+    ) -> BoxFuture<'a, Result<u64, ManageError>> {
+        Box::pin(async move {
+            let stream = self.shared.stream(dead_letter_topic).await?;
+            let mut moved = 0;
+            for position in positions {
+                moved +=
+                    u64::from(self.shared.redrive(&stream, dead_letter_topic, position).await?);
+            }
+            Ok(moved)
+        })
+    }
+
+    fn seek<'a>(
+        &'a self,
+        subscription: &'a str,
+        to: Start,
+    ) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move {
+            self.shared.move_to(subscription, to).await?;
+            self.tell(subscription, Command::Moved);
+            Ok(())
+        })
+    }
+
+    fn pause<'a>(
+        &'a self,
+        subscription: &'a str,
+        paused: bool,
+    ) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move {
+            self.shared.pause(subscription, paused).await?;
+            self.tell(subscription, Command::Paused(paused));
+            Ok(())
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.shared.closed.send_replace(true);
+            let hubs: Vec<_> = self.hubs.lock().drain().map(|(_, hub)| hub).collect();
+            for hub in hubs {
+                // Hubs give everything back before they end.
+                hub.commands.closed().await;
+            }
+            if let Err(error) = self.shared.client.drain().await {
+                tracing::debug!(bus = self.shared.name, %error, "the connection was not drained");
+            }
+        })
+    }
+}
+
+impl NatsBus {
+    /// `None` for one whose consumer is gone: it was idle for too long.
+    async fn subscription(
+        &self,
+        record: Record,
+    ) -> Result<Option<SubscriptionStatus>, ManageError> {
+        let topic = self.shared.topic(&record.topic, TopicConfig::default()).await?;
+        let Some(consumer) = self.shared.consumer(&topic, &record.name).await? else {
+            return Ok(None);
+        };
+        let info = consumer.cached_info();
+        let in_flight = info.num_ack_pending as u64;
+        let lag = info.num_pending.saturating_add(in_flight);
+        let mut oldest_ms = None;
+        if lag > 0 {
+            let stream = self.shared.stream(&record.topic).await?;
+            let floor = info.ack_floor.stream_sequence.saturating_add(1);
+            let oldest = self.shared.message(&stream, &record.topic, floor).await?;
+            oldest_ms = oldest.map(|oldest| millis(oldest.time));
+        }
+        Ok(Some(SubscriptionStatus {
+            lag,
+            oldest_ms,
+            in_flight,
+            retrying: info.num_redelivered as u64,
+            consumers: self.consumers(&record.name).await,
+            paused: info.paused,
+            name: record.name,
+            topic: record.topic,
+        }))
+    }
+
+    async fn consumers(&self, name: &str) -> u64 {
+        let (answer, count) = oneshot::channel();
+        self.tell(name, Command::Count(answer));
+        count.await.map_or(0, |count| count as u64)
+    }
+}
+
+impl Shared {
+    async fn stream(&self, topic: &str) -> Result<stream::Stream, ManageError> {
+        self.connected()?;
+        let stream = self.js.get_stream(self.stream_name(topic)).await;
+        stream.map_err(|error| match self.error("the topic's stream", &error) {
+            NatsError::Failed(_) => ManageError::Unknown { kind: "topic", name: topic.to_owned() },
+            other => other.into(),
+        })
+    }
+
+    /// The first event of a topic at or after a position.
+    async fn message(
+        &self,
+        stream: &stream::Stream,
+        topic: &str,
+        from: u64,
+    ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, NatsError> {
+        let question = stream.raw_message_builder().sequence(from);
+        match question.next_by_subject(self.subject(topic)).send().await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(self.error("an event", &error)),
+        }
+    }
+
+    async fn remove(&self, stream: &stream::Stream, position: u64) -> Result<bool, NatsError> {
+        match stream.delete_message(position).await {
+            Ok(deleted) => Ok(deleted),
+            Err(error) => match error.kind() {
+                // No such message.
+                DeleteMessageErrorKind::JetStream(error)
+                    if [10_037, 10_043, 10_057].contains(&error.error_code().0) =>
+                {
+                    Ok(false)
+                }
+                _ => Err(self.error("removing an event", &error)),
+            },
+        }
+    }
+
+    /// First stored at its old topic, then removed here: whatever happens between leaves it in both, and doing it
+    /// again within the window stores it once.
+    async fn redrive(
+        &self,
+        letters: &stream::Stream,
+        topic: &str,
+        position: u64,
+    ) -> Result<bool, NatsError> {
+        let found = self.message(letters, topic, position).await?;
+        let Some(found) = found.filter(|found| found.sequence == position) else {
+            return Ok(false);
+        };
+        let read = message::event(&found.subject, position, Some(&found.headers), found.payload);
+        let Ok(event) = read else { return Ok(false) };
+        let attribute = |name: &str| event.attribute(name).map(str::to_owned);
+        let (Some(to), Some(subscription)) =
+            (attribute(dead_letter::TOPIC), attribute(dead_letter::SUBSCRIPTION))
+        else {
+            return Ok(false);
+        };
+        if self.record(&subscription).await?.is_none_or(|record| record.topic != to) {
+            return Ok(false);
+        }
+        let event = message::edit(event, |attributes| {
+            dead_letter::strip(attributes);
+            attributes.insert(dead_letter::REDRIVE_TO.to_owned(), subscription);
+        });
+        let event = event.map_err(|error| NatsError::Failed(error.to_string()))?;
+        let id = format!("redrive {} {position}", message_id(topic, &found.time.to_string()));
+        self.store(&to, TopicConfig::default(), &event, id).await?;
+        self.remove(letters, position).await?;
+        Ok(true)
+    }
+
+    async fn known(&self, subscription: &str) -> Result<Record, ManageError> {
+        self.record(subscription).await?.ok_or_else(|| ManageError::Unknown {
+            kind: "subscription",
+            name: subscription.to_owned(),
+        })
+    }
+
+    async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
+        let record = self.known(subscription).await?;
+        let topic = self.topic(&record.topic, TopicConfig::default()).await?;
+        let old = self.consumer(&topic, subscription).await?;
+        let old = old.map(|consumer| consumer.cached_info().clone());
+        self.delete_consumer(&record.topic, subscription).await?;
+        let made = self.recreate(&topic, subscription, old.as_ref(), to).await;
+        Ok(made?)
+    }
+
+    async fn pause(&self, subscription: &str, paused: bool) -> Result<(), ManageError> {
+        let record = self.known(subscription).await?;
+        if !self.client.is_server_compatible(2, 11, 0) {
+            let why = "pausing a subscription needs NATS 2.11 or later";
+            return Err(ManageError::Refused(why.to_owned()));
+        }
+        let stream = self.stream(&record.topic).await?;
+        let name = super::names::token(subscription);
+        let done = match paused {
+            true => {
+                let until = async_nats::datetime::parse_rfc3339("2200-01-01T00:00:00Z");
+                let until = until.map_err(|error| ManageError::Failed(error.to_string()))?;
+                stream.pause_consumer(&name, until).await
+            }
+            false => stream.resume_consumer(&name).await,
+        };
+        done.map_err(|error| self.error("pause", &error))?;
+        Ok(())
+    }
+}
+
+fn millis(time: async_nats::datetime::DateTime) -> u64 {
+    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
+impl From<NatsError> for ManageError {
+    fn from(error: NatsError) -> Self {
+        match error {
+            NatsError::Refused(reason) => Self::Refused(reason),
+            NatsError::Settings(_)
+            | NatsError::Away(_)
+            | NatsError::Full(_)
+            | NatsError::Failed(_) => Self::Failed(error.to_string()),
+        }
+    }
+}

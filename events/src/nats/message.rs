@@ -1,0 +1,106 @@
+//! An event as a NATS message, in the binary mode of CloudEvents: other NATS clients read it too. Pure.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use crate::cloudevent::{EnvelopeError, Event, WrapContext, decode, encode_binary};
+use duet_api::proto;
+
+/// The event's attributes as headers, and its data.
+pub(super) fn encode(event: &Event) -> (HeaderMap, Bytes) {
+    let (attributes, data) = encode_binary(event);
+    let mut headers = HeaderMap::new();
+    for (name, value) in &attributes {
+        // Encoding leaves visible ASCII only.
+        headers.insert(name.as_str(), value.to_str().unwrap_or_default());
+    }
+    (headers, data)
+}
+
+/// The event of a message. What another client published without a CloudEvents envelope becomes the data of an event
+/// whose `id` is its place in the stream.
+pub(super) fn event(
+    subject: &str,
+    sequence: u64,
+    headers: Option<&HeaderMap>,
+    payload: Bytes,
+) -> Result<Event, EnvelopeError> {
+    let mut attributes = http::HeaderMap::new();
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
+        let name = AsRef::<str>::as_ref(name).to_ascii_lowercase();
+        if name != "content-type" && !name.starts_with("ce-") {
+            continue;
+        }
+        let Ok(name) = HeaderName::try_from(name) else { continue };
+        for value in values {
+            let value = HeaderValue::try_from(value.as_str()).map_err(|_invalid| {
+                EnvelopeError::invalid(name.as_str(), "is not a header value")
+            })?;
+            attributes.append(name.clone(), value);
+        }
+    }
+    let envelope = attributes.keys().any(|name| name.as_str().starts_with("ce-"))
+        || attributes
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/cloudevents+"));
+    if !envelope {
+        return foreign(subject, sequence, payload);
+    }
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let wrap = WrapContext { source: subject, bus: "", topic: "", now };
+    let mut events = decode(&attributes, payload, &wrap)?;
+    events.pop().ok_or_else(|| EnvelopeError::Body { reason: "holds no event".to_owned() })
+}
+
+/// A message that is no event, as the data of one.
+pub(super) fn foreign(
+    subject: &str,
+    sequence: u64,
+    payload: Bytes,
+) -> Result<Event, EnvelopeError> {
+    let event = Event::new(format!("{subject}.{sequence}"), subject, "io.nats.message")?;
+    Ok(event.with_data(payload))
+}
+
+/// The event with its attributes changed by the bus.
+pub(super) fn edit(
+    event: Event,
+    change: impl FnOnce(&mut std::collections::BTreeMap<String, String>),
+) -> Result<Event, EnvelopeError> {
+    let mut attributes = event.attributes().clone();
+    change(&mut attributes);
+    let mut raw = proto::Event::from(event);
+    raw.attributes = attributes.into_iter().collect();
+    raw.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_survives_the_way_through_headers() {
+        let event = Event::new("1 %ö", "/s", "t").unwrap();
+        let event = event.with_attribute("datacontenttype", "text/plain").unwrap();
+        let event = event.with_attribute("partitionkey", "a b").unwrap().with_data("x");
+        let (headers, data) = encode(&event);
+        let read = super::event("duet.t", 1, Some(&headers), data);
+        assert_eq!(read, Ok(event));
+    }
+
+    #[test]
+    fn what_is_no_event_becomes_the_data_of_one() {
+        let event = event("duet.t", 7, None, "plain".into()).unwrap();
+        assert_eq!((event.id(), event.source()), ("duet.t.7", "duet.t"));
+        assert_eq!(event.data().unwrap().as_ref(), b"plain");
+    }
+
+    #[test]
+    fn a_broken_envelope_is_named() {
+        let mut headers = HeaderMap::new();
+        headers.insert("ce-id", "1");
+        headers.insert("ce-specversion", "1.0");
+        assert!(event("duet.t", 1, Some(&headers), Bytes::new()).is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! Numbers of a NATS bus, under the names that the embedded bus has for them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+
+/// Label values of one kind before further ones become `other`.
+const MAX_LABELS: usize = 200;
+
+/// Counters of one bus.
+#[derive(Clone, Debug)]
+pub(super) struct NatsMetrics {
+    published: IntCounterVec,
+    duplicates: IntCounterVec,
+    dead_letters: IntCounterVec,
+    expired: IntCounterVec,
+    pub(super) unreadable: IntCounter,
+    pub(super) connects: IntCounter,
+    topics: Labels,
+    subscriptions: Labels,
+}
+
+impl NatsMetrics {
+    pub(super) fn register(registry: &Registry, bus: &str) -> prometheus::Result<Self> {
+        let opts = |metric: &str, help: &str| Opts::new(metric, help).const_label("bus", bus);
+        let counters = |metric, help, label| {
+            let counters = IntCounterVec::new(opts(metric, help), &[label])?;
+            registry.register(Box::new(counters.clone())).map(|()| counters)
+        };
+        let counter = |metric, help| {
+            let counter = IntCounter::with_opts(opts(metric, help))?;
+            registry.register(Box::new(counter.clone())).map(|()| counter)
+        };
+        Ok(Self {
+            published: counters(
+                "duet_bus_published_events_total",
+                "Events stored, without duplicates.",
+                "topic",
+            )?,
+            duplicates: counters(
+                "duet_bus_duplicate_events_total",
+                "Events not stored because the deduplication window held them already.",
+                "topic",
+            )?,
+            dead_letters: counters(
+                "duet_bus_dead_letters_total",
+                "Events moved to a dead-letter topic.",
+                "subscription",
+            )?,
+            expired: counters(
+                "duet_bus_nats_expired_events_total",
+                "Events not delivered because their expirytime had passed.",
+                "subscription",
+            )?,
+            unreadable: counter(
+                "duet_bus_nats_unreadable_messages_total",
+                "Messages of a topic's stream that hold no valid event; they are dead-lettered.",
+            )?,
+            connects: counter(
+                "duet_bus_nats_connects_total",
+                "Connections to a NATS server, the first one included.",
+            )?,
+            topics: Labels::default(),
+            subscriptions: Labels::default(),
+        })
+    }
+
+    pub(super) fn published(&self, topic: &str, stored: u64, duplicates: u64) {
+        let label = self.topics.bounded(topic);
+        self.published.with_label_values(&[label]).inc_by(stored);
+        if duplicates > 0 {
+            self.duplicates.with_label_values(&[label]).inc_by(duplicates);
+        }
+    }
+
+    pub(super) fn dead_letter(&self, subscription: &str) {
+        self.dead_letters.with_label_values(&[self.subscriptions.bounded(subscription)]).inc();
+    }
+
+    pub(super) fn expired(&self, subscription: &str) {
+        self.expired.with_label_values(&[self.subscriptions.bounded(subscription)]).inc();
+    }
+}
+
+/// Names that have their own label.
+#[derive(Clone, Debug, Default)]
+struct Labels(Arc<Mutex<BTreeSet<String>>>);
+
+impl Labels {
+    fn bounded<'a>(&self, name: &'a str) -> &'a str {
+        let mut known = self.0.lock();
+        if known.contains(name) {
+            return name;
+        }
+        if known.len() >= MAX_LABELS {
+            return "other";
+        }
+        known.insert(name.to_owned());
+        name
+    }
+}

@@ -1,0 +1,234 @@
+//! What every part of a NATS bus uses: the connection, what is known of topics, and the bucket of state.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{AckKind, Context, context::ContextBuilder, kv};
+use async_nats::{Client, ConnectOptions, Event as ConnectionEvent, Subject};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, watch};
+
+use super::metrics::NatsMetrics;
+use super::stream::Topic;
+
+/// Bound on one request, and on the acknowledgement of a publish.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach a NATS cluster, and what to keep there.
+#[derive(Clone, Debug)]
+pub struct NatsOptions {
+    /// `nats://host:port` or `tls://host:port`; any that answers is used.
+    pub servers: Vec<String>,
+    /// Copies of each stream: 1, 3 or 5.
+    pub replicas: usize,
+    /// What the names of streams, and the subjects, start with.
+    pub stream_prefix: String,
+    /// Who the control plane is there.
+    pub login: NatsLogin,
+    /// TLS.
+    pub tls: Option<NatsTls>,
+}
+
+/// Who the control plane is on the cluster. Debug output shows no secret.
+#[derive(Clone, Default)]
+pub enum NatsLogin {
+    /// Nobody in particular.
+    #[default]
+    None,
+    /// The text of a `.creds` file: a JWT and its key.
+    Credentials(String),
+    /// A token.
+    Token(String),
+    /// User and password.
+    User(String, String),
+}
+
+impl std::fmt::Debug for NatsLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Credentials(_) => "Credentials(..)",
+            Self::Token(_) => "Token(..)",
+            Self::User(..) => "User(..)",
+        })
+    }
+}
+
+/// TLS to the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct NatsTls {
+    /// PEM of what signed the servers' certificates; `None` for the machine's own roots.
+    pub ca_file: Option<PathBuf>,
+    /// PEM of the client's certificate and key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why something on the cluster did not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NatsError {
+    /// The settings cannot be used.
+    #[error("{0}")]
+    Settings(String),
+    /// No connection, or no answer in time.
+    #[error("the NATS cluster is away: {0}")]
+    Away(String),
+    /// It will never work.
+    #[error("{0}")]
+    Refused(String),
+    /// The cluster has no room.
+    #[error("the NATS cluster is full: {0}")]
+    Full(String),
+    /// The cluster said no.
+    #[error("{0}")]
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) options: NatsOptions,
+    pub(super) client: Client,
+    pub(super) js: Context,
+    pub(super) metrics: NatsMetrics,
+    /// A cache: short, and never held across an await.
+    pub(super) topics: Mutex<HashMap<String, Topic>>,
+    state: OnceCell<kv::Store>,
+    /// Counts connections.
+    pub(super) connects: watch::Receiver<u64>,
+    pub(super) closed: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(super) async fn connect(
+        name: &str,
+        options: NatsOptions,
+        metrics: NatsMetrics,
+    ) -> Result<Self, NatsError> {
+        let (count, connects) = watch::channel(0_u64);
+        let (bus, counter) = (name.to_owned(), metrics.connects.clone());
+        let connect = connect_options(&options)?
+            .name(format!("duet bus {name}"))
+            .retry_on_initial_connect()
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .client_capacity(65_536)
+            .event_callback(move |event| {
+                match event {
+                    ConnectionEvent::Connected => {
+                        counter.inc();
+                        count.send_modify(|count| *count += 1);
+                        tracing::info!(bus, "connected to NATS");
+                    }
+                    other => tracing::warn!(bus, event = %other, "NATS connection"),
+                }
+                std::future::ready(())
+            });
+        let client = connect.connect(options.servers.clone()).await;
+        let client = client.map_err(|error| NatsError::Settings(format!("nats: {error}")))?;
+        let js = ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .max_ack_inflight(65_536)
+            .build(client.clone());
+        Ok(Self {
+            name: name.to_owned(),
+            options,
+            client,
+            js,
+            metrics,
+            topics: Mutex::default(),
+            state: OnceCell::new(),
+            connects,
+            closed: watch::Sender::new(false),
+        })
+    }
+
+    /// Fails at once while there is no connection.
+    pub(super) fn connected(&self) -> Result<(), NatsError> {
+        if *self.closed.borrow() {
+            return Err(NatsError::Failed("the bus is closed".to_owned()));
+        }
+        match self.client.connection_state() {
+            State::Connected => Ok(()),
+            State::Pending | State::Disconnected => Err(NatsError::Away(format!(
+                "not connected to {}",
+                self.options.servers.join(", ")
+            ))),
+        }
+    }
+
+    /// What an error of the client library means.
+    pub(super) fn error(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> NatsError {
+        let text = format!("{what}: {error}");
+        if self.client.connection_state() != State::Connected {
+            return NatsError::Away(text);
+        }
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<async_nats::jetstream::Error>() {
+                return match error.error_code().0 {
+                    // Not available, no leader, no peers.
+                    10_005 | 10_008 | 10_009 | 10_118 => NatsError::Away(text),
+                    // Resources, storage, store failed: no room.
+                    10_002 | 10_023 | 10_028 | 10_047 | 10_077 => NatsError::Full(text),
+                    _ => NatsError::Failed(text),
+                };
+            }
+            cause = error.source();
+        }
+        // Time-outs and missing responders carry no code of the server.
+        if ["timed out", "no responders", "broken pipe"].iter().any(|word| text.contains(word)) {
+            return NatsError::Away(text);
+        }
+        NatsError::Failed(text)
+    }
+
+    /// Tells JetStream what became of a hand-out. While the cluster is away the answer waits in the client.
+    pub(super) async fn answer(&self, reply: Subject, kind: AckKind) {
+        if let Err(error) = self.client.publish(reply, Bytes::from(kind)).await {
+            // The client is gone: JetStream hands the event out again.
+            tracing::debug!(bus = self.name, %error, "an answer was not sent");
+        }
+    }
+
+    /// The bucket of subscriptions and spent attempts.
+    pub(super) async fn state(&self) -> Result<&kv::Store, NatsError> {
+        self.connected()?;
+        let made = self.state.get_or_try_init(|| async {
+            let bucket = format!("{}-state", self.options.stream_prefix);
+            let config = kv::Config {
+                bucket,
+                description: "Duet: subscriptions and spent attempts".to_owned(),
+                history: 1,
+                num_replicas: self.options.replicas,
+                ..kv::Config::default()
+            };
+            let store = self.js.create_or_update_key_value(config).await;
+            store.map_err(|error| self.error("the bucket of state", &error))
+        });
+        made.await
+    }
+}
+
+fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
+    let mut connect = ConnectOptions::new();
+    connect = match options.login.clone() {
+        NatsLogin::None => connect,
+        NatsLogin::Credentials(text) => connect
+            .credentials(&text)
+            .map_err(|error| NatsError::Settings(format!("credentialsFile: {error}")))?,
+        NatsLogin::Token(token) => connect.token(token),
+        NatsLogin::User(user, password) => connect.user_and_password(user, password),
+    };
+    if let Some(tls) = &options.tls {
+        connect = connect.require_tls(true);
+        if let Some(file) = &tls.ca_file {
+            connect = connect.add_root_certificates(file.clone());
+        }
+        if let Some((certificate, key)) = &tls.client {
+            connect = connect.add_client_certificate(certificate.clone(), key.clone());
+        }
+    }
+    Ok(connect)
+}

@@ -1,0 +1,219 @@
+//! One durable pull consumer for each subscription, the record that says where it is, and the attempts spent.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use serde::{Deserialize, Serialize};
+
+use super::names::token;
+use super::shared::{NatsError, Shared};
+use super::stream::Topic;
+use crate::bus::{Start, SubscriptionSpec, TopicConfig};
+
+/// JetStream hands an event out again when it hears nothing for this long: what a dead control plane costs.
+pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
+/// Events handed out, or waiting for their next attempt, on all control planes together.
+const MAX_ACK_PENDING: i64 = 10_000;
+/// The same where order is kept: those are all held in memory.
+pub(super) const MAX_ORDERED_PENDING: i64 = 2_000;
+
+/// What the bucket says of a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) name: String,
+    pub(super) topic: String,
+}
+
+pub(super) type PullConsumer = consumer::Consumer<pull::Config>;
+
+fn record_key(name: &str) -> String {
+    format!("s.{}", token(name))
+}
+
+fn attempts_key(name: &str, position: u64) -> String {
+    format!("a.{}.{position}", token(name))
+}
+
+impl Shared {
+    pub(super) async fn record(&self, name: &str) -> Result<Option<Record>, NatsError> {
+        let found = self.state().await?.get(record_key(name)).await;
+        let found = found.map_err(|error| self.error("a subscription's record", &error))?;
+        Ok(found.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// Every record, by name.
+    pub(super) async fn records(&self) -> Result<Vec<Record>, NatsError> {
+        use futures::TryStreamExt as _;
+        let store = self.state().await?;
+        let keys = store.keys().await.map_err(|error| self.error("the records", &error))?;
+        let keys: Vec<String> =
+            keys.try_collect().await.map_err(|error| self.error("the records", &error))?;
+        let mut records = Vec::new();
+        for key in keys.into_iter().filter(|key| key.starts_with("s.")) {
+            let found = store.get(key).await;
+            let found = found.map_err(|error| self.error("a subscription's record", &error))?;
+            records.extend(found.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok()));
+        }
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(records)
+    }
+
+    /// Makes what is missing of a subscription. One that exists keeps its place.
+    pub(super) async fn ensure(&self, spec: &SubscriptionSpec) -> Result<Topic, NatsError> {
+        let record = self.record(&spec.name).await?;
+        if let Some(old) = record.as_ref().filter(|old| old.topic != spec.topic) {
+            self.delete_consumer(&old.topic, &old.name).await?;
+        }
+        let topic = self.topic(&spec.topic, TopicConfig::default()).await?;
+        if self.consumer(&topic, &spec.name).await?.is_none() {
+            self.create(&topic, spec, spec.start).await?;
+        }
+        let wanted = Record { name: spec.name.clone(), topic: spec.topic.clone() };
+        if record.as_ref() != Some(&wanted) {
+            let bytes = serde_json::to_vec(&wanted).unwrap_or_default();
+            let put = self.state().await?.put(record_key(&spec.name), bytes.into()).await;
+            put.map_err(|error| self.error("a subscription's record", &error))?;
+        }
+        Ok(topic)
+    }
+
+    pub(super) async fn create(
+        &self,
+        topic: &Topic,
+        spec: &SubscriptionSpec,
+        start: Start,
+    ) -> Result<(), NatsError> {
+        let config = pull::Config {
+            durable_name: Some(token(&spec.name)),
+            description: Some(format!("Duet: subscription {}", spec.name)),
+            deliver_policy: policy(start)?,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            max_deliver: -1,
+            max_ack_pending: if spec.ordered { MAX_ORDERED_PENDING } else { MAX_ACK_PENDING },
+            filter_subject: topic.subject.clone(),
+            inactive_threshold: spec.idle_expiry.unwrap_or_default(),
+            num_replicas: self.options.replicas,
+            ..pull::Config::default()
+        };
+        let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
+        made.map_err(|error| self.error("the subscription's consumer", &error))?;
+        Ok(())
+    }
+
+    /// Makes the consumer anew, with the settings that it had and another start.
+    pub(super) async fn recreate(
+        &self,
+        topic: &Topic,
+        name: &str,
+        old: Option<&consumer::Info>,
+        start: Start,
+    ) -> Result<(), NatsError> {
+        let mut spec = SubscriptionSpec::new(name, &self.name, &topic.stream)
+            .map_err(|error| NatsError::Refused(error.to_string()))?;
+        if let Some(old) = old {
+            spec.ordered = old.config.max_ack_pending == MAX_ORDERED_PENDING;
+            let idle = old.config.inactive_threshold;
+            spec.idle_expiry = Some(idle).filter(|idle| !idle.is_zero());
+        }
+        self.create(topic, &spec, start).await
+    }
+
+    /// The consumer of a subscription, where there is one.
+    pub(super) async fn consumer(
+        &self,
+        topic: &Topic,
+        name: &str,
+    ) -> Result<Option<PullConsumer>, NatsError> {
+        self.connected()?;
+        let stream = self.js.get_stream_no_info(&topic.stream).await;
+        let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
+        match stream.consumer_info(token(name)).await {
+            Ok(_info) => {}
+            Err(error) => match error.kind() {
+                ConsumerInfoErrorKind::NotFound | ConsumerInfoErrorKind::StreamNotFound => {
+                    return Ok(None);
+                }
+                _ => return Err(self.error("the subscription's consumer", &error)),
+            },
+        }
+        let found = stream.get_consumer::<pull::Config>(&token(name)).await;
+        found
+            .map(Some)
+            .map_err(|error| NatsError::Away(format!("the subscription's consumer: {error}")))
+    }
+
+    /// Forgets a consumer and the attempts spent. One that does not exist is fine.
+    pub(super) async fn delete_consumer(&self, topic: &str, name: &str) -> Result<(), NatsError> {
+        let deleted =
+            self.js.delete_consumer_from_stream(token(name), self.stream_name(topic)).await;
+        if let Err(error) = deleted
+            && !matches!(error.kind(), ConsumerErrorKind::JetStream(error)
+                if [10_014, 10_059].contains(&error.error_code().0))
+        {
+            return Err(self.error("the subscription's consumer", &error));
+        }
+        self.purge_state(&format!("a.{}.>", token(name))).await
+    }
+
+    pub(super) async fn forget(&self, name: &str) -> Result<(), NatsError> {
+        if let Some(record) = self.record(name).await? {
+            self.delete_consumer(&record.topic, name).await?;
+            self.purge_state(&record_key(name)).await?;
+        }
+        Ok(())
+    }
+
+    /// Attempts spent on an event.
+    pub(super) async fn spent(&self, name: &str, position: u64) -> Result<u32, NatsError> {
+        let found = self.state().await?.get(attempts_key(name, position)).await;
+        let found = found.map_err(|error| self.error("spent attempts", &error))?;
+        let text = found.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+        Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
+    pub(super) async fn spend(
+        &self,
+        name: &str,
+        position: u64,
+        spent: u32,
+    ) -> Result<(), NatsError> {
+        let put = self.state().await?;
+        let put = put.put(attempts_key(name, position), spent.to_string().into()).await;
+        put.map(drop).map_err(|error| self.error("spent attempts", &error))
+    }
+
+    /// Removes what is remembered of an event.
+    pub(super) async fn forget_spent(&self, name: &str, position: u64) -> Result<(), NatsError> {
+        self.purge_state(&attempts_key(name, position)).await
+    }
+
+    async fn purge_state(&self, key: &str) -> Result<(), NatsError> {
+        let store = self.state().await?;
+        // Not the bucket's own purge: that leaves a mark for each key for ever.
+        let filter = format!("$KV.{}.{key}", store.name);
+        let purged = store.stream.purge().filter(filter).await;
+        purged.map(drop).map_err(|error| self.error("the bucket of state", &error))
+    }
+}
+
+fn policy(start: Start) -> Result<DeliverPolicy, NatsError> {
+    Ok(match start {
+        Start::Latest => DeliverPolicy::New,
+        Start::Earliest => DeliverPolicy::All,
+        Start::Position(position) => {
+            DeliverPolicy::ByStartSequence { start_sequence: position.max(1) }
+        }
+        Start::Time(ms) => {
+            let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+            let time = jiff::Timestamp::from_millisecond(ms)
+                .map_err(|error| NatsError::Refused(format!("start: {error}")))?;
+            let start_time = async_nats::datetime::parse_rfc3339(&time.to_string());
+            let start_time =
+                start_time.map_err(|error| NatsError::Refused(format!("start: {error}")))?;
+            DeliverPolicy::ByStartTime { start_time }
+        }
+    })
+}

@@ -1,0 +1,91 @@
+//! A real `nats-server` on a free port of this machine, killed when dropped.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+pub(crate) struct Server {
+    program: PathBuf,
+    dir: TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Server {
+    /// A server with these settings besides the port and JetStream; `None`, loudly, without the program.
+    pub(crate) async fn start(settings: &str) -> Option<Self> {
+        let program = find()?;
+        let dir = TempDir::new().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port.local_addr().unwrap().port();
+        let store = dir.path().join("store");
+        let config = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{settings}\n"
+        );
+        std::fs::write(dir.path().join("nats.conf"), config).unwrap();
+        let child = run(&program, &dir);
+        let server = Self { program, dir, port, child };
+        server.answers().await;
+        Some(server)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// As if the machine lost power.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) async fn restart(&mut self) {
+        self.child = run(&self.program, &self.dir);
+        self.answers().await;
+    }
+
+    async fn answers(&self) {
+        super::behaviour::eventually("the server answers", async || {
+            tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok()
+        })
+        .await;
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.child.kill().is_ok() {
+            self.child.wait().ok();
+        }
+    }
+}
+
+fn run(program: &PathBuf, dir: &TempDir) -> Child {
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    Command::new(program)
+        .arg("-c")
+        .arg(dir.path().join("nats.conf"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// From the test tools (`scripts/test-deps.sh`), or of the machine. With `CI=true` it must be there.
+fn find() -> Option<PathBuf> {
+    let tools = std::env::var_os("DUET_TEST_TOOLS").map(PathBuf::from);
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/test-tools/venv/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = tools.into_iter().chain([default]).chain(std::env::split_paths(&path));
+    let found = folders.map(|folder| folder.join("nats-server")).find(|file| file.is_file());
+    if found.is_none() {
+        assert!(
+            std::env::var("CI").is_ok_and(|ci| ci == "true").eq(&false),
+            "nats-server is missing"
+        );
+        eprintln!("SKIPPED: nats-server is missing; run scripts/test-deps.sh");
+    }
+    found
+}
