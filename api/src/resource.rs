@@ -24,7 +24,7 @@ pub use authorize::{
 };
 pub use events::{
     AfterRelay, Bulk, BusBackend, Database, Delivery, EmbeddedBackend, EventBus, EventBusSpec,
-    EventRetry, EventRoute, OutboxColumns, OutboxSource, OutboxSourceSpec, Retention, Start,
+    EventRetry, EventRoute, NatsBackend, NatsTls, OutboxColumns, OutboxSource, OutboxSourceSpec, Retention, Start,
     Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec, is_database_url,
 };
 pub use gateway::{

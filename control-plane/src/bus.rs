@@ -1,9 +1,10 @@
-//! `duet.v1.EventBus`: the embedded event buses of the mesh, one folder each below `bus/` of the state folder, served to
-//! sidecars. Declared topics and subscriptions are kept on them as the resources say. Imports [`crate::compile`],
+//! `duet.v1.EventBus`: the event buses of the mesh, served to sidecars. An embedded one is a folder below `bus/` of the
+//! state folder; one on a NATS cluster is reached from here, and from nowhere else. Declared topics and subscriptions are kept on them as the resources say. Imports [`crate::compile`],
 //! [`crate::store`] and below, and `duet_events`.
 
 mod consume;
 mod gate;
+mod open;
 mod publish;
 mod reconcile;
 mod selection;
@@ -15,8 +16,7 @@ use std::sync::Arc;
 use duet_api::proto::event_bus_server::EventBus;
 use duet_api::{DEFAULT_BUS, proto};
 use duet_events::bus::ManagedBus;
-use duet_events::embedded::EmbeddedBus;
-use duet_events::log::{LogError, LogOptions};
+use duet_events::log::LogError;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,14 @@ pub enum BusError {
         /// What is wrong.
         source: LogError,
     },
+    /// Its settings cannot be used.
+    #[error("bus {name:?}: spec.backend.nats.{reason}")]
+    Nats {
+        /// Its name.
+        name: String,
+        /// The field, and what is wrong with it.
+        reason: String,
+    },
 }
 
 impl Buses {
@@ -86,12 +94,9 @@ impl Buses {
         if let Some(bus) = open.get(name) {
             return Ok(Arc::clone(bus));
         }
-        let dir = self.dir.join(name);
-        let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry).await;
-        let bus = bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?;
-        let bus: Arc<dyn ManagedBus> = Arc::new(bus);
+        let bus = self.make(name).await?;
         open.insert(name.to_owned(), Arc::clone(&bus));
-        tracing::info!(bus = name, folder = %dir.display(), "bus opened");
+        tracing::info!(bus = name, "bus opened");
         Ok(bus)
     }
 

@@ -34,7 +34,9 @@ use duet_api::proto;
 use crate::index::{Index, ServiceKey};
 
 pub use authorize::{Decision, authorize};
-pub use events::{bus_names, consumable, knows_bus, subscription, takes_topic, workload};
+pub use events::{
+    bus_backend, bus_names, consumable, knows_bus, subscription, takes_topic, workload,
+};
 
 /// Endpoints of one backend, by address.
 pub type Endpoints = BTreeMap<String, proto::Endpoint>;

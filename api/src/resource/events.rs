@@ -1,5 +1,6 @@
 //! `EventBus`, `Topic`, `Subscription`, `OutboxSource`: the event half.
 
+mod backend;
 mod outbox_source;
 mod subscription;
 
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use backend::{BusBackend, EmbeddedBackend, NatsBackend, NatsTls};
 pub use outbox_source::{
     AfterRelay, Database, OutboxColumns, OutboxSource, OutboxSourceSpec, is_database_url,
 };
@@ -42,19 +44,6 @@ pub struct EventBusSpec {
     #[serde(default)]
     pub declared_topics_only: bool,
 }
-
-/// Exactly one of the fields is given.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct BusBackend {
-    /// The control plane's own durable log.
-    pub embedded: EmbeddedBackend,
-}
-
-/// The control plane's own durable log; takes no settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EmbeddedBackend {}
 
 /// Settings of a topic. A topic without this resource has the defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

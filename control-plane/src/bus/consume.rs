@@ -100,7 +100,7 @@ impl Session {
             BusError::Unknown(_) => {
                 self.refuse("unknown_bus", Status::not_found(error.to_string()))
             }
-            BusError::Open { .. } => {
+            BusError::Open { .. } | BusError::Nats { .. } => {
                 let text = format!("{:#}", anyhow::Error::new(error));
                 self.refuse("internal", Status::unavailable(text))
             }

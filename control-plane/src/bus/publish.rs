@@ -71,7 +71,7 @@ impl Publisher {
         let bus = self.buses.get(&request.bus).await.map_err(|error| {
             let kind = match error {
                 BusError::Unknown(_) => PublishErrorKind::UnknownBus,
-                BusError::Open { .. } => PublishErrorKind::Internal,
+                BusError::Open { .. } | BusError::Nats { .. } => PublishErrorKind::Internal,
             };
             PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
         })?;

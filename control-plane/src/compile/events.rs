@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use duet_api::proto;
-use duet_api::resource::{EventBus, Operation, Resource, Start, Subscription};
+use duet_api::resource::{
+    BusBackend, EmbeddedBackend, EventBus, Operation, Resource, Start, Subscription,
+};
 use duet_api::spiffe::SpiffeId;
 
 use super::outbox_source::outbox_source;
@@ -163,6 +165,15 @@ fn event_bus<'i>(index: &'i Index, name: &str) -> Option<&'i EventBus> {
     } else {
         None
     }
+}
+
+/// What keeps the events of a bus; the default bus is embedded unless a resource says otherwise.
+#[must_use]
+pub fn bus_backend(index: &Index, name: &str) -> BusBackend {
+    event_bus(index, name).map_or_else(
+        || BusBackend::Embedded(EmbeddedBackend::default()),
+        |bus| bus.spec.backend.clone(),
+    )
 }
 
 /// Checks that a bus takes publishes to a topic.

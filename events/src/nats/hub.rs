@@ -14,8 +14,8 @@ use async_nats::jetstream::consumer::pull::Batch;
 use async_nats::jetstream::{AckKind, Message};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::held::{Hands, Held, Stage};
 use super::shared::{NatsError, Shared};
@@ -91,6 +91,8 @@ pub(super) struct Hub {
     pub(super) topic: Topic,
     commands: mpsc::UnboundedReceiver<Command>,
     members: HashMap<u64, Member>,
+    /// There was a consumer: without one it is over.
+    joined: bool,
     hands: Hands,
     consumer: Option<PullConsumer>,
     /// When the consumer was made: another one starts anew.
@@ -119,6 +121,7 @@ impl Hub {
             topic,
             commands,
             members: HashMap::new(),
+            joined: false,
             hands: Hands::default(),
             consumer: None,
             born: String::new(),
@@ -135,48 +138,56 @@ impl Hub {
 
     /// Works until the last consumer has left.
     pub(super) async fn run(mut self) {
-        let mut connects = self.shared.connects.clone();
-        let mut closed = self.shared.closed.subscribe();
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut joined = false;
-        while self.over.is_none() && !(joined && self.members.is_empty()) {
+        let mut signals = (self.shared.connects.clone(), self.shared.closed.subscribe());
+        while self.over.is_none() && !(self.joined && self.members.is_empty()) {
             self.hand_out();
             self.pull().await;
-            let wake = self.hands.wake(Instant::now());
-            let wake = wake.into_iter().chain(self.pull_at()).min();
-            let wake = wake.unwrap_or_else(|| Instant::now() + HEARTBEAT);
-            tokio::select! {
-                command = self.commands.recv() => match command {
-                    Some(command) => {
-                        joined |= matches!(command, Command::Join { .. });
-                        self.command(command).await;
-                    }
-                    None => break,
-                },
-                pulled = next_message(&mut self.batch) => self.pulled(pulled).await,
-                Some(done) = self.work.next(), if !self.work.is_empty() => self.done(done).await,
-                _ = heartbeat.tick() => self.still_working().await,
-                changed = connects.changed() => {
-                    if changed.is_ok() {
-                        // Pulls that the old connection made are lost.
-                        self.batch = None;
-                        self.rest_until = Instant::now();
-                    }
-                }
-                _ = closed.changed() => self.over = Some("the bus is closed".to_owned()),
-                () = sleep_until(wake) => {}
-            }
+            self.step(&mut heartbeat, &mut signals.0, &mut signals.1).await;
         }
         self.finish().await;
+    }
+
+    /// Takes in the next thing that happens.
+    async fn step(
+        &mut self,
+        heartbeat: &mut Interval,
+        connects: &mut watch::Receiver<u64>,
+        closed: &mut watch::Receiver<bool>,
+    ) {
+        let wake = self.hands.wake(Instant::now());
+        let wake = wake.into_iter().chain(self.pull_at()).min();
+        let wake = wake.unwrap_or_else(|| Instant::now() + HEARTBEAT);
+        tokio::select! {
+            command = self.commands.recv() => self.command(command).await,
+            pulled = next_message(&mut self.batch) => self.pulled(pulled).await,
+            Some(done) = self.work.next(), if !self.work.is_empty() => self.done(done),
+            _ = heartbeat.tick() => self.still_working().await,
+            _ = connects.changed() => self.reconnected(),
+            _ = closed.changed() => self.over = Some("the bus is closed".to_owned()),
+            () = sleep_until(wake) => {}
+        }
+    }
+
+    /// Pulls that the old connection made are lost.
+    fn reconnected(&mut self) {
+        self.batch = None;
+        self.rest_until = Instant::now();
     }
 
     /// Gives everything back, in order, and ends who is left.
     async fn finish(mut self) {
         self.commands.close();
-        self.batch = None;
+        while let Ok(command) = self.commands.try_recv() {
+            // What was decided before counts.
+            if matches!(command, Command::Settle { .. }) {
+                self.command(Some(command)).await;
+            }
+        }
+        self.end_pull().await;
         while let Ok(Some(done)) = tokio::time::timeout(PAUSE, self.work.next()).await {
-            self.done(done).await;
+            self.done(done);
         }
         for (_, held) in self.hands.take() {
             self.shared.answer(held.reply, AckKind::Nak(None)).await;
@@ -190,10 +201,26 @@ impl Hub {
         }
     }
 
-    async fn command(&mut self, command: Command) {
+    /// Takes the open question back, and what was answered to it meanwhile: JetStream must not send to nobody what is
+    /// given back next.
+    async fn end_pull(&mut self) {
+        let Some(batch) = self.batch.take() else { return };
+        drop(batch);
+        let flushed = self.shared.client.flush();
+        if self.shared.connected_now() {
+            tokio::time::timeout(PAUSE, flushed).await.ok();
+        }
+    }
+
+    async fn command(&mut self, command: Option<Command>) {
+        let Some(command) = command else {
+            self.over = Some("the bus is gone".to_owned());
+            return;
+        };
         match command {
             Command::Join { member, credit, out, joined } => {
                 let open = HashMap::with_capacity(credit);
+                self.joined = true;
                 self.members.insert(member, Member { credit, out, open });
                 if joined.send(()).is_err() {
                     self.members.remove(&member);
@@ -254,7 +281,7 @@ impl Hub {
         }
     }
 
-    async fn done(&mut self, done: Done) {
+    fn done(&mut self, done: Done) {
         match done {
             Done::Spent { position, spent } => {
                 if let Some(held) = self.hands.get_mut(position)

@@ -165,7 +165,7 @@ impl ManagedBus for NatsBus {
         paused: bool,
     ) -> BoxFuture<'a, Result<(), ManageError>> {
         Box::pin(async move {
-            self.shared.pause(subscription, paused).await?;
+            Box::pin(self.shared.pause(subscription, paused)).await?;
             self.tell(subscription, Command::Paused(paused));
             Ok(())
         })
@@ -229,9 +229,12 @@ impl Shared {
     async fn stream(&self, topic: &str) -> Result<stream::Stream, ManageError> {
         self.connected()?;
         let stream = self.js.get_stream(self.stream_name(topic)).await;
-        stream.map_err(|error| match self.error("the topic's stream", &error) {
-            NatsError::Failed(_) => ManageError::Unknown { kind: "topic", name: topic.to_owned() },
-            other => other.into(),
+        stream.map_err(|error| {
+            let error = self.error("the topic's stream", &error);
+            if matches!(error, NatsError::Failed(_)) {
+                return ManageError::Unknown { kind: "topic", name: topic.to_owned() };
+            }
+            error.into()
         })
     }
 
@@ -253,15 +256,15 @@ impl Shared {
     async fn remove(&self, stream: &stream::Stream, position: u64) -> Result<bool, NatsError> {
         match stream.delete_message(position).await {
             Ok(deleted) => Ok(deleted),
-            Err(error) => match error.kind() {
+            Err(error) => {
                 // No such message.
-                DeleteMessageErrorKind::JetStream(error)
-                    if [10_037, 10_043, 10_057].contains(&error.error_code().0) =>
+                if let DeleteMessageErrorKind::JetStream(error) = error.kind()
+                    && [10_037, 10_043, 10_057].contains(&error.error_code().0)
                 {
-                    Ok(false)
+                    return Ok(false);
                 }
-                _ => Err(self.error("removing an event", &error)),
-            },
+                Err(self.error("removing an event", &error))
+            }
         }
     }
 

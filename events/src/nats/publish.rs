@@ -67,10 +67,15 @@ impl Shared {
         }
         let publish = publish.expected_stream(&topic.stream);
         let sent = self.js.send_publish(topic.subject.clone(), publish).await;
-        sent.map_err(|error| match error.kind() {
-            Kind::MaxPayloadExceeded => NatsError::Refused(format!("{error}")),
-            Kind::MaxAckPending => NatsError::Full("too many publishes are open".to_owned()),
-            _ => self.error("publish", &error),
+        sent.map_err(|error| {
+            let kind = error.kind();
+            if kind == Kind::MaxPayloadExceeded {
+                return NatsError::Refused(error.to_string());
+            }
+            if kind == Kind::MaxAckPending {
+                return NatsError::Full("too many publishes are open".to_owned());
+            }
+            self.error("publish", &error)
         })
     }
 
@@ -79,14 +84,16 @@ impl Shared {
         topic: &str,
         ack: PublishAckFuture,
     ) -> Result<Published, NatsError> {
-        let ack = ack.into_future().await.map_err(|error| match error.kind() {
-            Kind::TimedOut | Kind::BrokenPipe => NatsError::Away(format!("publish: {error}")),
-            Kind::StreamNotFound => {
+        let ack = ack.into_future().await.map_err(|error| {
+            let kind = error.kind();
+            if kind == Kind::StreamNotFound {
                 // Somebody removed it: it is made anew by the next publish.
                 self.topics.lock().remove(topic);
-                NatsError::Away(format!("publish: {error}"))
             }
-            _ => self.error("publish", &error),
+            if [Kind::StreamNotFound, Kind::TimedOut, Kind::BrokenPipe].contains(&kind) {
+                return NatsError::Away(format!("publish: {error}"));
+            }
+            self.error("publish", &error)
         })?;
         Ok(Published { position: ack.sequence, duplicate: ack.duplicate })
     }

@@ -115,13 +115,12 @@ impl Shared {
             .request_timeout(Some(REQUEST_TIMEOUT))
             .client_capacity(65_536)
             .event_callback(move |event| {
-                match event {
-                    ConnectionEvent::Connected => {
-                        counter.inc();
-                        count.send_modify(|count| *count += 1);
-                        tracing::info!(bus, "connected to NATS");
-                    }
-                    other => tracing::warn!(bus, event = %other, "NATS connection"),
+                if matches!(event, ConnectionEvent::Connected) {
+                    counter.inc();
+                    count.send_modify(|count| *count += 1);
+                    tracing::info!(bus, "connected to NATS");
+                } else {
+                    tracing::warn!(bus, %event, "NATS connection");
                 }
                 std::future::ready(())
             });
@@ -156,6 +155,11 @@ impl Shared {
                 self.options.servers.join(", ")
             ))),
         }
+    }
+
+    /// Whether there is a connection, also while closing.
+    pub(super) fn connected_now(&self) -> bool {
+        self.client.connection_state() == State::Connected
     }
 
     /// What an error of the client library means.

@@ -47,7 +47,11 @@ impl Shared {
         check_name(name).map_err(|why| NatsError::Refused(format!("the topic's name {why}")))?;
         self.connected()?;
         let wanted = self.config(name, &default);
-        let found = self.js.get_or_create_stream(wanted).await;
+        let mut found = self.js.get_or_create_stream(wanted).await;
+        if found.is_err() {
+            // Somebody else may have made it meanwhile, with other settings.
+            found = self.js.get_or_create_stream(self.config(name, &default)).await;
+        }
         let found = found.map_err(|error| self.error("the topic's stream", &error))?;
         Ok(self.know(name, &found.cached_info().config))
     }

@@ -130,14 +130,14 @@ impl Shared {
         self.connected()?;
         let stream = self.js.get_stream_no_info(&topic.stream).await;
         let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
-        match stream.consumer_info(token(name)).await {
-            Ok(_info) => {}
-            Err(error) => match error.kind() {
-                ConsumerInfoErrorKind::NotFound | ConsumerInfoErrorKind::StreamNotFound => {
-                    return Ok(None);
-                }
-                _ => return Err(self.error("the subscription's consumer", &error)),
-            },
+        if let Err(error) = stream.consumer_info(token(name)).await {
+            let kind = error.kind();
+            if [ConsumerInfoErrorKind::NotFound, ConsumerInfoErrorKind::StreamNotFound]
+                .contains(&kind)
+            {
+                return Ok(None);
+            }
+            return Err(self.error("the subscription's consumer", &error));
         }
         let found = stream.get_consumer::<pull::Config>(&token(name)).await;
         found

@@ -1,0 +1,101 @@
+//! Opens a bus by its backend. Imports [`crate::compile`] and [`super::Buses`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use duet_api::resource::{BusBackend, NatsBackend, NatsTls as TlsFiles};
+use duet_events::bus::ManagedBus;
+use duet_events::embedded::EmbeddedBus;
+use duet_events::log::LogOptions;
+use duet_events::nats::{NatsBus, NatsLogin, NatsOptions, NatsTls};
+
+use super::{BusError, Buses};
+use crate::compile;
+
+impl Buses {
+    /// A bus as its resource says. What it is kept on is decided once; another backend counts from the next start on.
+    pub(super) async fn make(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
+        let nats = match self.store.read(|view| compile::bus_backend(view.index, name)) {
+            BusBackend::Embedded(_) => {
+                let dir = self.dir.join(name);
+                let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry);
+                let bus = bus.await;
+                let bus = bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?;
+                return Ok(Arc::new(bus));
+            }
+            BusBackend::Nats(nats) => nats,
+        };
+        let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
+        let options = options(&nats).map_err(error)?;
+        let bus = NatsBus::open(name, options, &self.registry).await;
+        Ok(Arc::new(bus.map_err(|source| error(source.to_string()))?))
+    }
+}
+
+fn options(nats: &NatsBackend) -> Result<NatsOptions, String> {
+    Ok(NatsOptions {
+        servers: nats.servers.clone(),
+        replicas: nats.replicas.into(),
+        stream_prefix: nats.stream_prefix.clone(),
+        login: login(nats)?,
+        tls: nats.tls.as_ref().map(tls).transpose()?,
+    })
+}
+
+fn login(nats: &NatsBackend) -> Result<NatsLogin, String> {
+    match (&nats.credentials_file, &nats.token_file, &nats.user_file) {
+        (None, None, None) => Ok(NatsLogin::None),
+        (Some(file), None, None) => Ok(NatsLogin::Credentials(read("credentialsFile", file)?)),
+        (None, Some(file), None) => {
+            Ok(NatsLogin::Token(read("tokenFile", file)?.trim().to_owned()))
+        }
+        (None, None, Some(file)) => match read("userFile", file)?.trim().split_once(':') {
+            Some((user, password)) => Ok(NatsLogin::User(user.to_owned(), password.to_owned())),
+            None => Err(format!("userFile: {file} does not hold user:password")),
+        },
+        _ => Err("credentialsFile, tokenFile and userFile: only one can be given".to_owned()),
+    }
+}
+
+fn tls(files: &TlsFiles) -> Result<NatsTls, String> {
+    let there = |field: &str, file: &String| read(field, file).map(|_text| PathBuf::from(file));
+    let client = match (&files.cert_file, &files.key_file) {
+        (Some(cert), Some(key)) => Some((there("tls.certFile", cert)?, there("tls.keyFile", key)?)),
+        (None, None) => None,
+        _ => return Err("tls: certFile and keyFile go together".to_owned()),
+    };
+    let ca_file = files.ca_file.as_ref().map(|file| there("tls.caFile", file)).transpose()?;
+    Ok(NatsTls { ca_file, client })
+}
+
+fn read(field: &str, file: &str) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| format!("{field}: {file}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nats(extra: &str) -> NatsBackend {
+        serde_json::from_str(&format!(r#"{{"servers": ["nats://a:1"] {extra}}}"#)).unwrap()
+    }
+
+    #[test]
+    fn files_are_read_and_bad_ones_named() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let file = dir.path().join("user");
+        std::fs::write(&file, "ann:secret\n").unwrap();
+        let field = format!(r#", "userFile": {file:?}"#);
+        let login = options(&nats(&field)).unwrap().login;
+        assert!(matches!(login, NatsLogin::User(user, word) if user == "ann" && word == "secret"));
+        for (extra, part) in [
+            (r#", "tokenFile": "/no/such""#, "tokenFile: /no/such"),
+            (r#", "tls": {"certFile": "/a"}"#, "certFile and keyFile"),
+            (r#", "tls": {"caFile": "/no/such"}"#, "tls.caFile"),
+            (r#", "tokenFile": "/a", "userFile": "/b""#, "only one"),
+        ] {
+            let error = options(&nats(extra)).unwrap_err();
+            assert!(error.contains(part), "{extra}: {error}");
+        }
+    }
+}
