@@ -65,6 +65,7 @@ struct Member {
 }
 
 /// What came of a write.
+#[derive(Clone, Copy)]
 pub(super) enum Done {
     /// Attempts spent so far are known.
     Spent { position: u64, spent: u32 },
