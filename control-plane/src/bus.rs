@@ -1,6 +1,6 @@
 //! `duet.v1.EventBus`: the event buses of the mesh, served to sidecars. An embedded one is a folder below `bus/` of the
-//! state folder; one on a NATS cluster is reached from here, and from nowhere else. Declared topics and subscriptions are kept on them as the resources say. Imports [`crate::compile`],
-//! [`crate::store`] and below, and `duet_events`.
+//! state folder; one on a NATS cluster is reached from here, and from nowhere else. Declared topics and subscriptions
+//! are kept on them as the resources say. Imports [`crate::compile`], [`crate::store`] and below, and `duet_events`.
 
 mod consume;
 mod gate;
@@ -9,7 +9,7 @@ mod publish;
 mod reconcile;
 mod selection;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use duet_api::proto::event_bus_server::EventBus;
 use duet_api::{DEFAULT_BUS, proto};
 use duet_events::bus::ManagedBus;
 use duet_events::log::LogError;
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,8 @@ pub struct Buses {
     registry: prometheus::Registry,
     store: Arc<Store>,
     open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
+    /// Topics of each bus that have a declared subscription which the bus does not know yet.
+    held_back: RwLock<BTreeMap<String, BTreeSet<String>>>,
 }
 
 /// Why a bus cannot be used.
@@ -76,7 +79,8 @@ impl Buses {
         registry: prometheus::Registry,
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
-        let buses = Self { dir, registry, store, open: Mutex::default() };
+        let (open, held_back) = (Mutex::default(), RwLock::default());
+        let buses = Self { dir, registry, store, open, held_back };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)
     }
@@ -104,6 +108,16 @@ impl Buses {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.store.read(|view| compile::bus_names(view.index))
+    }
+
+    /// Whether a publish to the topic has to wait: a declared subscription would miss it.
+    #[must_use]
+    pub fn holds_back(&self, bus: &str, topic: &str) -> bool {
+        self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic))
+    }
+
+    fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {
+        *self.held_back.write() = topics;
     }
 
     /// Flushes and closes every bus.

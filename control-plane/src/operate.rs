@@ -127,7 +127,7 @@ impl From<BusError> for Failure {
     fn from(error: BusError) -> Self {
         let status = match error {
             BusError::Unknown(_) => StatusCode::NOT_FOUND,
-            BusError::Open { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            BusError::Open { .. } | BusError::Nats { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, message: format!("{:#}", anyhow::Error::new(error)) }
     }

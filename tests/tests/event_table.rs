@@ -1,4 +1,4 @@
-//! One table of what events promise.
+//! One table of what events promise, run on the embedded bus and on a real `nats-server`, with the same expectations.
 //!
 //! Each case has a topic and a subscription of its own; all share one mesh of real processes, and run beside each
 //! other. `DUET_EVENT_CASES` is part of the names of the cases to run. One line a case:
@@ -33,7 +33,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use event_table::case::Case;
-use event_table::world::World;
+use event_table::world::{Backend, World};
 use event_table::{answers, envelopes, operate, order, selection, time};
 use futures::{FutureExt as _, StreamExt as _};
 
@@ -52,9 +52,10 @@ fn table() -> Vec<Case> {
     table
 }
 
-async fn run(name: &str) {
+async fn run(backend: Backend) {
     let table = table();
-    let world = Arc::new(World::start(&table).await);
+    let name = backend.name();
+    let world = Arc::new(World::start(backend, &table).await);
     let outcomes: Vec<(String, bool)> = futures::stream::iter(table)
         .map(|case| {
             let world = Arc::clone(&world);
@@ -77,7 +78,14 @@ async fn run(name: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_the_embedded_bus() {
-    run("embedded").await;
+    run(Backend::Embedded).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_nats_jetstream() {
+    if let Some(backend) = Backend::nats().await {
+        run(backend).await;
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use duet_api::resource::{BusBackend, NatsBackend, NatsTls as TlsFiles};
 use duet_events::bus::ManagedBus;
@@ -11,6 +12,9 @@ use duet_events::nats::{NatsBus, NatsLogin, NatsOptions, NatsTls};
 
 use super::{BusError, Buses};
 use crate::compile;
+
+/// How long opening a bus waits for its cluster. Usually that is there, and then nothing starts by failing.
+const CONNECT: Duration = Duration::from_secs(3);
 
 impl Buses {
     /// A bus as its resource says. What it is kept on is decided once; another backend counts from the next start on.
@@ -28,7 +32,11 @@ impl Buses {
         let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
         let options = options(&nats).map_err(error)?;
         let bus = NatsBus::open(name, options, &self.registry).await;
-        Ok(Arc::new(bus.map_err(|source| error(source.to_string()))?))
+        let bus = bus.map_err(|source| error(source.to_string()))?;
+        if let Err(away) = bus.connected(CONNECT).await {
+            tracing::warn!(bus = name, "{away}; going on without it");
+        }
+        Ok(Arc::new(bus))
     }
 }
 

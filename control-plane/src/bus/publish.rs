@@ -82,6 +82,10 @@ impl Publisher {
         self.gate
             .check(Operation::Publish, &request.topic)
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
+        if self.buses.holds_back(&request.bus, &request.topic) {
+            let why = "a declared subscription of the topic cannot be made yet";
+            return Err(PublishError::new(PublishErrorKind::Unavailable, why.to_owned()));
+        }
         let events = request.events.into_iter().enumerate().map(|(number, event)| {
             Event::try_from(event).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))

@@ -1,12 +1,12 @@
 //! Keeps topics and subscriptions on the buses as the resources declare them. A subscription exists from its
 //! declaration on, whether or not anybody consumes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use duet_api::resource::{Resource, TopicSpec};
-use duet_events::bus::{SubscriptionSpec, TopicConfig};
+use duet_events::bus::{ConsumeError, SubscriptionSpec, TopicConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,7 @@ use crate::store::Store;
 /// cost the events that wait.
 const UNDECLARED_GRACE: Duration = Duration::from_secs(600);
 /// Wait before another try after a bus refused something.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What the resources declare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +115,7 @@ impl Reconciler {
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
+        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for name in &wanted.buses {
             settled &= succeeded("bus", name, self.buses.get(name).await.map(drop));
         }
@@ -133,13 +134,19 @@ impl Reconciler {
             self.undeclared.remove(name);
             if self.done.subscriptions.get(name) != Some(spec) {
                 let outcome = self.subscription(spec).await;
+                // What the bus will never take must not stop the topic's publishers.
+                let comes = outcome.as_ref().is_err_and(may_come);
                 if succeeded("subscription", name, outcome) {
                     self.done.subscriptions.insert(name.clone(), spec.clone());
                 } else {
                     settled = false;
                 }
+                if comes {
+                    held_back.entry(spec.bus.clone()).or_default().insert(spec.topic.clone());
+                }
             }
         }
+        self.buses.hold_back(held_back);
         let until = Instant::now() + UNDECLARED_GRACE;
         let known = std::mem::take(&mut self.done.subscriptions);
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
@@ -188,12 +195,17 @@ impl Reconciler {
     }
 }
 
+/// Whether another try can do better.
+fn may_come(error: &anyhow::Error) -> bool {
+    !matches!(error.downcast_ref(), Some(ConsumeError::Refused { .. }))
+}
+
 fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(), E>) -> bool {
     match outcome {
         Ok(()) => true,
         Err(error) => {
             let error = error.into();
-            tracing::error!("{what} {name:?}: {error:#}; trying again in 5 s");
+            tracing::error!("{what} {name:?}: {error:#}; trying again");
             false
         }
     }

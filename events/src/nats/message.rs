@@ -4,13 +4,22 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use crate::cloudevent::{EnvelopeError, Event, WrapContext, decode, encode_binary};
+use crate::cloudevent::{
+    EnvelopeError, Event, WrapContext, decode, encode_binary, encode_structured,
+};
 use duet_api::proto;
 
-/// The event's attributes as headers, and its data.
+const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
+
+/// The event's attributes as headers, and its data. Data that is an envelope itself travels in structured mode: to a
+/// reader its type would say that it is the event.
 pub(super) fn encode(event: &Event) -> (HeaderMap, Bytes) {
-    let (attributes, data) = encode_binary(event);
     let mut headers = HeaderMap::new();
+    if event.attribute("datacontenttype").is_some_and(is_envelope) {
+        headers.insert(http::header::CONTENT_TYPE.as_str(), STRUCTURED);
+        return (headers, encode_structured(event, &[]));
+    }
+    let (attributes, data) = encode_binary(event);
     for (name, value) in &attributes {
         // Encoding leaves visible ASCII only.
         headers.insert(name.as_str(), value.to_str().unwrap_or_default());
@@ -43,7 +52,7 @@ pub(super) fn event(
     let envelope = attributes.keys().any(|name| name.as_str().starts_with("ce-"))
         || attributes
             .get(http::header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/cloudevents+"));
+            .is_some_and(|value| value.to_str().is_ok_and(is_envelope));
     if !envelope {
         return foreign(subject, sequence, payload);
     }
@@ -51,6 +60,10 @@ pub(super) fn event(
     let wrap = WrapContext { source: subject, bus: "", topic: "", now };
     let mut events = decode(&attributes, payload, &wrap)?;
     events.pop().ok_or_else(|| EnvelopeError::Body { reason: "holds no event".to_owned() })
+}
+
+fn is_envelope(content_type: &str) -> bool {
+    content_type.trim_start().to_ascii_lowercase().starts_with("application/cloudevents")
 }
 
 /// A message that is no event, as the data of one.
@@ -84,6 +97,17 @@ mod tests {
         let event = Event::new("1 %ö", "/s", "t").unwrap();
         let event = event.with_attribute("datacontenttype", "text/plain").unwrap();
         let event = event.with_attribute("partitionkey", "a b").unwrap().with_data("x");
+        let (headers, data) = encode(&event);
+        let read = super::event("duet.t", 1, Some(&headers), data);
+        assert_eq!(read, Ok(event));
+    }
+
+    #[test]
+    fn an_envelope_as_data_stays_data() {
+        let inner = r#"{"specversion": "1.0", "id": "inner", "source": "/s", "type": "t"}"#;
+        let event = Event::new("outer", "/s", "t").unwrap();
+        let event = event.with_attribute("datacontenttype", "application/cloudevents+json");
+        let event = event.unwrap().with_data(inner);
         let (headers, data) = encode(&event);
         let read = super::event("duet.t", 1, Some(&headers), data);
         assert_eq!(read, Ok(event));

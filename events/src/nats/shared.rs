@@ -163,23 +163,19 @@ impl Shared {
     }
 
     /// What an error of the client library means.
-    pub(super) fn error(&self, what: &str, error: &(dyn std::error::Error + 'static)) -> NatsError {
+    pub(super) fn error(&self, what: &str, error: &dyn std::error::Error) -> NatsError {
         let text = format!("{what}: {error}");
         if self.client.connection_state() != State::Connected {
             return NatsError::Away(text);
         }
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(error) = error.downcast_ref::<async_nats::jetstream::Error>() {
-                return match error.error_code().0 {
-                    // Not available, no leader, no peers.
-                    10_005 | 10_008 | 10_009 | 10_118 => NatsError::Away(text),
-                    // Resources, storage, store failed: no room.
-                    10_002 | 10_023 | 10_028 | 10_047 | 10_077 => NatsError::Full(text),
-                    _ => NatsError::Failed(text),
-                };
-            }
-            cause = error.source();
+        if let Some(code) = code(&text) {
+            return match code {
+                // Not available, no leader, no peers.
+                10_005 | 10_008 | 10_009 | 10_118 => NatsError::Away(text),
+                // Resources, storage, store failed: no room.
+                10_002 | 10_023 | 10_028 | 10_047 | 10_077 => NatsError::Full(text),
+                _ => NatsError::Failed(text),
+            };
         }
         // Time-outs and missing responders carry no code of the server.
         if ["timed out", "no responders", "broken pipe"].iter().any(|word| text.contains(word)) {
@@ -215,6 +211,15 @@ impl Shared {
     }
 }
 
+/// The server's code in an error's text. The library's errors do not all have it as their source, but all say it.
+fn code(text: &str) -> Option<u64> {
+    let (_, rest) = text.rsplit_once("error code ")?;
+    let digits = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .map_or(rest, |end| rest.get(..end).unwrap_or_default());
+    digits.parse().ok()
+}
+
 fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
     let mut connect = ConnectOptions::new();
     connect = match options.login.clone() {
@@ -235,4 +240,17 @@ fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
         }
     }
     Ok(connect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_code_is_found() {
+        let text = "the stream: jetstream error: no room (code 500, error code 10047)";
+        assert_eq!(code(text), Some(10_047));
+        assert_eq!(code("timed out"), None);
+        assert_eq!(code("error code x"), None);
+    }
 }

@@ -88,7 +88,7 @@ impl Shared {
         let config = pull::Config {
             durable_name: Some(token(&spec.name)),
             description: Some(format!("Duet: subscription {}", spec.name)),
-            deliver_policy: policy(start)?,
+            deliver_policy: policy(self.within(topic, start).await?)?,
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: -1,
@@ -101,6 +101,15 @@ impl Shared {
         let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
         made.map_err(|error| self.error("the subscription's consumer", &error))?;
         Ok(())
+    }
+
+    /// A position beyond the end is the end: JetStream would leave out what comes until then.
+    async fn within(&self, topic: &Topic, start: Start) -> Result<Start, NatsError> {
+        let Start::Position(position) = start else { return Ok(start) };
+        let stream = self.js.get_stream(&topic.stream).await;
+        let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
+        let end = stream.cached_info().state.last_sequence;
+        Ok(if position > end { Start::Latest } else { start })
     }
 
     /// Makes the consumer anew, with the settings that it had and another start.
