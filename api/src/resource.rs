@@ -24,8 +24,9 @@ pub use authorize::{
 };
 pub use events::{
     AfterRelay, Bulk, BusBackend, Database, Delivery, EmbeddedBackend, EventBus, EventBusSpec,
-    EventRetry, EventRoute, NatsBackend, NatsTls, OutboxColumns, OutboxSource, OutboxSourceSpec, Retention, Start,
-    Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec, is_database_url,
+    EventRetry, EventRoute, NatsBackend, NatsTls, OutboxColumns, OutboxSource, OutboxSourceSpec,
+    Retention, Start, Subscriber, Subscription, SubscriptionSpec, Topic, TopicSpec,
+    is_database_url,
 };
 pub use gateway::{
     BackendPolicySpec, BackendRef, BackendTarget, Budget, CookieConfig, CookieLifetime, CorsFilter,

@@ -4,6 +4,7 @@
 
 mod consume;
 mod gate;
+pub mod monitor;
 mod open;
 mod publish;
 mod reconcile;
@@ -98,7 +99,7 @@ impl Buses {
         if let Some(bus) = open.get(name) {
             return Ok(Arc::clone(bus));
         }
-        let bus = self.make(name).await?;
+        let bus = Box::pin(self.make(name)).await?;
         open.insert(name.to_owned(), Arc::clone(&bus));
         tracing::info!(bus = name, "bus opened");
         Ok(bus)

@@ -1,11 +1,12 @@
-//! `duet check`: what a control plane would say about these files, without one. Imports [`crate::sources`],
-//! [`crate::compile`] and [`crate::index`].
+//! `duet check`: what a control plane would say about these files, without one. Imports [`crate::bus::monitor`],
+//! [`crate::sources`], [`crate::compile`] and [`crate::index`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use duet_api::resource::ParseError;
+use duet_api::resource::{BusBackend, Field, ParseError, Resource};
 
+use crate::bus::monitor::durability;
 use crate::compile::validate::validate;
 use crate::index::{Change, Index, Replica};
 use crate::sources::files::{self, FileSet};
@@ -44,7 +45,23 @@ pub fn check(paths: &[PathBuf], expected: &[Replica]) -> Report {
     let mut findings = validate(&index);
     errors.append(&mut findings.errors);
     errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    findings.warnings.append(&mut clusters(&index));
     Report { resources: index.resources().count(), errors, warnings: findings.warnings }
+}
+
+/// What the servers of NATS buses say of themselves.
+fn clusters(index: &Index) -> Vec<ParseError> {
+    let mut warnings = Vec::new();
+    for (_, located) in index.resources() {
+        if let Resource::EventBus(bus) = &located.resource
+            && let BusBackend::Nats(nats) = &bus.spec.backend
+        {
+            let path = ["spec", "backend", "nats"].map(Field::Name);
+            let found = durability(nats).into_iter();
+            warnings.extend(found.map(|warning| located.origin.error(&path, warning)));
+        }
+    }
+    warnings
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! The operator port: one request on a connection of its own. Blocking, since a command does one thing after the other.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +13,8 @@ use crate::up::state;
 const DEFAULT_OPERATOR: &str = "http://127.0.0.1:15016";
 /// Bound on one answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest answer that is read.
+const MAX_BYTES: u64 = 256 << 20;
 
 #[derive(Debug)]
 pub(super) struct Client {
@@ -64,19 +64,10 @@ impl Client {
         body: &[u8],
     ) -> anyhow::Result<Value> {
         let address = &self.address;
-        let answer = self.send(method, path, content_type, body).with_context(|| {
+        let (status, body) = self.send(method, path, content_type, body).with_context(|| {
             format!("no control plane answers at http://{address}; --operator says where it is")
         })?;
-        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-        let (head, body) = answer.split_at(end.context("the answer is no HTTP")?);
-        let head = String::from_utf8_lossy(head);
-        let status: u16 = head
-            .split_whitespace()
-            .nth(1)
-            .and_then(|status| status.parse().ok())
-            .context("the answer is no HTTP")?;
-        let body = body.get(4..).unwrap_or_default();
-        let value: Value = serde_json::from_slice(body)
+        let value: Value = serde_json::from_str(&body)
             .with_context(|| format!("http://{address} answered {status}, without JSON"))?;
         match value.get("error").and_then(Value::as_str) {
             Some(error) => bail!("{error}"),
@@ -85,28 +76,25 @@ impl Client {
         }
     }
 
-    /// HTTP/1.0: the answer ends with the connection, and is never in chunks.
     fn send(
         &self,
         method: &str,
         path: &str,
         content_type: &str,
         body: &[u8],
-    ) -> std::io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(&self.address)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {}\r\nduet-operator: 1\r\nContent-Type: {content_type}\r\n\
-             Content-Length: {}\r\n\r\n",
-            self.address,
-            body.len()
-        );
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer)
+    ) -> anyhow::Result<(u16, String)> {
+        let config = ureq::Agent::config_builder();
+        // What went wrong is in the body.
+        let config = config.timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .header("duet-operator", "1")
+            .header(http::header::CONTENT_TYPE, content_type)
+            .body(body)?;
+        let mut answer = ureq::Agent::from(config).run(request)?;
+        let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()?;
+        Ok((answer.status().as_u16(), text))
     }
 }
 

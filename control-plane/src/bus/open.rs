@@ -36,8 +36,19 @@ impl Buses {
         if let Err(away) = bus.connected(CONNECT).await {
             tracing::warn!(bus = name, "{away}; going on without it");
         }
+        warn_of_lost_events(name, *nats);
         Ok(Arc::new(bus))
     }
+}
+
+/// Says it in the log, once for each start; nothing waits for it.
+fn warn_of_lost_events(name: &str, nats: NatsBackend) {
+    let name = name.to_owned();
+    drop(tokio::task::spawn_blocking(move || {
+        for warning in super::monitor::durability(&nats) {
+            tracing::warn!(bus = name, "{warning}");
+        }
+    }));
 }
 
 fn options(nats: &NatsBackend) -> Result<NatsOptions, String> {

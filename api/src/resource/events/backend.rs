@@ -12,7 +12,7 @@ pub enum BusBackend {
     /// The control plane's own durable log.
     Embedded(EmbeddedBackend),
     /// A NATS JetStream cluster.
-    Nats(NatsBackend),
+    Nats(Box<NatsBackend>),
 }
 
 #[derive(Deserialize)]
@@ -28,7 +28,7 @@ impl TryFrom<RawBackend> for BusBackend {
     fn try_from(raw: RawBackend) -> Result<Self, Self::Error> {
         match (raw.embedded, raw.nats) {
             (Some(embedded), None) => Ok(Self::Embedded(embedded)),
-            (None, Some(nats)) => Ok(Self::Nats(nats)),
+            (None, Some(nats)) => Ok(Self::Nats(Box::new(nats))),
             (None, None) => Err("one of embedded and nats must be given"),
             (Some(_), Some(_)) => Err("only one of embedded and nats can be given"),
         }
@@ -47,6 +47,9 @@ pub struct NatsBackend {
     /// `nats://host:port` or `tls://host:port`; at least one.
     #[serde(deserialize_with = "servers")]
     pub servers: Vec<String>,
+    /// `http://host:8222`: the servers' monitoring ports, to see whether they flush before they acknowledge.
+    #[serde(default, deserialize_with = "monitors")]
+    pub monitor_urls: Vec<String>,
     /// Copies of each stream: 1, 3 or 5. Default: 1.
     #[serde(default = "one", deserialize_with = "replicas")]
     pub replicas: u8,
@@ -88,6 +91,19 @@ fn servers<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error>
         }
     }
     Ok(servers)
+}
+
+fn monitors<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let urls = Vec::<String>::deserialize(input)?;
+    for url in &urls {
+        let rest = url.strip_prefix("http://").map(|rest| format!("nats://{rest}"));
+        if !rest.is_some_and(|rest| is_server(&rest)) {
+            return Err(D::Error::custom(format!(
+                "monitorUrls: {url:?} is not like http://host:8222"
+            )));
+        }
+    }
+    Ok(urls)
 }
 
 /// Without user or password: those belong into a file.
@@ -161,6 +177,7 @@ mod tests {
             (r#"{"nats": {"servers": ["nats://a:1"], "replicas": 2}}"#, "replicas"),
             (r#"{"nats": {"servers": ["nats://a:1"], "streamPrefix": "a.b"}}"#, "streamPrefix"),
             (r#"{"nats": {"servers": ["nats://a:1"], "user": "x"}}"#, "user"),
+            (r#"{"nats": {"servers": ["nats://a:1"], "monitorUrls": ["a:1"]}}"#, "monitorUrls"),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.contains(part), "{json}: {error}");

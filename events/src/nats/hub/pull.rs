@@ -1,0 +1,211 @@
+//! What a hub takes from JetStream: how much it asks for, and what it makes of each message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subject;
+use async_nats::jetstream::consumer::pull::Batch;
+use async_nats::jetstream::{AckKind, Message};
+use futures::stream::StreamExt as _;
+use tokio::time::{Instant, sleep};
+
+use super::super::held::{Held, Stage};
+use super::super::message;
+use super::super::shared::NatsError;
+use super::super::subscription::{ACK_WAIT, MAX_ORDERED_PENDING};
+use super::{Barrier, Done, HEARTBEAT, Hub, PAUSE, now_ms};
+use crate::bus::{Settle, dead_letter};
+use crate::cloudevent::Event;
+
+/// How long one pull waits for events.
+const PULL: Duration = Duration::from_secs(20);
+/// Events of one pull.
+const MAX_PULL: usize = 500;
+/// How often an ordered hub asks whether it has everything that was handed out before it.
+const ASK: Duration = Duration::from_millis(200);
+
+impl Hub {
+    /// When the next pull may be made, where one is to be made.
+    pub(super) fn pull_at(&self) -> Option<Instant> {
+        (self.batch.is_none() && self.room() > 0).then_some(self.rest_until)
+    }
+
+    fn room(&self) -> usize {
+        let credit: usize = self.members.values().map(|member| member.credit).sum();
+        let pending = usize::try_from(MAX_ORDERED_PENDING).unwrap_or_default();
+        let window = match (self.spec.ordered, &self.barrier) {
+            (true, Some(_)) => pending,
+            // Later events of keys that wait must not keep the others away.
+            (true, None) => credit.saturating_mul(4).clamp(64, pending),
+            (false, _) => credit,
+        };
+        if credit == 0 { 0 } else { window.saturating_sub(self.hands.len()).min(MAX_PULL) }
+    }
+
+    /// Asks for as many events as there is room for, where no question is open.
+    pub(super) async fn pull(&mut self) {
+        let room = self.room();
+        if self.batch.is_some() || room == 0 || Instant::now() < self.rest_until {
+            return;
+        }
+        if let Err(error) = self.try_pull(room).await {
+            tracing::debug!(subscription = self.spec.name, %error, "cannot pull");
+            self.consumer = None;
+            self.rest_until = Instant::now() + PAUSE;
+        }
+    }
+
+    async fn try_pull(&mut self, room: usize) -> Result<(), NatsError> {
+        self.shared.connected()?;
+        if self.consumer.is_none() {
+            let Some(consumer) = self.shared.consumer(&self.topic, &self.spec.name).await? else {
+                self.over = Some("the subscription was removed".to_owned());
+                return Ok(());
+            };
+            let info = consumer.cached_info();
+            let born = info.created.to_string();
+            if !self.born.is_empty() && self.born != born {
+                // Somebody moved the subscription.
+                self.moved();
+            }
+            self.born = born;
+            self.paused = info.paused;
+            if self.spec.ordered && info.num_ack_pending > self.hands.len() {
+                self.barrier =
+                    Some(Barrier { until: Instant::now() + ACK_WAIT * 2, asking: false });
+            }
+            self.consumer = Some(consumer);
+        }
+        self.ask_pending();
+        let Some(consumer) = &self.consumer else { return Ok(()) };
+        let batch = consumer.batch().max_messages(room).expires(PULL).messages().await;
+        self.batch = Some(batch.map_err(|error| self.shared.error("pull", &error))?);
+        Ok(())
+    }
+
+    fn ask_pending(&mut self) {
+        let Some(barrier) = self.barrier.as_mut().filter(|barrier| !barrier.asking) else { return };
+        barrier.asking = true;
+        let (shared, topic) = (Arc::clone(&self.shared), self.topic.clone());
+        let name = self.spec.name.clone();
+        self.work.push(Box::pin(async move {
+            sleep(ASK).await;
+            let consumer = shared.consumer(&topic, &name).await.ok().flatten();
+            Done::Pending(consumer.map(|consumer| consumer.cached_info().num_ack_pending))
+        }));
+    }
+
+    pub(super) async fn pulled(&mut self, pulled: Option<Result<Message, async_nats::Error>>) {
+        match pulled {
+            Some(Ok(message)) => self.take(message).await,
+            Some(Err(error)) => {
+                tracing::debug!(subscription = self.spec.name, %error, "the pull failed");
+                self.batch = None;
+                self.consumer = None;
+                self.rest_until = Instant::now() + PAUSE;
+            }
+            None => self.batch = None,
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        self.ask_pending();
+        let Ok(info) = message.info() else { return };
+        let (position, delivered) = (info.stream_sequence, info.delivered);
+        let Some(reply) = message.reply.clone() else { return };
+        if self.handled.1.contains(&position) {
+            self.shared.answer(reply, AckKind::Ack).await;
+            return;
+        }
+        if let Some(held) = self.hands.get_mut(position) {
+            // Handed out again while we were away: it is in good hands.
+            (held.reply, held.heard) = (reply, Instant::now());
+            return;
+        }
+        let (subject, payload) = (message.subject.clone(), message.payload.clone());
+        let event = message::event(&subject, position, message.headers.as_ref(), payload.clone());
+        match event {
+            Ok(event) => self.take_event(position, delivered, reply, event).await,
+            Err(error) => {
+                self.shared.metrics.unreadable.inc();
+                if let Ok(event) = message::foreign(&subject, position, payload) {
+                    self.hold(position, reply, event, Stage::Out(0));
+                    let reason = format!("not a valid event: {error}");
+                    self.settle(position, Settle::DeadLetter { reason, status: 0 }).await;
+                }
+            }
+        }
+    }
+
+    async fn take_event(
+        &mut self,
+        position: u64,
+        delivered: i64,
+        reply: Subject,
+        mut event: Event,
+    ) {
+        if let Some(only) = dead_letter::redriven_to(&event).map(str::to_owned) {
+            if only != self.spec.name {
+                self.shared.answer(reply, AckKind::Ack).await;
+                return;
+            }
+            let stripped = message::edit(event.clone(), |attributes| {
+                attributes.remove(dead_letter::REDRIVE_TO);
+            });
+            event = stripped.unwrap_or(event);
+        }
+        let wait = event.deliver_at_ms().unwrap_or(0).saturating_sub(now_ms());
+        if wait > 0 {
+            self.shared.answer(reply, AckKind::Nak(Some(Duration::from_millis(wait)))).await;
+            return;
+        }
+        if delivered <= 1 {
+            self.hold(position, reply, event, Stage::Ready);
+            return;
+        }
+        self.hold(position, reply, event, Stage::Busy);
+        let (shared, name) = (Arc::clone(&self.shared), self.spec.name.clone());
+        self.work.push(Box::pin(async move {
+            loop {
+                match shared.spent(&name, position).await {
+                    Ok(spent) => return Done::Spent { position, spent },
+                    Err(_away) => sleep(PAUSE).await,
+                }
+            }
+        }));
+    }
+
+    fn hold(&mut self, position: u64, reply: Subject, event: Event, stage: Stage) {
+        let key = event.attribute(&self.topic.order_by).filter(|_| self.spec.ordered);
+        let key = key.map(str::to_owned);
+        let held = Held { event, reply, attempt: 1, stage, key, heard: Instant::now() };
+        self.hands.insert(position, held);
+    }
+
+    /// Tells JetStream of everything that it would soon hand out again.
+    pub(super) async fn still_working(&mut self) {
+        let now = Instant::now();
+        let mut replies = Vec::new();
+        for held in self.hands.iter_mut() {
+            if now.duration_since(held.heard) >= HEARTBEAT {
+                held.heard = now;
+                replies.push(held.reply.clone());
+            }
+        }
+        if self.shared.connected().is_ok() {
+            for reply in replies {
+                self.shared.answer(reply, AckKind::Progress).await;
+            }
+        }
+    }
+}
+
+/// Never, while no question is open.
+pub(super) async fn next_message(
+    batch: &mut Option<Batch>,
+) -> Option<Result<Message, async_nats::Error>> {
+    match batch {
+        Some(batch) => batch.next().await,
+        None => std::future::pending().await,
+    }
+}
