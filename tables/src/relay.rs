@@ -31,6 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const STANDBY: Duration = Duration::from_millis(500);
 /// Bad rows are tried again this often.
 const BAD_ROW_PAUSE: Duration = Duration::from_secs(10);
+/// What is being published when the end comes may take this long.
+const LAST_PUBLISH: Duration = Duration::from_secs(2);
 /// How often waiting rows are counted, and how many at most.
 const COUNT_EACH: Duration = Duration::from_secs(5);
 const COUNT_MOST: u32 = 100_000;
@@ -204,7 +206,11 @@ impl Relay {
     /// Reads, publishes, and settles what the bus has.
     async fn pass(&self, session: &mut Session, said: &mut Said) -> Result<Passed, SourceError> {
         let (rows, full) = self.next_rows(session).await?;
-        let outcome = self.publish_all(plan(rows, &self.spec)).await;
+        let outcome = tokio::select! {
+            outcome = self.publish_all(plan(rows, &self.spec)) => outcome,
+            // What the bus may have by now is published again by whoever leads next.
+            () = self.out_of_patience() => return Ok(Passed::Done),
+        };
         if !outcome.acknowledged.is_empty() {
             let settled = session.table.settle(&outcome.acknowledged).await?;
             self.metrics.relayed.with_label_values(&[&self.spec.name]).inc_by(settled);
@@ -321,6 +327,12 @@ impl Relay {
 
     fn count_error(&self, reason: &str) {
         self.metrics.errors.with_label_values(&[self.spec.name.as_str(), reason]).inc();
+    }
+
+    /// A bus that does not answer must not hold up the end.
+    async fn out_of_patience(&self) {
+        self.stop.cancelled().await;
+        sleep(LAST_PUBLISH).await;
     }
 
     async fn stopped_within(&self, pause: Duration) -> bool {

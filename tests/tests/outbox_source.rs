@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use duet_tests::app::{App, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::outbox::{check_order, resources, stored};
-use duet_tests::{SOON, eventually, metrics};
+use duet_tests::{SOON, eventually, http, metrics};
 use sqlx::{Connection as _, Executor as _, SqliteConnection};
 use tokio::sync::Mutex;
 
@@ -161,6 +161,65 @@ async fn a_row_reaches_the_subscriber_at_once() {
     eprintln!("from commit to application: median {median:?}, worst {:?}", latencies.last());
     // It is some 40 ms; the bound is for machines that do ten other things.
     assert!(median < Duration::from_secs(1), "{latencies:?}");
+}
+
+#[tokio::test]
+async fn a_topic_that_is_denied_holds_up_its_own_rows_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let (control_plane, mut sidecar, app) = mesh(folder.path(), "").await;
+    let policy = "apiVersion: duet.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: secret}\n\
+                  spec: {targetRefs: [{kind: Topic, name: secret}], action: Deny, rules: [{}]}\n";
+    control_plane.write("policy.yaml", policy);
+    let denied =
+        |text: &str| text.contains("duet_config_resources{kind=\"AuthorizationPolicy\"} 1");
+    eventually("the policy applies", SOON, || async {
+        denied(&http::text(control_plane.admin, "/metrics").await).then_some(())
+    })
+    .await;
+    let app = Arc::new(Mutex::new(app));
+    let insert = |topic: &'static str| {
+        let app = Arc::clone(&app);
+        async move {
+            let sql =
+                "INSERT INTO outbox (aggregatetype, aggregateid, type) VALUES ($1, 'c', 'placed')";
+            sqlx::query(sql).bind(topic).execute(&mut *app.lock().await).await.unwrap();
+        }
+    };
+    let left = |rows: u64| {
+        let app = Arc::clone(&app);
+        async move { (waiting(&mut *app.lock().await).await == rows).then_some(()) }
+    };
+    for topic in ["open", "secret", "open"] {
+        insert(topic).await;
+    }
+    eventually("the open topic has its rows", SOON, || left(1)).await;
+    assert_eq!(stored(&control_plane, "open").await.len(), 2);
+    // A rolling update lets go of the table, and takes it up again.
+    sidecar.leave();
+    sidecar.gone().await;
+    sidecar.restart().await;
+    insert("open").await;
+    eventually("rows of the open topic go on", SOON, || left(1)).await;
+    assert!(
+        sidecar.process.log().contains("rows wait for their topic"),
+        "{}",
+        sidecar.process.log()
+    );
+    std::fs::remove_file(control_plane.folder.path().join("config/policy.yaml")).unwrap();
+    eventually("the row follows once it may", SOON, || left(0)).await;
+    assert_eq!(stored(&control_plane, "secret").await.len(), 1);
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let text = http::text(sidecar.ports.metrics, "/metrics").await;
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE duet_outbox_source_"));
+    let names: Vec<&str> = families.filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names.len(), 5, "{names:?}");
+    for name in names {
+        assert!(
+            page.contains(&format!("`duet_outbox_source_{name}`")),
+            "{name} is not in the page"
+        );
+    }
 }
 
 #[tokio::test]

@@ -54,3 +54,34 @@ fn columns(columns: &OutboxColumns) -> proto::OutboxColumns {
         attributes: name(&columns.attributes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use duet_api::spiffe::SpiffeId;
+
+    use super::super::testing::index;
+    use super::super::workload;
+    use super::*;
+
+    #[test]
+    fn a_node_gets_the_tables_of_the_services_that_it_may_serve() {
+        let index = index(
+            "{apiVersion: duet.dev/v1alpha1, kind: OutboxSource, metadata: {name: o, namespace: shop}, spec: {service: orders, database: {urlFrom: {env: URL}}, afterRelay: {mark: done}, columns: {data: body}}}\n---\n\
+             {apiVersion: duet.dev/v1alpha1, kind: OutboxSource, metadata: {name: p, namespace: shop}, spec: {service: payments, database: {url: 'sqlite:a'}}}\n---\n\
+             {apiVersion: duet.dev/v1alpha1, kind: OutboxSource, metadata: {name: o, namespace: other}, spec: {service: orders, database: {url: 'sqlite:a'}}}",
+        );
+        let who = SpiffeId::new("duet.local", "shop", "orders").unwrap();
+        let services = BTreeSet::from(["orders".to_owned(), "payments".to_owned()]);
+        let sources = workload(&index, &who, "none", &services).outbox_sources;
+        let [source] = sources.as_slice() else { panic!("{sources:?}") };
+        assert_eq!((source.name.as_str(), source.source.as_str()), ("shop/o", "/shop/o"));
+        assert_eq!((source.table.as_str(), source.bus.as_str()), ("outbox", "default"));
+        assert_eq!(source.database, Some(proto::outbox_source::Database::UrlEnv("URL".to_owned())));
+        assert_eq!((source.mark_column.as_str(), source.topic.as_str()), ("done", ""));
+        assert_eq!(source.data_content_type, "application/json");
+        assert_eq!(source.columns.as_ref().unwrap().data, "body");
+        assert_eq!(source.poll.as_ref().unwrap().nanos, 50_000_000);
+    }
+}

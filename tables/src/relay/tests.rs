@@ -221,10 +221,13 @@ async fn a_database_that_comes_later_or_is_made_anew_is_found() {
     world.sql(TABLE).await;
     world.sql("INSERT INTO outbox VALUES ('1', 't', 'k', 'x', NULL, NULL)").await;
     world.has("t", &["1"]).await;
+    // As when a developer starts anew: nobody writes to the old file any more.
+    world.waits_for("duet_outbox_source_relayed_rows_total", 1.0).await;
     let file = world.folder.path().join("app.db");
-    std::fs::remove_file(&file).unwrap();
     let url = format!("sqlite:{}?mode=rwc", file.display());
-    world.app = SqliteConnection::connect(&url).await.unwrap();
+    std::fs::rename(&file, world.folder.path().join("old.db")).unwrap();
+    let new = SqliteConnection::connect(&url).await.unwrap();
+    std::mem::replace(&mut world.app, new).close().await.unwrap();
     world.sql(TABLE).await;
     world.sql("INSERT INTO outbox VALUES ('2', 't', 'k', 'x', NULL, NULL)").await;
     world.has("t", &["1", "2"]).await;

@@ -221,3 +221,20 @@ fn events_that_go_nowhere_are_named() {
     assert_eq!(error(&format!("{bus}\n---\n{topic}\n---\n{on_x}")), "");
     assert!(error(topic).contains("spec.bus"));
 }
+
+#[test]
+fn tables_that_go_nowhere_are_named() {
+    let source = |spec: &str| {
+        format!(
+            "{{apiVersion: duet.dev/v1alpha1, kind: OutboxSource, metadata: {{name: o}}, spec: {{database: {{urlFrom: {{env: URL}}}}, {spec}}}}}"
+        )
+    };
+    assert!(error(&source("service: b")).contains("spec.service: no service \"b\""));
+    assert!(error(&source("service: a, bus: x")).contains("spec.bus: there is no EventBus \"x\""));
+    let bus = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: x}, spec: {backend: {embedded: {}}, declaredTopicsOnly: true}}";
+    let fixed = source("service: a, bus: x, topic: t");
+    assert!(
+        error(&format!("{bus}\n---\n{fixed}")).contains("spec.topic: bus \"x\" takes declared")
+    );
+    assert_eq!(error(&format!("{bus}\n---\n{}", source("service: a, bus: x"))), "");
+}
