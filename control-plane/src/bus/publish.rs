@@ -17,7 +17,7 @@ use super::{BusError, Buses, Gate, SERVICE};
 use crate::compile;
 
 /// Requests of one stream that wait for their flush; more are not read.
-pub(super) const MAX_OPEN: usize = 64;
+pub(super) const MAX_OPEN: usize = 256;
 
 /// What a publish needs.
 pub(super) struct Publisher {

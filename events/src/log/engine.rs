@@ -32,6 +32,8 @@ pub(super) struct Engine {
     pub(super) batch: Batch,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
+    /// Nothing was written since the last [`Self::settle_if_quiet`].
+    quiet: bool,
     next_id: u32,
 }
 
@@ -60,6 +62,7 @@ impl Engine {
             served: BTreeSet::new(),
             batch: Batch::default(),
             urgent: false,
+            quiet: false,
             next_id,
         })
     }
@@ -208,6 +211,7 @@ impl Engine {
         if self.batch.is_empty() {
             return Ok(());
         }
+        self.quiet = false;
         // An older view would keep the pages alive that this commit frees.
         self.reader = None;
         let batch = std::mem::take(&mut self.batch);
@@ -219,6 +223,12 @@ impl Engine {
             topic.written();
         }
         Ok(())
+    }
+
+    /// Once a while without writes is over: lets the store write down what makes opening it quick.
+    pub(super) fn settle_if_quiet(&mut self) -> Result<(), LogError> {
+        let quiet = std::mem::replace(&mut self.quiet, true);
+        if quiet { self.store.settle() } else { Ok(()) }
     }
 
     /// Adds a record to a topic that exists, whatever it is.

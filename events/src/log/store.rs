@@ -1,6 +1,7 @@
 //! The embedded store (`redb`) behind the log: tables, batches, flushes. All calls block; only the log's own
 //! thread makes them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
@@ -71,6 +72,8 @@ pub(super) struct Contents {
 /// An open store.
 pub(super) struct Store {
     database: Database,
+    /// Opening would have to look through the file: the last commit left the allocator's state out.
+    unsettled: Cell<bool>,
 }
 
 impl Store {
@@ -116,7 +119,7 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(cache_bytes);
         let database = builder.create_with_backend(backend)?;
-        let store = Self { database };
+        let store = Self { database, unsettled: Cell::new(false) };
         store.prepare()?;
         Ok(store)
     }
@@ -134,7 +137,7 @@ impl Store {
             }
             None => {}
         }
-        let write = self.begin()?;
+        let write = self.database.begin_write()?;
         {
             write.open_table(META)?.insert("format", FORMAT)?;
             write.open_table(TOPICS)?;
@@ -146,12 +149,16 @@ impl Store {
         Ok(write.commit()?)
     }
 
-    /// Two-phase with the allocator's state: dearer by one flush, but a torn commit is never seen, and opening after
-    /// a crash reads no data.
-    fn begin(&self) -> Result<WriteTransaction, LogError> {
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        Ok(write)
+    /// Writes down where the file's free pages are, if that is not known: opening after a crash then reads no data. Dearer
+    /// than a commit by one flush, so it is for quiet moments.
+    pub(super) fn settle(&self) -> Result<(), LogError> {
+        if self.unsettled.get() {
+            let mut write = self.database.begin_write()?;
+            write.set_quick_repair(true);
+            write.commit()?;
+            self.unsettled.set(false);
+        }
+        Ok(())
     }
 
     fn compact_if_hollow(&mut self, length: u64) -> Result<(), LogError> {
@@ -197,9 +204,11 @@ impl Store {
         Ok(contents)
     }
 
-    /// Writes everything, or nothing, and returns when it is on disk.
+    /// Writes everything, or nothing, and returns when it is on disk: one flush, and checksums say after a crash whether
+    /// it was whole.
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), LogError> {
-        let write = self.begin()?;
+        let write = self.database.begin_write()?;
+        self.unsettled.set(true);
         {
             // First: a subscription that was moved has new rows already.
             for subscription in &batch.forget {

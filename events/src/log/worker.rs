@@ -196,6 +196,9 @@ impl Worker {
             engine.commit()?;
             self.settle_due = None;
         }
+        if tick {
+            engine.settle_if_quiet()?;
+        }
         Ok(())
     }
 

@@ -261,6 +261,7 @@ impl Hand {
 
     /// Returns whether the receiver was there.
     async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
+        let _in_hand = Counted::new(&self.in_flight, deliveries.len());
         let deliveries = match self.spec.once {
             true => self.unhandled(deliveries, settler).await,
             false => deliveries,
@@ -328,7 +329,6 @@ impl Hand {
     /// One for each delivery.
     async fn answers(&self, work: &Work) -> Vec<AppAnswer> {
         let count = work.deliveries.len();
-        let _guard = Counted::new(&self.in_flight, count);
         let timer = self.duration.start_timer();
         let bound = self.extensions.begin(&work.token, self.spec.ack_timeout);
         let answers = tokio::select! {

@@ -38,7 +38,10 @@ impl EventMetrics {
         let duration = HistogramVec::new(options, &["subscription"])?;
         registry.register(Box::new(duration.clone()))?;
         let in_flight = IntGaugeVec::new(
-            Opts::new("duet_event_in_flight_deliveries", "Deliveries waiting for the application."),
+            Opts::new(
+                "duet_event_in_flight_deliveries",
+                "Deliveries in hand: on their way to the application, or waiting for its answer.",
+            ),
             &["subscription"],
         )?;
         registry.register(Box::new(in_flight.clone()))?;
