@@ -3,6 +3,7 @@
 
 mod client;
 mod dead_letters;
+mod migrate;
 mod publish;
 mod show;
 mod tail;
@@ -71,6 +72,8 @@ enum Action {
         /// `<namespace>/<name>`.
         subscription: String,
     },
+    /// Move what an embedded bus held to the cluster that it is on now.
+    Migrate(migrate::Args),
     /// Go on after a pause.
     Resume {
         /// `<namespace>/<name>`.
@@ -96,6 +99,7 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::Publish(args) => publish::publish(&session, &args),
         Action::DeadLetters(args) => dead_letters::dead_letters(&session, &args),
         Action::Replay { subscription, from } => replay(&session, &subscription, &from),
+        Action::Migrate(args) => migrate::migrate(&session, &args),
         Action::Pause { subscription } => pause(&session, &subscription, true),
         Action::Resume { subscription } => pause(&session, &subscription, false),
     }

@@ -4,6 +4,7 @@
 
 mod consume;
 mod gate;
+mod migrate;
 pub mod monitor;
 mod open;
 mod publish;
@@ -31,6 +32,8 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 
 use gate::Gate;
+pub use migrate::{Migration, Moved};
+use migrate::Moves;
 pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
@@ -44,6 +47,8 @@ pub struct Buses {
     open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
     /// Topics of each bus that have a declared subscription which the bus does not know yet.
     held_back: RwLock<BTreeMap<String, BTreeSet<String>>>,
+    /// Buses that were embedded before.
+    moves: Moves,
 }
 
 /// Why a bus cannot be used.
@@ -81,7 +86,8 @@ impl Buses {
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
-        let buses = Self { dir, registry, store, open, held_back };
+        let moves = Moves::default();
+        let buses = Self { dir, registry, store, open, held_back, moves };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)
     }
@@ -111,10 +117,14 @@ impl Buses {
         self.store.read(|view| compile::bus_names(view.index))
     }
 
-    /// Whether a publish to the topic has to wait: a declared subscription would miss it.
+    /// Why a publish to the topic has to wait: a declared subscription would miss it, or it would overtake others.
     #[must_use]
-    pub fn holds_back(&self, bus: &str, topic: &str) -> bool {
-        self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic))
+    pub fn holds_back(&self, bus: &str, topic: &str) -> Option<&'static str> {
+        if self.moves.waits(bus) {
+            return Some("the bus moved, and its older events did not yet: `duet events migrate` moves them");
+        }
+        let misses = self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic));
+        misses.then_some("a declared subscription of the topic cannot be made yet")
     }
 
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {
@@ -126,6 +136,7 @@ impl Buses {
         for bus in self.open.lock().await.values() {
             bus.close().await;
         }
+        self.moves.close().await;
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `POST /v1/publish?bus=&topic=` | CloudEvents in any mode |
 //! | `POST /v1/remove`, `/v1/redrive` `{bus, topic, positions}` | dead letters away, or back |
 //! | `POST /v1/seek` `{bus, subscription, start}` | replay |
+//! | `POST /v1/migrate` `{bus, skip, leaveBehind, limit}` | what an embedded bus held, to the cluster that it is on now |
 //! | `POST /v1/pause` `{bus, subscription, paused}` | stop or go on |
 
 mod guard;
@@ -29,7 +30,7 @@ use duet_events::bus::{ManageError, ManagedBus, PublishError, PublishErrorKind};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 
-use crate::bus::{BusError, Buses};
+use crate::bus::{BusError, Buses, Migration, Moved};
 
 /// Largest request.
 const MAX_BODY_BYTES: usize = 8 << 20;
@@ -40,6 +41,12 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
     fn names(&self) -> Vec<String>;
     /// A bus by its name.
     fn find<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn ManagedBus>, BusError>>;
+    /// Moves some of what a bus held on another backend before.
+    fn migrate<'a>(
+        &'a self,
+        name: &'a str,
+        wanted: Migration,
+    ) -> BoxFuture<'a, Result<Moved, ManageError>>;
 }
 
 impl Shelf for Buses {
@@ -49,6 +56,14 @@ impl Shelf for Buses {
 
     fn find<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn ManagedBus>, BusError>> {
         Box::pin(self.get(name))
+    }
+
+    fn migrate<'a>(
+        &'a self,
+        name: &'a str,
+        wanted: Migration,
+    ) -> BoxFuture<'a, Result<Moved, ManageError>> {
+        Box::pin(async move { self.migrate(name, &wanted).await })
     }
 }
 
@@ -79,6 +94,7 @@ impl Operate {
             .route("/v1/redrive", post(requests::redrive))
             .route("/v1/seek", post(requests::seek))
             .route("/v1/pause", post(requests::pause))
+            .route("/v1/migrate", post(requests::migrate))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .layer(axum::middleware::from_fn_with_state(keep_out, guard::check))
             .with_state(self)

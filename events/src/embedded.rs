@@ -25,6 +25,19 @@ pub struct EmbeddedBus {
     metrics: LogMetrics,
 }
 
+/// An event, and who has yet to handle it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenEvent {
+    /// Its position.
+    pub position: u64,
+    /// The event.
+    pub event: Event,
+    /// Subscriptions, by name.
+    pub waiting: Vec<String>,
+    /// Published within the deduplication window before the topic's last one: no other has its source and id.
+    pub recent: bool,
+}
+
 impl EmbeddedBus {
     /// Opens the bus of this name in `dir`, which is created if missing. Its metrics carry the name as label `bus`.
     ///
@@ -48,6 +61,30 @@ impl EmbeddedBus {
     /// When the log failed.
     pub async fn subscription_lag(&self, name: &str) -> Result<u64, LogError> {
         Ok(self.log.backlog(name).await?.events)
+    }
+
+    /// Up to `limit` events of a topic from a position on, oldest first, with who has yet to handle each. Starts where
+    /// the first subscription waits; of a topic without subscriptions, it gives all. For a bus that nobody consumes.
+    ///
+    /// # Errors
+    /// When there is no such topic, or when the log failed.
+    pub async fn open_events(
+        &self,
+        topic: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<OpenEvent>, LogError> {
+        let found = self.log.open_events(topic, from, limit).await?;
+        let open = found.into_iter().map(|open| {
+            let event = open.record.event.unwrap_or_default().try_into();
+            let event = event.map_err(|error| {
+                let position = open.position;
+                LogError::Store(format!("the event at position {position} is not valid: {error}"))
+            })?;
+            let (position, waiting, recent) = (open.position, open.waiting, open.recent);
+            Ok(OpenEvent { position, event, waiting, recent })
+        });
+        open.collect()
     }
 
     /// Copies everything that is on disk now into a folder, while the bus goes on. The folder is created if missing; the

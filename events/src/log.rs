@@ -17,6 +17,7 @@ mod handout;
 mod housekeeping;
 mod manage;
 mod metrics;
+mod moving;
 mod progress;
 pub(crate) mod record;
 pub(crate) mod store;

@@ -8,6 +8,7 @@
 
 mod held;
 mod hub;
+mod import;
 mod manage;
 mod message;
 mod metrics;

@@ -5,6 +5,7 @@
 //! - [`web`]: the same with one service and a caller, for tests of policies;
 //! - [`up`]: a whole mesh by `duet up`;
 //! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
+//! - [`nats`]: a real server of the other kind of bus;
 //! - [`outbox`]: applications with an outbox table;
 //! - [`postgres`]: a PostgreSQL server;
 //! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
@@ -25,6 +26,7 @@ pub mod app;
 pub mod http;
 pub mod mesh;
 pub mod metrics;
+pub mod nats;
 pub mod outbox;
 pub mod postgres;
 pub mod process;

@@ -37,6 +37,7 @@ impl Buses {
             tracing::warn!(bus = name, "{away}; going on without it");
         }
         warn_of_lost_events(name, *nats);
+        self.moves.look(name, &self.dir.join(name)).await?;
         Ok(Arc::new(bus))
     }
 }

@@ -82,8 +82,7 @@ impl Publisher {
         self.gate
             .check(Operation::Publish, &request.topic)
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
-        if self.buses.holds_back(&request.bus, &request.topic) {
-            let why = "a declared subscription of the topic cannot be made yet";
+        if let Some(why) = self.buses.holds_back(&request.bus, &request.topic) {
             return Err(PublishError::new(PublishErrorKind::Unavailable, why.to_owned()));
         }
         let events = request.events.into_iter().enumerate().map(|(number, event)| {

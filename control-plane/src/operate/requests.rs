@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
 use super::{Failure, Operate};
+use crate::bus::Migration;
 use crate::expression::{Choice, Selector};
 
 type Answer = Result<Json<Value>, Failure>;
@@ -21,6 +22,10 @@ type Answer = Result<Json<Value>, Failure>;
 const DEFAULT_LIMIT: usize = 100;
 /// Most events of one answer.
 const MAX_LIMIT: usize = 1000;
+/// Events that one request moves, when nobody says how many.
+const DEFAULT_STEP: usize = 2000;
+/// Most events that one request moves.
+const MAX_STEP: usize = 10_000;
 /// Most positions of one request.
 const MAX_POSITIONS: usize = 10_000;
 
@@ -273,4 +278,34 @@ pub(super) async fn pause(
     operate.bus(&name).await?.pause(&subscription, paused).await?;
     tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
     Ok(Json(json!({ "paused": paused })))
+}
+
+/// A move to where the bus is now.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Migrate {
+    #[serde(default = "default_bus")]
+    bus: String,
+    /// Subscriptions.
+    #[serde(default)]
+    skip: Vec<String>,
+    #[serde(default)]
+    leave_behind: bool,
+    limit: Option<usize>,
+}
+
+pub(super) async fn migrate(
+    State(operate): State<Operate>,
+    body: Result<Json<Migrate>, JsonRejection>,
+) -> Answer {
+    let Json(body) = body.map_err(|error| Failure::bad(error.body_text()))?;
+    let wanted = Migration {
+        skip: body.skip.into_iter().collect(),
+        leave_behind: body.leave_behind,
+        limit: body.limit.unwrap_or(DEFAULT_STEP).clamp(1, MAX_STEP),
+    };
+    let moved = operate.buses.migrate(&body.bus, wanted).await?;
+    tracing::warn!(bus = body.bus, moved = moved.events, "events moved by an operator");
+    let folder = moved.folder.map(|folder| folder.display().to_string());
+    Ok(Json(json!({ "moved": moved.events, "folder": folder })))
 }

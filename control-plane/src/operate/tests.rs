@@ -125,6 +125,15 @@ impl Shelf for One {
         let found = if name == "default" { Ok(bus) } else { Err(BusError::Unknown(name.into())) };
         Box::pin(async { found })
     }
+    fn migrate<'a>(
+        &'a self,
+        name: &'a str,
+        wanted: Migration,
+    ) -> BoxFuture<'a, Result<Moved, ManageError>> {
+        // Says what it was asked.
+        let why = format!("{name} {:?} {} {}", wanted.skip, wanted.leave_behind, wanted.limit);
+        Box::pin(async { Err(ManageError::Refused(why)) })
+    }
 }
 
 struct Port {
@@ -305,4 +314,15 @@ async fn other_machines_are_let_in_only_where_somebody_said_so() {
     assert!(error.to_string().contains("--operator-anywhere"), "{error}");
     bind(anywhere, true).await.unwrap();
     bind("127.0.0.1:0".parse().unwrap(), false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_is_asked_for_with_its_bounds() {
+    let port = Port::new();
+    let asked = port.post("/v1/migrate", json!({"skip": ["a/b"], "limit": 1_000_000})).await;
+    assert_eq!(error(&asked), (409, r#"default {"a/b"} false 10000"#));
+    let asked = port.post("/v1/migrate", json!({"bus": "other", "leaveBehind": true})).await;
+    assert_eq!(error(&asked), (409, "other {} true 2000"));
+    let asked = port.post("/v1/migrate", json!({"to": "x"})).await;
+    assert_eq!(asked.0, 400);
 }

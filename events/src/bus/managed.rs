@@ -55,6 +55,17 @@ pub trait ManagedBus: EventBus {
         positions: Vec<u64>,
     ) -> BoxFuture<'a, Result<u64, ManageError>>;
 
+    /// Stores events that another bus had, in this order, and returns when they are safe. Doing it again with the same
+    /// ones, within the topic's deduplication window, stores nothing twice.
+    fn import<'a>(
+        &'a self,
+        topic: &'a str,
+        events: Vec<Import>,
+    ) -> BoxFuture<'a, Result<(), ManageError>> {
+        let why = format!("this bus takes no events of another one: {} of {topic}", events.len());
+        Box::pin(async { Err(ManageError::Refused(why)) })
+    }
+
     /// Moves a subscription. Everything from there on is delivered again, with attempts from 1; what is in flight is
     /// still settled by whoever has it.
     fn seek<'a>(
@@ -119,6 +130,19 @@ pub struct StoredEvent {
     pub published_ms: u64,
     /// The event.
     pub event: Event,
+}
+
+/// An event that comes from another bus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// The event.
+    pub event: Event,
+    /// Its position there.
+    pub position: u64,
+    /// The one subscription that it is for; `None` for all.
+    pub only: Option<String>,
+    /// Its publisher may send it again, which is to be known as a duplicate.
+    pub recent: bool,
 }
 
 /// Why a bus cannot do what its operator asked.

@@ -314,6 +314,14 @@ impl Progress {
         (rows, never_seen + gone.len() as u64 + put_off)
     }
 
+    /// Whether an event is not settled; `key` is its lane.
+    pub(super) fn is_open(&self, position: u64, key: Option<u64>) -> bool {
+        position >= self.cursor
+            || self.unsettled.contains_key(&position)
+            || self.scheduled_at.contains_key(&position)
+            || key.is_some_and(|key| self.lanes.is_put_off(key, position))
+    }
+
     /// Attempts that an unsettled event has spent.
     pub(super) fn spent(&self, position: u64) -> u32 {
         self.unsettled.get(&position).map_or(0, |state| state.spent)

@@ -12,7 +12,7 @@ use super::stream::topic_of;
 use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
-    ConsumeError, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
+    ConsumeError, Import, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
     SubscriptionStatus, TopicConfig, TopicStatus, dead_letter,
 };
 
@@ -145,6 +145,14 @@ impl ManagedBus for NatsBus {
             }
             Ok(moved)
         })
+    }
+
+    fn import<'a>(
+        &'a self,
+        topic: &'a str,
+        events: Vec<Import>,
+    ) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move { Ok(self.shared.import(topic, events).await?) })
     }
 
     fn seek<'a>(

@@ -54,7 +54,7 @@ impl Shared {
         self.acknowledged(name, ack).await
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         topic: &Topic,
         event: &Event,
@@ -79,7 +79,7 @@ impl Shared {
         })
     }
 
-    async fn acknowledged(
+    pub(super) async fn acknowledged(
         &self,
         topic: &str,
         ack: PublishAckFuture,

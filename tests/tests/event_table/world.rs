@@ -9,59 +9,35 @@ use std::time::Duration;
 
 use duet_tests::app::{App, Asked, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::process::Process;
-use duet_tests::{SOON, eventually, http, tools};
+use duet_tests::nats::NatsServer;
+use duet_tests::{SOON, eventually, http};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::case::{Case, Names};
 
 /// Where the events are kept.
 pub(crate) enum Backend {
     Embedded,
-    Nats { url: String, _server: Process, _folder: TempDir },
+    Nats(NatsServer),
 }
 
 impl Backend {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
-            Self::Nats { .. } => "nats",
+            Self::Nats(_) => "nats",
         }
     }
 
     /// A `nats-server` of its own. `None` where there is none: skipped.
     pub(crate) async fn nats() -> Option<Self> {
-        let program = tools::find("nats-server")?;
-        let folder = tempfile::tempdir().unwrap();
-        let ports = folder.path().join("ports");
-        std::fs::create_dir(&ports).unwrap();
-        let config = folder.path().join("nats.conf");
-        let store = folder.path().join("store");
-        let text = format!(
-            "listen: 127.0.0.1:-1\nports_file_dir: {:?}\njetstream {{ store_dir: {:?}, max_file_store: 4TB, sync_interval: always }}\n",
-            ports.display().to_string(),
-            store.display().to_string()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&config);
-        let server = Process::start("nats-server", command, folder.path());
-        let url = eventually("nats-server has written its ports", SOON, || async {
-            let file = std::fs::read_dir(&ports).ok()?.next()?.ok()?.path();
-            let ports: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-            Some(ports["nats"][0].as_str()?.to_owned())
-        })
-        .await;
-        Some(Self::Nats { url, _server: server, _folder: folder })
+        NatsServer::start().await.map(Self::Nats)
     }
 
     fn yaml(&self) -> String {
         match self {
             Self::Embedded => String::new(),
-            Self::Nats { url, .. } => format!(
-                "---\napiVersion: duet.dev/v1alpha1\nkind: EventBus\nmetadata: {{name: default}}\nspec: {{backend: {{nats: {{servers: [{url:?}]}}}}}}\n"
-            ),
+            Self::Nats(server) => server.default_bus(),
         }
     }
 }

@@ -244,3 +244,83 @@ async fn a_backup_is_a_bus_of_its_own() {
     assert!(restored.publish("orders", events([4])).await.unwrap()[0].duplicate);
     assert_eq!(lag(&bus, "a/s").await, 4);
 }
+
+#[tokio::test]
+async fn what_is_open_says_who_waits() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    let ordered = SubscriptionSpec { ordered: true, max_in_flight: 1, ..spec("a/ordered") };
+    bus.ensure_subscription(spec("a/s")).await.unwrap();
+    bus.ensure_subscription(ordered.clone()).await.unwrap();
+    let later = Event::new("3", "/test", "t").unwrap();
+    let later = later.with_attribute("deliverat", "2100-01-01T00:00:00Z").unwrap();
+    publish(&bus, [1, 2]).await;
+    bus.publish("orders", vec![later]).await.unwrap();
+    publish(&bus, 4..=6).await;
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    for _ in [1, 2, 4, 5] {
+        let delivery = next(&mut consumer).await;
+        let hour = Duration::from_secs(3600);
+        let outcome = if delivery.position == 2 { Settle::Retry { delay: hour } } else { Settle::Ack };
+        consumer.settler().settle(delivery.id, outcome);
+    }
+    drop(consumer);
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let first = next(&mut consumer).await;
+    consumer.settler().settle(first.id, Settle::Ack);
+    next(&mut consumer).await;
+    drop(consumer);
+    bus.close().await;
+    let bus = open(&dir).await;
+    let found = async |from, limit| {
+        let found = bus.open_events("orders", from, limit).await.unwrap();
+        let of = |open: super::super::OpenEvent| (open.position, open.waiting.join(" "), open.recent);
+        found.into_iter().map(of).collect::<Vec<_>>()
+    };
+    let both = "a/ordered a/s".to_owned();
+    let expected = [
+        (2, both.clone(), true),
+        (3, both.clone(), true),
+        (4, "a/ordered".to_owned(), true),
+        (5, "a/ordered".to_owned(), true),
+        (6, both, true),
+    ];
+    assert_eq!(found(0, 100).await, expected);
+    assert_eq!(found(3, 2).await, expected[1..3]);
+    assert_eq!(found(7, 2).await, []);
+    bus.remove_events("orders", vec![2, 3]).await.unwrap();
+    assert_eq!(found(0, 100).await, expected[2..], "what was moved is gone");
+}
+
+#[tokio::test]
+async fn a_key_that_is_put_off_is_open() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    let ordered = SubscriptionSpec { ordered: true, max_in_flight: 2, ..spec("a/ordered") };
+    bus.ensure_subscription(ordered.clone()).await.unwrap();
+    let keyed = |id: u32, key: &str| {
+        let event = Event::new(id.to_string(), "/test", "t").unwrap();
+        event.with_attribute("partitionkey", key).unwrap()
+    };
+    // More of one key than are kept in memory, then another one.
+    let stuck: Vec<Event> = (1..=20_000).map(|id| keyed(id, "stuck")).collect();
+    bus.publish("orders", stuck).await.unwrap();
+    bus.publish("orders", vec![keyed(20_001, "free")]).await.unwrap();
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let held = next(&mut consumer).await;
+    assert_eq!(held.position, 1);
+    let free = next(&mut consumer).await;
+    assert_eq!(free.position, 20_001);
+    consumer.settler().settle(free.id, Settle::Ack);
+    timeout(Duration::from_secs(20), async {
+        while lag(&bus, "a/ordered").await != 20_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    drop(consumer);
+    let found = bus.open_events("orders", 19_999, 100).await.unwrap();
+    let waits: Vec<_> = found.iter().map(|open| (open.position, open.waiting.len())).collect();
+    assert_eq!(waits, [(19_999, 1), (20_000, 1), (20_001, 0)]);
+}

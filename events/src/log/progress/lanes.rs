@@ -171,6 +171,12 @@ impl Lanes {
         gone
     }
 
+    /// Whether an event of a key is among those put off.
+    pub(super) fn is_put_off(&self, key: u64, position: u64) -> bool {
+        let put_off = self.lanes.get(&key).and_then(|lane| lane.put_off);
+        put_off.is_some_and(|put_off| position >= put_off.from)
+    }
+
     pub(super) fn refill(&self, cursor: u64) -> Option<Refill> {
         let key = *self.refills.first()?;
         let from = self.lanes.get(&key)?.put_off?.from;
