@@ -32,8 +32,8 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 
 use gate::Gate;
-pub use migrate::{Migration, Moved};
 use migrate::Moves;
+pub use migrate::{Migration, Moved};
 pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
@@ -121,7 +121,9 @@ impl Buses {
     #[must_use]
     pub fn holds_back(&self, bus: &str, topic: &str) -> Option<&'static str> {
         if self.moves.waits(bus) {
-            return Some("the bus moved, and its older events did not yet: `duet events migrate` moves them");
+            return Some(
+                "the bus moved, and its older events did not yet: `duet events migrate` moves them",
+            );
         }
         let misses = self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic));
         misses.then_some("a declared subscription of the topic cannot be made yet")

@@ -165,7 +165,8 @@ async fn another_client_reads_the_attributes_and_its_plain_messages_are_delivere
     let client = async_nats::connect(server.url()).await.unwrap();
     publish(&*bus, [1]).await;
     // Not by a subscription of the client: a publish may come before its server knows of it.
-    let stream = async_nats::jetstream::new(client.clone()).get_stream("duet_orders").await.unwrap();
+    let stream =
+        async_nats::jetstream::new(client.clone()).get_stream("duet_orders").await.unwrap();
     let message = stream.get_raw_message(1).await.unwrap();
     assert_eq!(message.headers.get("ce-id").unwrap().as_str(), "1");
     client.publish("duet.orders", "plain".into()).await.unwrap();

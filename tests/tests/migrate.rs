@@ -118,10 +118,14 @@ async fn a_backlog_moves_to_nats_without_loss_and_to_nobody_else() {
     publish(&writer, "other", 1).await;
     eventually("one has handled all, one has a dead letter", SOON, || async {
         let letters = ask(&control_plane, &["topics"])["topics"].clone();
-        let dead = letters.as_array()?.iter().any(|t| t["name"] == "other.dead-letter" && t["events"] == 1);
+        let dead = letters
+            .as_array()?
+            .iter()
+            .any(|t| t["name"] == "other.dead-letter" && t["events"] == 1);
         let all = ask(&control_plane, &["subscriptions"])["subscriptions"].clone();
         let done = all.as_array()?.iter().any(|s| s["name"] == "default/done" && s["lag"] == 0);
-        let behind = all.as_array()?.iter().any(|s| s["name"] == "default/behind" && s["lag"] == 20);
+        let behind =
+            all.as_array()?.iter().any(|s| s["name"] == "default/behind" && s["lag"] == 20);
         (dead && done && behind).then_some(())
     })
     .await;

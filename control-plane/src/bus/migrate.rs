@@ -102,7 +102,8 @@ impl Buses {
     /// bus fails: the same again goes on.
     pub async fn migrate(&self, name: &str, wanted: &Migration) -> Result<Moved, ManageError> {
         let new = self.get(name).await;
-        let new = new.map_err(|error| ManageError::Failed(format!("{:#}", anyhow::Error::new(error))))?;
+        let new =
+            new.map_err(|error| ManageError::Failed(format!("{:#}", anyhow::Error::new(error))))?;
         let mut open = self.moves.open.lock().await;
         let old = open.get_mut(name).ok_or_else(|| {
             let why = "nothing is left to move: no embedded log of it is in the state folder, or it is embedded now";
@@ -153,7 +154,8 @@ impl Old {
             there.iter().any(|new| new.name == old.name && new.topic == old.topic)
         };
         let before = self.bus.subscriptions().await?;
-        let unknown = before.iter().filter(|old| old.lag > 0 && !known(old) && !skip.contains(&old.name));
+        let unknown =
+            before.iter().filter(|old| old.lag > 0 && !known(old) && !skip.contains(&old.name));
         let unknown: Vec<_> = unknown.map(|old| old.name.as_str()).collect();
         if !unknown.is_empty() {
             return Err(ManageError::Refused(format!(
@@ -169,11 +171,7 @@ impl Old {
         Ok(())
     }
 
-    async fn step(
-        &mut self,
-        new: &dyn ManagedBus,
-        wanted: &Migration,
-    ) -> Result<u64, ManageError> {
+    async fn step(&mut self, new: &dyn ManagedBus, wanted: &Migration) -> Result<u64, ManageError> {
         let mut moved = 0;
         for topic in self.bus.topics().await? {
             loop {
@@ -227,7 +225,11 @@ impl Old {
 /// copy for each that does. Nothing, where it is handled.
 fn copies(open: OpenEvent, there: &BTreeSet<String>, skip: &BTreeSet<String>) -> Vec<Import> {
     let OpenEvent { position, event, waiting, recent } = open;
-    let waiting: BTreeSet<String> = waiting.into_iter().filter(|name| !skip.contains(name)).collect();
+    let (skipped, waiting): (BTreeSet<_>, BTreeSet<_>) =
+        waiting.into_iter().partition(|name| skip.contains(name));
+    if waiting.is_empty() && !skipped.is_empty() {
+        return Vec::new();
+    }
     let import = |only| Import { event: event.clone(), position, only, recent };
     // It is for one already, and says so.
     let marked = dead_letter::redriven_to(&event).is_some();
@@ -250,7 +252,12 @@ mod tests {
 
     fn open(waiting: &[&str]) -> OpenEvent {
         let event = Event::new("1", "/s", "t").unwrap();
-        OpenEvent { position: 3, event, waiting: names(waiting).into_iter().collect(), recent: true }
+        OpenEvent {
+            position: 3,
+            event,
+            waiting: names(waiting).into_iter().collect(),
+            recent: true,
+        }
     }
 
     /// For whom the copies are.
@@ -268,6 +275,7 @@ mod tests {
         assert_eq!(only(&[], &["a"], &[]), [], "it is handled");
         assert_eq!(only(&[], &[], &[]), [None], "nobody would get it by mistake");
         assert_eq!(only(&["a", "b"], &["a", "b"], &["b"]), [one("a")]);
+        assert_eq!(only(&["a"], &[], &["a"]), [], "left behind");
         let event = Event::new("1", "/s", "t").unwrap().with_attribute("redriveto", "a").unwrap();
         let marked = OpenEvent { event, ..open(&["a"]) };
         let copies = copies(marked, &names(&["a"]), &names(&[]));

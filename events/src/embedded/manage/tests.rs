@@ -261,7 +261,8 @@ async fn what_is_open_says_who_waits() {
     for _ in [1, 2, 4, 5] {
         let delivery = next(&mut consumer).await;
         let hour = Duration::from_secs(3600);
-        let outcome = if delivery.position == 2 { Settle::Retry { delay: hour } } else { Settle::Ack };
+        let outcome =
+            if delivery.position == 2 { Settle::Retry { delay: hour } } else { Settle::Ack };
         consumer.settler().settle(delivery.id, outcome);
     }
     drop(consumer);
@@ -274,7 +275,8 @@ async fn what_is_open_says_who_waits() {
     let bus = open(&dir).await;
     let found = async |from, limit| {
         let found = bus.open_events("orders", from, limit).await.unwrap();
-        let of = |open: super::super::OpenEvent| (open.position, open.waiting.join(" "), open.recent);
+        let of =
+            |open: super::super::OpenEvent| (open.position, open.waiting.join(" "), open.recent);
         found.into_iter().map(of).collect::<Vec<_>>()
     };
     let both = "a/ordered a/s".to_owned();
