@@ -18,6 +18,7 @@ mod settle;
 mod shared;
 mod stream;
 mod subscription;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ impl NatsBus {
         let metrics = NatsMetrics::register(registry, name)
             .map_err(|error| NatsError::Settings(format!("metrics of bus {name}: {error}")))?;
         let shared = Arc::new(Shared::connect(name, options, metrics).await?);
+        watch::start(&shared);
         Ok(Self {
             shared,
             order: tokio::sync::Mutex::default(),
@@ -88,6 +90,14 @@ impl NatsBus {
             return Err(NatsError::Away(format!("no server answered within {wait:?}")));
         }
         self.shared.connected()
+    }
+
+    /// Whether a running hub works by other settings.
+    fn differs(&self, spec: &SubscriptionSpec) -> bool {
+        let settings = |spec: &SubscriptionSpec| {
+            (spec.ordered, spec.once, spec.dead_letter_topic.clone(), spec.idle_expiry)
+        };
+        self.hubs.lock().get(&spec.name).is_some_and(|hub| settings(&hub.spec) != settings(spec))
     }
 
     fn tell(&self, subscription: &str, command: Command) {
@@ -133,7 +143,7 @@ impl EventBus for NatsBus {
         subscription: SubscriptionSpec,
     ) -> BoxFuture<'_, Result<Consumer, ConsumeError>> {
         Box::pin(async move {
-            let topic = self.shared.ensure(&subscription).await;
+            let topic = Box::pin(self.shared.ensure(&subscription)).await;
             let topic = topic.map_err(|error| consume_error(&subscription, &error))?;
             let credit = usize::try_from(subscription.max_in_flight).unwrap_or(usize::MAX);
             let member = self.members.fetch_add(1, Ordering::Relaxed);

@@ -286,3 +286,60 @@ fn jwt(issuer: &nkeys::KeyPair, subject: &str, claims: &str) -> String {
     let signature = encode(&issuer.sign(signed.as_bytes()).unwrap());
     format!("{signed}.{signature}")
 }
+
+/// Values of a gauge, by subscription.
+fn gauge(registry: &prometheus::Registry, name: &str) -> Vec<(String, f64)> {
+    let families = registry.gather();
+    let family = families.iter().filter(|family| family.name() == name);
+    let of = |metric: &prometheus::proto::Metric| {
+        let label = metric.get_label().iter().find(|label| label.name() == "subscription");
+        (label.unwrap().value().to_owned(), metric.get_gauge().value())
+    };
+    family.flat_map(|family| family.get_metric().iter().map(of)).collect()
+}
+
+#[tokio::test]
+async fn gauges_say_what_waits_and_go_with_the_subscription() {
+    let Some(server) = Server::start("").await else { return };
+    let registry = prometheus::Registry::new();
+    let bus = NatsBus::open("default", options(&server), &registry).await.unwrap();
+    bus.connected(Duration::from_secs(20)).await.unwrap();
+    bus.ensure_subscription(spec("a/s")).await.unwrap();
+    publish(&bus, 1..=3).await;
+    behaviour::eventually("lag and age are told", async || {
+        let lag = gauge(&registry, "duet_bus_subscription_lag_events");
+        let age = gauge(&registry, "duet_bus_subscription_oldest_event_seconds");
+        lag == [("a/s".to_owned(), 3.0)] && age.first().is_some_and(|(_, age)| *age > 0.0)
+    })
+    .await;
+    bus.remove_subscription("a/s").await.unwrap();
+    behaviour::eventually("they are gone", async || {
+        gauge(&registry, "duet_bus_subscription_lag_events").is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_becomes_ordered_keeps_its_place() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    publish(&*bus, 1..=3).await;
+    let first = next(&mut consumer).await;
+    consumer.settler().settle(first.id, Settle::Ack);
+    behaviour::eventually("it is handled", async || bus.subscriptions().await.unwrap()[0].lag == 2)
+        .await;
+    let ordered = duet_events::bus::SubscriptionSpec { ordered: true, ..spec("a/s") };
+    bus.ensure_subscription(ordered.clone()).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(20), async {
+        while let Some(Ok(_)) = consumer.next().await {}
+    });
+    assert!(end.await.is_ok(), "those who consume by the old settings come again");
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let keyless = next(&mut consumer).await;
+    assert_eq!((keyless.event.id(), keyless.attempt), ("2", 1));
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let stream = async_nats::jetstream::new(client).get_stream("duet_orders").await.unwrap();
+    let info = stream.consumer_info("a_2Fs").await.unwrap();
+    assert_eq!(info.config.max_ack_pending, 2000);
+}

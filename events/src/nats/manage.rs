@@ -32,9 +32,14 @@ impl ManagedBus for NatsBus {
         Box::pin(async move {
             let before = self.shared.record(&spec.name).await;
             let before = before.map_err(|error| consume_error(&spec, &error))?;
-            self.shared.ensure(&spec).await.map_err(|error| consume_error(&spec, &error))?;
+            Box::pin(self.shared.ensure(&spec))
+                .await
+                .map_err(|error| consume_error(&spec, &error))?;
             if before.is_some_and(|before| before.topic != spec.topic) {
                 self.tell(&spec.name, Command::End("its topic is another one now".to_owned()));
+            } else if self.differs(&spec) {
+                // They come again, and then it works by the new ones.
+                self.tell(&spec.name, Command::End("its settings are others now".to_owned()));
             }
             Ok(())
         })
@@ -195,35 +200,13 @@ impl ManagedBus for NatsBus {
 }
 
 impl NatsBus {
-    /// `None` for one whose consumer is gone: it was idle for too long.
     async fn subscription(
         &self,
         record: Record,
     ) -> Result<Option<SubscriptionStatus>, ManageError> {
-        let topic = self.shared.topic(&record.topic, TopicConfig::default()).await?;
-        let Some(consumer) = self.shared.consumer(&topic, &record.name).await? else {
-            return Ok(None);
-        };
-        let info = consumer.cached_info();
-        let in_flight = info.num_ack_pending as u64;
-        let lag = info.num_pending.saturating_add(in_flight);
-        let mut oldest_ms = None;
-        if lag > 0 {
-            let stream = self.shared.stream(&record.topic).await?;
-            let floor = info.ack_floor.stream_sequence.saturating_add(1);
-            let oldest = self.shared.message(&stream, &record.topic, floor).await?;
-            oldest_ms = oldest.map(|oldest| millis(oldest.time));
-        }
-        Ok(Some(SubscriptionStatus {
-            lag,
-            oldest_ms,
-            in_flight,
-            retrying: info.num_redelivered as u64,
-            consumers: self.consumers(&record.name).await,
-            paused: info.paused,
-            name: record.name,
-            topic: record.topic,
-        }))
+        let Some(status) = self.shared.status(record).await? else { return Ok(None) };
+        let consumers = self.consumers(&status.name).await;
+        Ok(Some(SubscriptionStatus { consumers, ..status }))
     }
 
     async fn consumers(&self, name: &str) -> u64 {
@@ -234,6 +217,39 @@ impl NatsBus {
 }
 
 impl Shared {
+    /// A subscription without the count of its consumers. `None` for one whose consumer is gone: it was idle for too
+    /// long.
+    pub(super) async fn status(
+        &self,
+        record: Record,
+    ) -> Result<Option<SubscriptionStatus>, NatsError> {
+        let topic = self.topic(&record.topic, TopicConfig::default()).await?;
+        let Some(consumer) = self.consumer(&topic, &record.name).await? else {
+            return Ok(None);
+        };
+        let info = consumer.cached_info();
+        let in_flight = info.num_ack_pending as u64;
+        let lag = info.num_pending.saturating_add(in_flight);
+        let mut oldest_ms = None;
+        if lag > 0 {
+            let stream = self.js.get_stream(&topic.stream).await;
+            let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
+            let floor = info.ack_floor.stream_sequence.saturating_add(1);
+            let oldest = self.message(&stream, &record.topic, floor).await?;
+            oldest_ms = oldest.map(|oldest| millis(oldest.time));
+        }
+        Ok(Some(SubscriptionStatus {
+            lag,
+            oldest_ms,
+            in_flight,
+            retrying: info.num_redelivered as u64,
+            consumers: 0,
+            paused: info.paused,
+            name: record.name,
+            topic: record.topic,
+        }))
+    }
+
     async fn stream(&self, topic: &str) -> Result<stream::Stream, ManageError> {
         self.connected()?;
         let stream = self.js.get_stream(self.stream_name(topic)).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Label values of one kind before further ones become `other`.
 const MAX_LABELS: usize = 200;
@@ -16,6 +16,9 @@ pub(super) struct NatsMetrics {
     duplicates: IntCounterVec,
     dead_letters: IntCounterVec,
     expired: IntCounterVec,
+    lag: IntGaugeVec,
+    oldest_seconds: GaugeVec,
+    in_flight: IntGaugeVec,
     pub(super) unreadable: IntCounter,
     pub(super) connects: IntCounter,
     topics: Labels,
@@ -33,7 +36,23 @@ impl NatsMetrics {
             let counter = IntCounter::with_opts(opts(metric, help))?;
             registry.register(Box::new(counter.clone())).map(|()| counter)
         };
+        let gauges = |metric, help| {
+            let gauges = IntGaugeVec::new(opts(metric, help), &["subscription"])?;
+            registry.register(Box::new(gauges.clone())).map(|()| gauges)
+        };
+        let oldest = opts(
+            "duet_bus_subscription_oldest_event_seconds",
+            "Age of the oldest event not handled yet; 0 if there is none.",
+        );
+        let oldest_seconds = GaugeVec::new(oldest, &["subscription"])?;
+        registry.register(Box::new(oldest_seconds.clone()))?;
         Ok(Self {
+            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
+            oldest_seconds,
+            in_flight: gauges(
+                "duet_bus_subscription_in_flight_events",
+                "Events that a consumer has now.",
+            )?,
             published: counters(
                 "duet_bus_published_events_total",
                 "Events stored, without duplicates.",
@@ -82,6 +101,23 @@ impl NatsMetrics {
     pub(super) fn expired(&self, subscription: &str) {
         self.expired.with_label_values(&[self.subscriptions.bounded(subscription)]).inc();
     }
+
+    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: u64) {
+        let labels = &[self.subscriptions.bounded(name)];
+        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
+        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
+        let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
+        self.in_flight.with_label_values(labels).set(in_flight);
+    }
+
+    pub(super) fn forget_subscription(&self, name: &str) {
+        for gauges in [&self.lag, &self.in_flight] {
+            // It may be among the others, without a value of its own.
+            gauges.remove_label_values(&[name]).unwrap_or_default();
+        }
+        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
+        self.subscriptions.forget(name);
+    }
 }
 
 /// Names that have their own label.
@@ -99,5 +135,9 @@ impl Labels {
         }
         known.insert(name.to_owned());
         name
+    }
+
+    fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
 use serde::{Deserialize, Serialize};
@@ -67,8 +67,11 @@ impl Shared {
             self.delete_consumer(&old.topic, &old.name).await?;
         }
         let topic = self.topic(&spec.topic, TopicConfig::default()).await?;
-        if self.consumer(&topic, &spec.name).await?.is_none() {
-            self.create(&topic, spec, spec.start).await?;
+        match self.consumer(&topic, &spec.name).await? {
+            Some(consumer) => {
+                Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;
+            }
+            None => self.create(&topic, spec, spec.start).await?,
         }
         let wanted = Record { name: spec.name.clone(), topic: spec.topic.clone() };
         if record.as_ref() != Some(&wanted) {
@@ -92,12 +95,32 @@ impl Shared {
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
             max_deliver: -1,
-            max_ack_pending: if spec.ordered { MAX_ORDERED_PENDING } else { MAX_ACK_PENDING },
+            max_ack_pending: max_ack_pending(spec),
             filter_subject: topic.subject.clone(),
             inactive_threshold: spec.idle_expiry.unwrap_or_default(),
             num_replicas: self.options.replicas,
             ..pull::Config::default()
         };
+        let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
+        made.map_err(|error| self.error("the subscription's consumer", &error))?;
+        Ok(())
+    }
+
+    /// Brings the settings of a consumer to what is declared; its place stays.
+    async fn reconfigure(
+        &self,
+        topic: &Topic,
+        info: &consumer::Info,
+        spec: &SubscriptionSpec,
+    ) -> Result<(), NatsError> {
+        let (pending, idle) = (max_ack_pending(spec), spec.idle_expiry.unwrap_or_default());
+        let now = &info.config;
+        if now.max_ack_pending == pending && now.inactive_threshold == idle {
+            return Ok(());
+        }
+        let config = pull::Config::try_from_consumer_config(now.clone());
+        let mut config = config.map_err(|error| NatsError::Refused(error.to_string()))?;
+        (config.max_ack_pending, config.inactive_threshold) = (pending, idle);
         let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
         made.map_err(|error| self.error("the subscription's consumer", &error))?;
         Ok(())
@@ -206,6 +229,10 @@ impl Shared {
         let purged = store.stream.purge().filter(filter).await;
         purged.map(drop).map_err(|error| self.error("the bucket of state", &error))
     }
+}
+
+fn max_ack_pending(spec: &SubscriptionSpec) -> i64 {
+    if spec.ordered { MAX_ORDERED_PENDING } else { MAX_ACK_PENDING }
 }
 
 fn policy(start: Start) -> Result<DeliverPolicy, NatsError> {
