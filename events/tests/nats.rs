@@ -293,7 +293,7 @@ fn gauge(registry: &prometheus::Registry, name: &str) -> Vec<(String, f64)> {
     let family = families.iter().filter(|family| family.name() == name);
     let of = |metric: &prometheus::proto::Metric| {
         let label = metric.get_label().iter().find(|label| label.name() == "subscription");
-        (label.unwrap().value().to_owned(), metric.get_gauge().value())
+        (label.unwrap().value().to_owned(), metric.get_gauge().get_value())
     };
     family.flat_map(|family| family.get_metric().iter().map(of)).collect()
 }
