@@ -6,8 +6,8 @@ use bytes::Bytes;
 use duet_api::proto::Workload;
 use duet_events::outbox::Outbox;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Incoming};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -45,6 +45,8 @@ impl Api {
     /// Answers one request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
+        let body_on_its_way =
+            request.version() < Version::HTTP_2 && !request.body().is_end_stream();
         let bulk = ["/v1.0/publish/bulk/", "/v1.0-alpha1/publish/bulk/"];
         let answer = if let Some(rest) = bulk.iter().find_map(|bulk| bulk_path(&path, bulk)) {
             self.publish(rest, true, request).await
@@ -72,7 +74,16 @@ impl Api {
                 )),
             }
         };
-        answer.unwrap_or_else(Problem::response)
+        answer.unwrap_or_else(|problem| {
+            let mut response = problem.response();
+            if body_on_its_way {
+                // What is left of the body is not read: the next request has to take another connection (RFC 9112
+                // section 9.6), and the client must know before it sends one.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            response
+        })
     }
 
     async fn publish(
