@@ -238,9 +238,8 @@ async fn a_rolling_restart_loses_nothing_and_spends_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_once_a_rolling_restart_is_no_worse() {
-    // What an inbox of each replica can do about it: the event goes to another replica.
-    rolling_restart("  delivery: {once: true}\n", 0.001).await;
+async fn with_once_a_rolling_restart_delivers_nothing_again() {
+    rolling_restart("  delivery: {once: true}\n", 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

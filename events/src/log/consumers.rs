@@ -93,6 +93,14 @@ impl Consumers {
         open
     }
 
+    /// It gets nothing any more; what it has stays open.
+    pub(super) fn retire(&mut self, id: u64) {
+        self.leave(id);
+        if let Some(consumer) = self.by_id.get_mut(&id) {
+            consumer.max_in_flight = 0;
+        }
+    }
+
     /// Forgets a consumer; returns what it had.
     pub(super) fn remove(&mut self, id: u64) -> Vec<Open> {
         self.leave(id);

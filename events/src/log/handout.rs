@@ -277,9 +277,9 @@ impl Engine {
         if subscription.consumers.send(id, open, attempt, record) {
             return;
         }
-        // It went away without saying so: its receiver is dropped.
+        // Its receiver is dropped. What it settled before is still on the way, and its end comes after that.
+        subscription.consumers.retire(id);
         subscription.progress.give_back(position);
-        self.close_consumer(id);
     }
 
     /// When the next postponed event is due that someone would take.

@@ -317,3 +317,20 @@ fn records_keep_every_part_of_an_event() {
     let frame = record::seal((1, 1), &record.encode_to_vec());
     assert_eq!(record::unseal((1, 1), &frame), Some(record));
 }
+
+#[tokio::test]
+async fn what_a_leaving_consumer_settled_counts_also_when_its_end_is_seen_first() {
+    let dir = TempDir::new().unwrap();
+    let (log, _metrics) = open(&dir).await;
+    log.append("t", entries([1])).await.unwrap();
+    let mut leaving = log.consume(spec(Start::Earliest)).await.unwrap();
+    let delivery = timeout(Duration::from_secs(20), leaving.deliveries.recv()).await;
+    let delivery = delivery.unwrap().unwrap();
+    drop(leaving.deliveries);
+    // Handing this out finds nobody there.
+    log.append("t", entries([2])).await.unwrap();
+    log.append("t", entries([3])).await.unwrap();
+    leaving.backend.settle(delivery.id, Settle::Ack);
+    drop(leaving.backend);
+    assert_eq!(positions(&log, 2).await, BTreeSet::from([2, 3]));
+}

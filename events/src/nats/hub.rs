@@ -347,9 +347,8 @@ impl Hub {
             };
             let id = *id;
             if member.out.try_send(Ok(delivery)).is_err() {
-                // It is gone, and its word comes.
-                self.members.remove(&id);
-                self.hands.take_back(id);
+                // It is gone; what it settled before is still on the way, and its word comes after that.
+                member.credit = 0;
                 continue;
             }
             member.open.insert(self.next_delivery, position);
