@@ -1,6 +1,8 @@
 //! What an operator does: looks, moves dead letters back, replays, pauses.
 
-use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+use serde_json::json;
 
 use super::answers::settled;
 use super::case::{Case, Names};
@@ -25,8 +27,14 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("operate", "dead letters are listed", |world, names| async move {
             kill(&world, &names, &["d1", "d2"]).await;
             let listed = world.events(&["dead-letters", "list", &dead(&names)]);
-            let ids: Vec<&Value> = listed.as_array().unwrap().iter().map(|d| &d["letter"]["event"]["id"]).collect();
-            assert_eq!(ids, [&json!("d1"), &json!("d2")], "{listed}");
+            // Nothing orders what two deliveries at once come to.
+            let ids: BTreeSet<String> = listed
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|listed| listed["letter"]["event"]["id"].to_string())
+                .collect();
+            assert_eq!(ids, BTreeSet::from(["\"d1\"".to_owned(), "\"d2\"".to_owned()]), "{listed}");
         }),
         Case::new("operate", "one is redriven, with its id", |world, names| async move {
             kill(&world, &names, &["d1", "d2"]).await;
@@ -90,6 +98,7 @@ pub(crate) fn cases() -> Vec<Case> {
         Case::new("operate", "a paused subscription gets nothing until it goes on", |world, names| async move {
             let subscription = format!("default/{}", names.subscription);
             world.sentinel(&names, json!({})).await;
+            settled(&world, &names).await;
             world.events(&["pause", &subscription]);
             world.publish(&names, json!({"id": "waits"})).await;
             let status = world.status(&subscription);
