@@ -1,6 +1,6 @@
 //! The operator's port: what `duet events` asks for, over HTTP and JSON, on top of what every bus offers
 //! ([`duet_events::bus::ManagedBus`]). It asks nobody who they are, so it listens on loopback only and keeps web pages
-//! out ([`guard`]). Imports [`crate::bus`].
+//! out (`guard`). Imports [`crate::bus`].
 //!
 //! | request | what |
 //! | --- | --- |
