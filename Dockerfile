@@ -15,7 +15,8 @@ COPY . .
 # A --target of its own, even if it is the builder's, keeps crt-static away from proc macros and build scripts.
 RUN target=$(rustc -vV | sed -n 's/^host: //p') \
     && CARGO_PROFILE_RELEASE_STRIP=debuginfo RUSTFLAGS='-C target-feature=+crt-static' \
-       cargo build --release --locked --target "$target" -p duet -p duet-proxy -p shop --bins \
+       sh -c 'for packages in "-p duet -p shop" "-p duet-proxy"; do \
+                cargo build --release --locked --target "$0" $packages --bins || exit 1; done' "$target" \
     && mkdir -p /out/state \
     && cp "target/$target/release/duet" "target/$target/release/duet-proxy" "target/$target/release/shop" /out/ \
     && for binary in duet duet-proxy shop; do \

@@ -18,6 +18,7 @@ help: ## lists the targets
 .PHONY: build
 build: ## all binaries, optimised, in target/release
 	cargo build --workspace --bins --release $(LOCKED)
+	cargo build -p duet-proxy --bins --release $(LOCKED) # by itself it is without what only others need
 
 .PHONY: test
 test: deps lint test-rust test-k8s test-instructions doc ## everything that continuous integration checks
@@ -53,7 +54,8 @@ test-k8s: ## builds and checks the manifests in k8s/
 test-instructions: ## counts the instructions of a request, and compares with bench/instructions.json
 	@if command -v callgrind_control >/dev/null && command -v h2load >/dev/null && \
 	    PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null; then \
-	  cargo build --release -p duet -p duet-proxy --bins $(LOCKED) && bench/instructions; \
+	  cargo build --release -p duet-proxy --bins $(LOCKED) && cargo build -p duet --bins $(LOCKED) && \
+	  bench/instructions --duet target/debug/duet; \
 	elif [[ "$${CI:-}" == true ]]; then \
 	  echo "valgrind, nginx or nghttp2-client is missing: run make deps" >&2; exit 1; \
 	else \

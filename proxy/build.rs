@@ -1,5 +1,6 @@
 //! How the binaries are linked. Also the build script of `cli`.
 
+use std::path::Path;
 use std::process::Command;
 
 /// The first version of glibc that reads packed relocations.
@@ -12,6 +13,15 @@ fn main() {
     if native && glibc().is_some_and(|version| version >= PACKED_SINCE) {
         // The list of pointers to set at the start is read in whole: packed, an idle sidecar takes half a MiB less.
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
+    // A linker that somebody chose may not read scripts.
+    let chosen = of("CARGO_ENCODED_RUSTFLAGS");
+    let ours = !chosen.contains("link-arg") && !chosen.contains("linker");
+    if of("CARGO_CFG_TARGET_OS") == "linux" && of("PROFILE") == "release" && ours {
+        let folder = of("CARGO_MANIFEST_DIR");
+        let script = Path::new(&folder).join("../proxy/layout.ld");
+        println!("cargo:rerun-if-changed={}", script.display());
+        println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
     }
 }
 

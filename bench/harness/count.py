@@ -6,6 +6,8 @@ import os
 import socket
 import statistics
 import subprocess
+import tempfile
+import time
 from dataclasses import dataclass
 
 from . import load, peers, procs
@@ -46,8 +48,8 @@ RATIOS = {"outbound_http1_1000_routes": "outbound_http1", "outbound_http2_1000_e
 class Counter:
     """Runs the cases in a folder."""
 
-    def __init__(self, programs, folder):
-        self.programs, self.folder = programs, folder
+    def __init__(self, programs, folder, duet=None):
+        self.programs, self.folder, self.duet = programs, folder, duet
         os.makedirs(f"{folder}/backend", exist_ok=True)
         place = peers.Place(f"{folder}/backend", 0, None, None)
         _, self.http1, self.http2 = peers.backend(place)
@@ -74,9 +76,33 @@ class Counter:
         finally:
             procs.stop_since(before)
 
+    def run(self, case, requests):
+        """Leaves dumps of a start and some requests in the folder."""
+        before = procs.running()
+        try:
+            process, port = self._start(case)
+            ask = _Http2(port, case) if case.http2 else _Http1(port, case)
+            ask(requests)
+            self._dump(process)
+        finally:
+            procs.stop_since(before)
+
+    def idle_kib(self):
+        """Resident memory of a sidecar that has an upstream and nothing to do."""
+        before = procs.running()
+        try:
+            mesh = Duet(self.programs, tempfile.mkdtemp(dir=self.folder), 0, 0, self.duet)
+            mesh.write("echo", service("echo", 80, "http", self.http1) + endpoints("echo", self.http1) + policy("echo"))
+            process, _ = mesh.sidecar("client")
+            time.sleep(1)
+            with open(f"/proc/{process.pids()[-1]}/status") as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+        finally:
+            procs.stop_since(before)
+
     def _start(self, case):
         backend = self.http2 if case.http2 else self.http1
-        mesh = Duet(self.programs, f"{self.folder}/{case.name}", 0, 0)
+        mesh = Duet(self.programs, f"{self.folder}/{case.name}", 0, 0, self.duet)
         kind, number = case.many or ("", 1)
         yaml = service("echo", 80, "h2" if case.http2 else "http", backend) + policy("echo")
         if not case.mesh:

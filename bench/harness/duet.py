@@ -53,14 +53,15 @@ spec:
 
 
 class Duet:
-    """A mesh. `programs`: folder of the binaries; processes that serve calls run on `cpu`."""
+    """A mesh. `programs`: folder of the binaries; processes that serve calls run on `cpu`. `duet`: another control plane."""
 
-    def __init__(self, programs, folder, cpu, control_cpu):
+    def __init__(self, programs, folder, cpu, control_cpu, duet=None):
         self.programs, self.folder, self.cpu = programs, folder, cpu
+        self.duet = duet or f"{programs}/duet"
         os.makedirs(f"{folder}/config", exist_ok=True)
         self.write("empty", service("nothing", 1))
         ports = f"{folder}/control-plane.json"
-        command = [f"{programs}/duet", "control-plane", "--config", f"{folder}/config", "--state", f"{folder}/state",
+        command = [self.duet, "control-plane", "--config", f"{folder}/config", "--state", f"{folder}/state",
                    "--ports-file", ports, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0"]
         self.control_plane = Process("control plane", command, control_cpu, f"{folder}/control-plane.log")
         self.ports = self._ports(ports)
@@ -76,11 +77,12 @@ class Duet:
         with open(f"{self.folder}/config/{name}.yaml", "w") as file:
             file.write(yaml)
 
-    def sidecar(self, name, instance=None, app_port=None, protocol="http", workers=1, log="off", more=(), cpu=None, wrap=()):
-        """Starts a sidecar; returns the process and its ports."""
+    def sidecar(self, name, instance=None, app_port=None, protocol="http", workers=1, log="off", more=(), cpu=None, wrap=(),
+                page="ready"):
+        """Starts a sidecar and waits for a page of it; returns the process and its ports."""
         instance = instance or name
         token = subprocess.run(
-            [f"{self.programs}/duet", "token", "create", "--namespace", "default", "--service-account", name,
+            [self.duet, "token", "create", "--namespace", "default", "--service-account", name,
              "--state", f"{self.folder}/state"], check=True, capture_output=True, text=True).stdout.strip()
         ports = f"{self.folder}/{instance}.json"
         command = [f"{self.programs}/duet-proxy", "--service", name, "--instance", instance, "--control-plane",
@@ -93,13 +95,13 @@ class Duet:
         process = Process(f"sidecar {instance}", [*wrap, *command, *more], cpu if cpu is not None else self.cpu,
                           f"{self.folder}/{instance}.log")
         found = self._ports(ports)
-        wait_for(f"sidecar {instance}", lambda: _ok(found["metrics"]))
+        wait_for(f"sidecar {instance}", lambda: _ok(found["metrics"], page))
         return process, {key: int(str(address).rsplit(":", 1)[-1]) for key, address in found.items()}
 
 
-def _ok(address):
+def _ok(address, page="ready"):
     try:
-        with urllib.request.urlopen(f"http://{address}/ready", timeout=1) as answer:
+        with urllib.request.urlopen(f"http://{address}/{page}", timeout=1) as answer:
             return answer.status == 200
     except OSError:
         return False

@@ -72,7 +72,8 @@ class DuetEvents:
         self.mesh = Duet(programs, folder, _CPUS, _CPUS)
         self.mesh.write("reader", service("reader", 80, target="http") + _SUBSCRIPTION)
         writer, ports = self.mesh.sidecar("writer")
-        self.mesh.sidecar("reader", app_port=self.app)
+        # Its application comes with the row that delivers.
+        self.mesh.sidecar("reader", app_port=self.app, page="live")
         self.to = f"http://127.0.0.1:{ports['api']}"
         self.servers, self.sidecars = [self.mesh.control_plane], [writer]
 
