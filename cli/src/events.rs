@@ -1,6 +1,7 @@
 //! `duet events`: what waits on the mesh's buses, and what an operator can do about it. Asks a control plane's
 //! operator port ([`client`]); the same for every kind of bus.
 
+mod backup;
 mod client;
 mod dead_letters;
 mod migrate;
@@ -74,6 +75,8 @@ enum Action {
     },
     /// Move what an embedded bus held to the cluster that it is on now.
     Migrate(migrate::Args),
+    /// Copy everything that an embedded bus has stored into a file, while it goes on.
+    Backup(backup::Args),
     /// Go on after a pause.
     Resume {
         /// `<namespace>/<name>`.
@@ -100,6 +103,7 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::DeadLetters(args) => dead_letters::dead_letters(&session, &args),
         Action::Replay { subscription, from } => replay(&session, &subscription, &from),
         Action::Migrate(args) => migrate::migrate(&session, &args),
+        Action::Backup(args) => backup::backup(&session, &args),
         Action::Pause { subscription } => pause(&session, &subscription, true),
         Action::Resume { subscription } => pause(&session, &subscription, false),
     }

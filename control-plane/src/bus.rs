@@ -2,6 +2,7 @@
 //! state folder; one on a NATS cluster is reached from here, and from nowhere else. Declared topics and subscriptions
 //! are kept on them as the resources say. Imports [`crate::compile`], [`crate::store`] and below, and `duet_events`.
 
+mod backup;
 mod consume;
 mod gate;
 mod migrate;
@@ -87,6 +88,7 @@ impl Buses {
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
         let moves = Moves::default();
+        backup::clean(&dir);
         let buses = Self { dir, registry, store, open, held_back, moves };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)

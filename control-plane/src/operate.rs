@@ -12,11 +12,13 @@
 //! | `POST /v1/remove`, `/v1/redrive` `{bus, topic, positions}` | dead letters away, or back |
 //! | `POST /v1/seek` `{bus, subscription, start}` | replay |
 //! | `POST /v1/migrate` `{bus, skip, leaveBehind, limit}` | what an embedded bus held, to the cluster that it is on now |
+//! | `GET /v1/backup?bus=` | a copy of everything that the bus has stored |
 //! | `POST /v1/pause` `{bus, subscription, paused}` | stop or go on |
 
 mod guard;
 mod requests;
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -47,6 +49,8 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
         name: &'a str,
         wanted: Migration,
     ) -> BoxFuture<'a, Result<Moved, ManageError>>;
+    /// A copy of everything that a bus has stored.
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>>;
 }
 
 impl Shelf for Buses {
@@ -64,6 +68,10 @@ impl Shelf for Buses {
         wanted: Migration,
     ) -> BoxFuture<'a, Result<Moved, ManageError>> {
         Box::pin(async move { self.migrate(name, &wanted).await })
+    }
+
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>> {
+        Box::pin(self.backup(name))
     }
 }
 
@@ -95,6 +103,7 @@ impl Operate {
             .route("/v1/seek", post(requests::seek))
             .route("/v1/pause", post(requests::pause))
             .route("/v1/migrate", post(requests::migrate))
+            .route("/v1/backup", get(requests::backup))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .layer(axum::middleware::from_fn_with_state(keep_out, guard::check))
             .with_state(self)

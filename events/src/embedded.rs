@@ -86,15 +86,6 @@ impl EmbeddedBus {
         });
         open.collect()
     }
-
-    /// Copies everything that is on disk now into a folder, while the bus goes on. The folder is created if missing; the
-    /// copy is a bus of its own, which [`EmbeddedBus::open`] opens.
-    ///
-    /// # Errors
-    /// When the folder holds a bus already or cannot be written, or when the log failed.
-    pub async fn backup(&self, dir: &Path) -> Result<(), LogError> {
-        self.log.backup(dir).await
-    }
 }
 
 impl EventBus for EmbeddedBus {

@@ -12,6 +12,7 @@
 mod command;
 mod consumers;
 mod dedup;
+mod disk;
 mod engine;
 mod handout;
 mod housekeeping;
@@ -26,7 +27,7 @@ mod topic;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -71,7 +72,7 @@ impl Default for LogOptions {
 /// Why the log cannot do something.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
-    /// The disk, or the quota, is full. The log goes on by itself when there is room.
+    /// The disk, or the quota, is full or nearly so. The log goes on by itself when there is room.
     #[error("the disk is full")]
     DiskFull,
     /// Another process, or another log of this one, has the store open.
@@ -284,11 +285,18 @@ impl Log {
         self.run(move |engine, _now| engine.pause(&name, paused)).await
     }
 
-    /// Copies the store into a folder while it goes on.
-    pub(crate) async fn backup(&self, dir: &Path) -> Result<(), LogError> {
-        let snapshot = self.run(|engine, _now| engine.snapshot()).await?;
+    /// Copies the store into a folder while it goes on, and returns the copy.
+    pub(crate) async fn backup(&self, dir: &Path) -> Result<PathBuf, LogError> {
+        let (snapshot, stored) =
+            self.run(|engine, _now| Ok((engine.snapshot()?, engine.stored_bytes()))).await?;
         let dir = dir.to_owned();
-        off_thread(move || snapshot.copy_to(&dir)).await
+        off_thread(move || {
+            std::fs::create_dir_all(&dir).map_err(|error| LogError::io(&dir, &error))?;
+            disk::has_room_for_copy(&dir, stored)?;
+            snapshot.copy_to(&dir)?;
+            Ok(dir.join(store::FILE_NAME))
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(

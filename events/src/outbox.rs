@@ -48,6 +48,8 @@ pub struct Outbox {
     spools: Mutex<HashMap<String, Arc<Spool>>>,
     /// Of all spools.
     bytes: Mutex<u64>,
+    /// Tells that nothing waits for some bus any more.
+    left: Notify,
 }
 
 /// What waits for one bus.
@@ -87,6 +89,7 @@ impl Outbox {
             log: AsyncMutex::new(None),
             spools: Mutex::default(),
             bytes: Mutex::default(),
+            left: Notify::new(),
             options,
         };
         if outbox.options.dir.join(store::FILE_NAME).exists() {
@@ -116,6 +119,18 @@ impl Outbox {
     #[must_use]
     pub fn depth(&self) -> u64 {
         self.spools.lock().values().map(|spool| spool.waiting.lock().events).sum()
+    }
+
+    /// Returns once no event waits for any bus.
+    pub async fn emptied(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.depth() == 0 {
+                return;
+            }
+            left.await;
+        }
     }
 
     /// Writes what waits and closes the store. The publishers must be gone before; what they spool
@@ -236,7 +251,11 @@ impl Outbox {
         let freed = waiting.bytes - left;
         waiting.bytes = left;
         self.metrics.waiting(&spool.bus, waiting.events, waiting.bytes);
+        let empty = waiting.events == 0;
         drop(waiting);
+        if empty {
+            self.left.notify_waiters();
+        }
         let mut all = self.bytes.lock();
         *all = all.saturating_sub(freed);
     }

@@ -113,8 +113,9 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
     }
     start_admin(&shared, &known, &sockets, &registry)?;
     start_relay(&shared, &known, &sockets, &registry).await?;
-    let workers = worker::start(&shared, sockets.workers)?;
-    ports::announce(&config, &sockets.ports)?;
+    let (worker_sockets, ports) = sockets.rest();
+    let workers = worker::start(&shared, worker_sockets)?;
+    ports::announce(&config, &ports)?;
     leave(&config, &drain, known.app_ready).await?;
     worker::join(workers).await;
     Ok(())
@@ -249,4 +250,7 @@ async fn phases(config: &Config, drain: &Drain, mut app_ready: watch::Receiver<b
     drain.outbound.cancel();
     drain.outbound_tasks.close();
     drain.outbound_tasks.wait().await;
+    drain.flush.cancel();
+    drain.flush_tasks.close();
+    drain.flush_tasks.wait().await;
 }

@@ -174,6 +174,18 @@ pub async fn start(
     for listener in listeners {
         serve(&api, listener, call_metrics, &drain);
     }
+    let (flush, force) = (drain.flush.clone(), drain.force.clone());
+    let waiting = Arc::clone(&outbox);
+    drain.flush_tasks.spawn(async move {
+        flush.cancelled().await;
+        tokio::select! {
+            () = waiting.emptied() => {}
+            () = force.cancelled() => {
+                let events = waiting.depth();
+                tracing::warn!(events, "events stay in the outbox until this sidecar runs again");
+            }
+        }
+    });
     let force = drain.force.clone();
     drain.background.spawn(async move {
         force.cancelled().await;

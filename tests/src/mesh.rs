@@ -274,6 +274,12 @@ impl Sidecar {
         self.process.signal(rustix::process::Signal::TERM);
     }
 
+    /// The process has not ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        crate::process::exists(self.process.pid())
+    }
+
     /// Waits for the end of the process.
     pub async fn gone(&self) {
         eventually(&format!("{} ends", self.instance), SOON, || {

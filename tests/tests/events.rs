@@ -221,6 +221,38 @@ async fn with_the_control_plane_away_publishes_go_to_the_outbox_and_follow_in_or
 }
 
 #[tokio::test]
+async fn a_sidecar_that_leaves_brings_its_outbox_to_the_bus_first() {
+    let mut control_plane = ControlPlane::start(&[("news.yaml", SUBSCRIPTION)]).await;
+    let app = App::echo("reader").await;
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let writer = Sidecar::ready(
+        &control_plane,
+        Options::client("writer").flags(&["--drain-timeout", "60s"]),
+    )
+    .await;
+    control_plane.kill();
+    for number in 1..=20 {
+        assert_eq!(
+            publish_number(writer.ports.api, number).await.headers()["duet-accepted"],
+            "outbox"
+        );
+    }
+    writer.leave();
+    // It waits for the bus: its application's port is gone, its process is not.
+    eventually("the API to close", SOON, || async {
+        tokio::net::TcpStream::connect(writer.ports.api).await.is_err().then_some(())
+    })
+    .await;
+    assert!(writer.is_running());
+    control_plane.restart().await;
+    writer.gone().await;
+    eventually("all arrive", SOON, || async {
+        (delivered(&app, "/news").len() >= 20).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn kills_of_every_process_lose_no_acknowledged_event() {
     let mut control_plane = ControlPlane::start(&[("news.yaml", SUBSCRIPTION)]).await;
     let app = App::echo("reader").await;

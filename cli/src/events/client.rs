@@ -56,6 +56,26 @@ impl Client {
         self.exchange("POST", &path, "application/cloudevents+json", body.as_bytes())
     }
 
+    /// What comes, however long and however late: a copy of a large bus takes its time.
+    pub(super) fn download(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> anyhow::Result<impl std::io::Read + use<>> {
+        let address = &self.address;
+        let path = with_query(path, query);
+        let mut answer = self.send("GET", &path, "application/json", &[], None)?;
+        if answer.status() == 200 {
+            return Ok(answer.into_body().into_reader());
+        }
+        let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()?;
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        match value.get("error").and_then(Value::as_str) {
+            Some(error) => bail!("{error}"),
+            None => bail!("http://{address} answered {}", answer.status()),
+        }
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -64,9 +84,9 @@ impl Client {
         body: &[u8],
     ) -> anyhow::Result<Value> {
         let address = &self.address;
-        let (status, body) = self.send(method, path, content_type, body).with_context(|| {
-            format!("no control plane answers at http://{address}; --operator says where it is")
-        })?;
+        let mut answer = self.send(method, path, content_type, body, Some(TIMEOUT))?;
+        let status = answer.status().as_u16();
+        let body = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()?;
         let value: Value = serde_json::from_str(&body)
             .with_context(|| format!("http://{address} answered {status}, without JSON"))?;
         match value.get("error").and_then(Value::as_str) {
@@ -82,19 +102,21 @@ impl Client {
         path: &str,
         content_type: &str,
         body: &[u8],
-    ) -> anyhow::Result<(u16, String)> {
-        let config = ureq::Agent::config_builder();
+        timeout: Option<Duration>,
+    ) -> anyhow::Result<http::Response<ureq::Body>> {
+        let address = &self.address;
+        let config = ureq::Agent::config_builder().timeout_connect(Some(TIMEOUT));
         // What went wrong is in the body.
-        let config = config.timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
+        let config = config.timeout_global(timeout).http_status_as_error(false).build();
         let request = http::Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.address))
             .header("duet-operator", "1")
             .header(http::header::CONTENT_TYPE, content_type)
             .body(body)?;
-        let mut answer = ureq::Agent::from(config).run(request)?;
-        let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()?;
-        Ok((answer.status().as_u16(), text))
+        ureq::Agent::from(config).run(request).with_context(|| {
+            format!("no control plane answers at http://{address}; --operator says where it is")
+        })
     }
 }
 

@@ -1,16 +1,19 @@
 //! One function for each request.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use duet_api::DEFAULT_BUS;
 use duet_events::Event;
-use duet_events::bus::{Start, StoredEvent, SubscriptionStatus, TopicStatus};
+use duet_events::bus::{ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus};
 use duet_events::cloudevent::{WrapContext, decode, encode_structured};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
+use tokio_util::io::ReaderStream;
 
 use super::{Failure, Operate};
 use crate::bus::Migration;
@@ -26,6 +29,8 @@ const MAX_LIMIT: usize = 1000;
 const DEFAULT_STEP: usize = 2000;
 /// Most events that one request moves.
 const MAX_STEP: usize = 10_000;
+/// What of a copy is read at once.
+const CHUNK_BYTES: usize = 256 << 10;
 /// Most positions of one request.
 const MAX_POSITIONS: usize = 10_000;
 
@@ -308,4 +313,22 @@ pub(super) async fn migrate(
     tracing::warn!(bus = body.bus, moved = moved.events, "events moved by an operator");
     let folder = moved.folder.map(|folder| folder.display().to_string());
     Ok(Json(json!({ "moved": moved.events, "folder": folder })))
+}
+
+/// The file itself, as it is read.
+pub(super) async fn backup(
+    State(operate): State<Operate>,
+    query: Result<Query<OfBus>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(OfBus { bus }) = query.map_err(|error| Failure::bad(error.body_text()))?;
+    let unreadable = |error: std::io::Error| ManageError::Failed(format!("the copy: {error}"));
+    // Known first: a bus that nobody declared is not found.
+    operate.bus(&bus).await?;
+    let file = operate.buses.backup(&bus).await?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    tracing::info!(bus, bytes = length, "backed up by an operator");
+    let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK_BYTES);
+    let kind = HeaderValue::from_static("application/octet-stream");
+    let headers = AppendHeaders([(CONTENT_TYPE, kind), (CONTENT_LENGTH, length.into())]);
+    Ok((headers, Body::from_stream(stream)).into_response())
 }

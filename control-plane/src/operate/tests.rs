@@ -134,6 +134,10 @@ impl Shelf for One {
         let why = format!("{name} {:?} {} {}", wanted.skip, wanted.leave_behind, wanted.limit);
         Box::pin(async { Err(ManageError::Refused(why)) })
     }
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>> {
+        let why = format!("{name} is kept elsewhere");
+        Box::pin(async { Err(ManageError::Refused(why)) })
+    }
 }
 
 struct Port {

@@ -1,5 +1,7 @@
 //! What whoever serves a bus can do with it, beyond publishing and consuming.
 
+use std::path::{Path, PathBuf};
+
 use futures::future::BoxFuture;
 
 use super::{ConsumeError, EventBus, Start, SubscriptionSpec, TopicConfig};
@@ -80,6 +82,13 @@ pub trait ManagedBus: EventBus {
         subscription: &'a str,
         paused: bool,
     ) -> BoxFuture<'a, Result<(), ManageError>>;
+
+    /// Copies everything that is stored now into a folder that holds no copy yet, while the bus goes on. Returns the one
+    /// file there, on which the bus can be opened. Buses that are kept elsewhere refuse.
+    fn backup<'a>(&'a self, _dir: &'a Path) -> BoxFuture<'a, Result<PathBuf, ManageError>> {
+        let why = "this bus is kept on a cluster, whose own tools back it up".to_owned();
+        Box::pin(async { Err(ManageError::Refused(why)) })
+    }
 
     /// Writes what waits, ends every consumer, and closes. Everything afterwards fails.
     fn close(&self) -> BoxFuture<'_, ()>;

@@ -1,5 +1,7 @@
 //! The embedded bus, as its server and its operator see it.
 
+use std::path::{Path, PathBuf};
+
 use futures::future::BoxFuture;
 
 use super::{EmbeddedBus, consume_error};
@@ -87,6 +89,10 @@ impl ManagedBus for EmbeddedBus {
         paused: bool,
     ) -> BoxFuture<'a, Result<(), ManageError>> {
         Box::pin(async move { Ok(self.log.pause(subscription, paused).await?) })
+    }
+
+    fn backup<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<PathBuf, ManageError>> {
+        Box::pin(async move { Ok(self.log.backup(dir).await?) })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -61,6 +61,11 @@ impl Command {
         entries.iter().map(|entry| entry.payload.len()).sum()
     }
 
+    /// Events that it brings.
+    pub(super) fn events(&self) -> u64 {
+        if let Self::Append { entries, .. } = self { entries.len() as u64 } else { 0 }
+    }
+
     /// Answers that it cannot be done.
     pub(super) fn refuse(self, error: &LogError) {
         let error = error.clone();

@@ -200,6 +200,11 @@ impl Engine {
         backlogs.collect()
     }
 
+    /// Bytes of all records.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.topics.values().map(|topic| topic.row().bytes).sum()
+    }
+
     /// Adds changed progress to the batch and writes it. Afterwards everything applied so far is on disk.
     pub(super) fn commit(&mut self) -> Result<(), LogError> {
         for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {

@@ -39,6 +39,7 @@ pub struct LogMetrics {
     pub(super) group_events: Histogram,
     pub(super) damaged_records: IntCounter,
     pub(super) store_failures: IntCounter,
+    pub(super) refused_events: IntCounter,
     topics: Labels,
     subscriptions: Labels,
 }
@@ -73,7 +74,8 @@ impl LogMetrics {
         registry.register(Box::new(self.flush_seconds.clone()))?;
         registry.register(Box::new(self.group_events.clone()))?;
         registry.register(Box::new(self.damaged_records.clone()))?;
-        registry.register(Box::new(self.store_failures.clone()))
+        registry.register(Box::new(self.store_failures.clone()))?;
+        registry.register(Box::new(self.refused_events.clone()))
     }
 
     fn new(name: &str) -> prometheus::Result<Self> {
@@ -127,6 +129,10 @@ impl LogMetrics {
             store_failures: counter(
                 "duet_log_store_failures_total",
                 "Times that the store failed and was opened anew.",
+            )?,
+            refused_events: counter(
+                "duet_log_refused_events_total",
+                "Events refused because the disk was nearly full.",
             )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),

@@ -371,7 +371,7 @@ fn is_full(error: &std::io::Error) -> bool {
 }
 
 impl LogError {
-    fn io(dir: &Path, error: &std::io::Error) -> Self {
+    pub(super) fn io(dir: &Path, error: &std::io::Error) -> Self {
         if is_full(error) {
             return Self::DiskFull;
         }

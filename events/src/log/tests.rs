@@ -22,6 +22,8 @@ use crate::bus::Start;
 #[derive(Debug, Default)]
 struct Controls {
     full: AtomicBool,
+    /// Only the reserve is left.
+    low: AtomicBool,
     held: Mutex<bool>,
     released: Condvar,
 }
@@ -73,9 +75,14 @@ fn test_store(path: &PathBuf, controls: &Arc<Controls>) -> Result<Store, LogErro
 
 async fn open_on(dir: &TempDir, controls: Arc<Controls>) -> Log {
     let path = dir.path().join(store::FILE_NAME);
-    let options = LogOptions::default();
+    let (options, metrics) = (LogOptions::default(), LogMetrics::unregistered());
+    let disk = Arc::clone(&controls);
+    let look = move || {
+        let free = if disk.low.load(Ordering::Relaxed) { 0 } else { 1 << 30 };
+        Some(disk::Usage { free, total: 1 << 30, file: 0 })
+    };
     let open = move || test_store(&path, &controls);
-    let queue = worker::start_with(open, options, LogMetrics::unregistered()).await.unwrap();
+    let queue = worker::start_with(open, look, options, metrics).await.unwrap();
     Log {
         queue,
         room: Arc::new(Semaphore::new(1 << 20)),
@@ -141,6 +148,43 @@ async fn a_full_disk_is_said_and_the_log_goes_on_when_there_is_room() {
     let all = positions(&log, usize::try_from(last).unwrap()).await;
     assert_eq!(all, (1..=last).collect());
     log.close().await;
+}
+
+#[tokio::test]
+async fn a_nearly_full_disk_refuses_events_and_goes_on_delivering() {
+    let dir = TempDir::new().unwrap();
+    let controls = Arc::new(Controls::default());
+    let log = open_on(&dir, Arc::clone(&controls)).await;
+    log.append("t", entries(1..=2)).await.unwrap();
+    let mut consumer = log.consume(spec(Start::Earliest)).await.unwrap();
+    controls.low.store(true, Ordering::Relaxed);
+    let refused = async {
+        while log.append("t", entries([3])).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), refused).await.unwrap();
+    for position in 1..=2 {
+        let delivery = consumer.deliveries.recv().await.unwrap();
+        assert_eq!(delivery.position, position);
+        consumer.backend.settle(delivery.id, Settle::Ack);
+    }
+    let settled = async {
+        while log.backlog("a/s").await.unwrap().events > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), settled).await.unwrap();
+    controls.low.store(false, Ordering::Relaxed);
+    let recovered = async {
+        while log.append("t", entries([4])).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), recovered).await.unwrap();
+    // The same consumer all along.
+    let position = consumer.deliveries.recv().await.unwrap().position;
+    assert!(position >= 3, "{position}");
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::oneshot;
 
 use super::command::{Answer, Command, Queue, Waiting, Work};
+use super::disk::{Disk, Usage};
 use super::engine::Engine;
 use super::metrics::LogMetrics;
-use super::store::Store;
+use super::store::{FILE_NAME, Store};
 use super::{LogError, LogOptions};
 
 /// Between two rounds of housekeeping, and between two tries to open a failed store.
@@ -33,12 +34,15 @@ pub(super) async fn start(
     metrics: LogMetrics,
 ) -> Result<Queue, LogError> {
     let cache_bytes = options.cache_bytes;
-    start_with(move || Store::open(&dir, cache_bytes), options, metrics).await
+    let (folder, file) = (dir.clone(), dir.join(FILE_NAME));
+    let look = move || Usage::of(&folder, &file);
+    start_with(move || Store::open(&dir, cache_bytes), look, options, metrics).await
 }
 
-/// The same on any store.
+/// The same on any store, and any disk.
 pub(super) async fn start_with(
     open: impl FnMut() -> Result<Store, LogError> + Send + 'static,
+    look: impl FnMut() -> Option<Usage> + Send + 'static,
     options: LogOptions,
     metrics: LogMetrics,
 ) -> Result<Queue, LogError> {
@@ -48,6 +52,7 @@ pub(super) async fn start_with(
         let mut worker = Worker {
             open: Box::new(open),
             engine: Err(LogError::Closed),
+            disk: Disk::new(look),
             settle_delay: options.settle_delay,
             settle_due: None,
             tick_due: Instant::now(),
@@ -72,6 +77,7 @@ struct Worker {
     open: Box<dyn FnMut() -> Result<Store, LogError> + Send>,
     /// Or why there is none now.
     engine: Result<Engine, LogError>,
+    disk: Disk,
     settle_delay: Duration,
     /// When settled deliveries have to be written.
     settle_due: Option<Instant>,
@@ -136,6 +142,7 @@ impl Worker {
         let tick = Instant::now() >= self.tick_due;
         if tick {
             self.tick_due = Instant::now() + TICK;
+            self.disk.look();
             if self.engine.is_err() {
                 self.try_reopen();
             }
@@ -179,6 +186,13 @@ impl Worker {
                     continue;
                 }
             };
+            let stored = || engine.stored_bytes();
+            let bytes = command.size() as u64;
+            if bytes > 0 && !self.disk.takes(bytes, stored) {
+                self.metrics.refused_events.inc_by(command.events());
+                command.refuse(&LogError::DiskFull);
+                continue;
+            }
             outcome = apply(engine, command, waiting, &mut self.settle_due, self.settle_delay);
         }
         outcome

@@ -69,6 +69,12 @@ impl Sockets {
         Ok(Self { workers, ports, api, grpc_api, admin, metrics })
     }
 
+    /// What is left once the API and the admin pages are served. Closes ours of their listeners: whoever serves one closes
+    /// it, and nobody connects to a port that is not answered any more.
+    pub(super) fn rest(self) -> (Vec<WorkerSockets>, Ports) {
+        (self.workers, self.ports)
+    }
+
     pub(super) fn api(&self) -> anyhow::Result<TcpListener> {
         Ok(net::adopt(self.api.try_clone()?)?)
     }

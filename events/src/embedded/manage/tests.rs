@@ -233,10 +233,11 @@ async fn a_backup_is_a_bus_of_its_own() {
     consumer.settler().settle(first.id, Settle::Ack);
     // The answer of a publish says that the settle before it is written too.
     publish(&bus, 4..=4).await;
-    bus.backup(copy.path()).await.unwrap();
+    let file = bus.backup(copy.path()).await.unwrap();
+    assert_eq!(file.parent(), Some(copy.path()));
     publish(&bus, 5..=5).await;
     let again = bus.backup(copy.path()).await;
-    assert!(matches!(again, Err(LogError::Refused(_))), "{again:?}");
+    assert!(matches!(again, Err(ManageError::Refused(_))), "{again:?}");
     let restored = open(&copy).await;
     assert_eq!(read_ids(&restored, "orders").await, ["1", "2", "3", "4"]);
     let mut consumer = restored.consume(spec("a/s")).await.unwrap();

@@ -1,0 +1,59 @@
+//! `duet events backup`.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+
+use super::Session;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file to write; must not exist.
+    file: PathBuf,
+}
+
+pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
+    let file = &args.file;
+    if file.exists() {
+        bail!("{} exists already", file.display());
+    }
+    // Made first: a copy that cannot be kept is not asked for.
+    let partial = with_suffix(file, ".partial");
+    let target = File::create(&partial)
+        .with_context(|| format!("{} cannot be written", partial.display()))?;
+    let copied = session
+        .client
+        .download("/v1/backup", &[("bus", &session.bus)])
+        .and_then(|mut source| write(&mut source, target, &partial));
+    let bytes = match copied {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // What is half a copy is no copy.
+            fs::remove_file(&partial).unwrap_or_default();
+            return Err(error);
+        }
+    };
+    fs::rename(&partial, file).with_context(|| format!("{} cannot be written", file.display()))?;
+    let answer = json!({ "bus": session.bus, "file": file, "bytes": bytes });
+    let text = format!("bus {}: {bytes} bytes in {}", session.bus, file.display());
+    session.say(&answer, &text);
+    Ok(())
+}
+
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Returns when it is on disk.
+fn write(source: &mut impl Read, mut target: File, path: &Path) -> anyhow::Result<u64> {
+    let copied = io::copy(source, &mut target).and_then(|bytes| {
+        target.sync_all()?;
+        Ok(bytes)
+    });
+    copied.with_context(|| format!("{}: the copy did not arrive whole", path.display()))
+}

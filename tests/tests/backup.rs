@@ -1,0 +1,100 @@
+//! `duet events backup`, and a bus that starts from one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    reason = "tests: a failure here is a failed test"
+)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use duet_tests::app::App;
+use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::{SOON, eventually, http};
+use serde_json::{Value, json};
+
+const READER: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: reader}
+spec: {ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: duet.dev/v1alpha1
+kind: Subscription
+metadata: {name: read}
+spec:
+  topic: news
+  subscriber: {service: reader, path: /news}
+";
+
+async fn events(control_plane: &ControlPlane, arguments: &[&str]) -> Output {
+    let mut command = Command::new(duet_tests::process::program("duet"));
+    command.args(["events", "--operator", &format!("http://{}", control_plane.operator)]);
+    command.args(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+async fn publish(writer: &Sidecar, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        let url = format!("http://{}/v1.0/publish/default/news", writer.ports.api);
+        let event =
+            json!({"specversion": "1.0", "id": number.to_string(), "source": "/t", "type": "t"});
+        let request =
+            http::client().post(url).header("content-type", "application/cloudevents+json");
+        assert_eq!(request.body(event.to_string()).send().await.unwrap().status(), 204);
+    }
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap();
+    names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_bus_starts_again_from_its_backup() {
+    let mut control_plane = ControlPlane::start(&[("news.yaml", READER)]).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    publish(&writer, 0..200).await;
+    let copy = control_plane.folder.path().join("copy");
+    let copied = copy.to_str().unwrap();
+    let output = events(&control_plane, &["backup", copied, "--output", "json"]).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["bytes"].as_u64().unwrap(), copy.metadata().unwrap().len());
+    let bus = control_plane.folder.path().join("control-plane/bus");
+    assert_eq!(files(&bus), ["default"], "the copy is made beside it, and does not stay");
+    publish(&writer, 200..210).await;
+
+    let again = events(&control_plane, &["backup", copied]).await;
+    assert!(!again.status.success());
+    assert!(String::from_utf8_lossy(&again.stderr).contains("exists already"));
+    let other = format!("{copied}-2");
+    let unknown = events(&control_plane, &["backup", &other, "--bus", "other"]).await;
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no bus \"other\""));
+    assert!(!Path::new(&other).exists() && !Path::new(&format!("{other}.partial")).exists());
+
+    // The disk is lost.
+    control_plane.kill();
+    std::fs::remove_dir_all(&bus).unwrap();
+    std::fs::create_dir_all(bus.join("default")).unwrap();
+    std::fs::copy(&copy, bus.join("default/log.redb")).unwrap();
+    control_plane.restart().await;
+    let app = App::echo("reader").await;
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    publish(&writer, 210..220).await;
+    let expected: BTreeSet<u32> = (0..200).chain(210..220).collect();
+    eventually("what was stored at the backup arrives, and what came since", SOON, || async {
+        let asked = app.asked();
+        let ids = asked.iter().filter(|asked| asked.path == "/news");
+        let ids: BTreeSet<u32> =
+            ids.map(|asked| asked.json()["id"].as_str().unwrap().parse().unwrap()).collect();
+        (ids == expected).then_some(())
+    })
+    .await;
+}
