@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use duet_api::proto::event_bus_server::EventBus;
 use duet_api::{DEFAULT_BUS, proto};
-use duet_events::bus::ManagedBus;
+use duet_events::bus::{ManagedBus, PublishError, PublishErrorKind};
 use duet_events::log::LogError;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, mpsc};
@@ -129,6 +129,20 @@ impl Buses {
         }
         let misses = self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic));
         misses.then_some("a declared subscription of the topic cannot be made yet")
+    }
+
+    /// Checks that publishes to a topic are taken, whoever publishes.
+    ///
+    /// # Errors
+    /// When the bus takes declared topics only and this is none, or when the publish has to wait.
+    pub fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError> {
+        self.store
+            .read(|view| compile::takes_topic(view.index, bus, topic))
+            .map_err(|why| PublishError::new(PublishErrorKind::UnknownTopic, why))?;
+        match self.holds_back(bus, topic) {
+            Some(why) => Err(PublishError::new(PublishErrorKind::Unavailable, why.to_owned())),
+            None => Ok(()),
+        }
     }
 
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {

@@ -43,6 +43,11 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
     fn names(&self) -> Vec<String>;
     /// A bus by its name.
     fn find<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn ManagedBus>, BusError>>;
+    /// Checks that the bus takes publishes to a topic.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError>;
     /// Moves some of what a bus held on another backend before.
     fn migrate<'a>(
         &'a self,
@@ -60,6 +65,10 @@ impl Shelf for Buses {
 
     fn find<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Arc<dyn ManagedBus>, BusError>> {
         Box::pin(self.get(name))
+    }
+
+    fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError> {
+        self.takes(bus, topic)
     }
 
     fn migrate<'a>(

@@ -136,6 +136,9 @@ async fn a_backlog_moves_to_nats_without_loss_and_to_nobody_else() {
     control_plane.restart().await;
     // Published meanwhile: it waits, since it must not overtake what is older.
     publish(&writer, "news", 21).await;
+    let by_hand = duet(&control_plane, &["publish", "news", "1"]);
+    let error = String::from_utf8_lossy(&by_hand.stderr).into_owned();
+    assert!(!by_hand.status.success() && error.contains("duet events migrate"), "{error}");
     assert_eq!(step(&control_plane, 7).await["moved"], 7);
     control_plane.restart().await;
     assert_eq!(step(&control_plane, 5).await["moved"], 5);

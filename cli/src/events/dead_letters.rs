@@ -1,5 +1,7 @@
 //! `duet events dead-letters`.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use jiff::Timestamp;
@@ -10,7 +12,7 @@ use super::show::table;
 use super::tail::{after, page, plain};
 use crate::output::{self, Format};
 
-/// End of the name of a topic that keeps dead letters, unless a subscription says otherwise.
+/// End of the name of a topic that keeps dead letters, unless a subscription names another one.
 const SUFFIX: &str = ".dead-letter";
 /// Positions of one request.
 const BATCH: usize = 1000;
@@ -36,7 +38,7 @@ enum Action {
 /// Those to which all of it applies.
 #[derive(Debug, clap::Args)]
 struct Which {
-    /// The dead-letter topic [default: every topic whose name ends in .dead-letter].
+    /// The dead-letter topic [default: those of all subscriptions, and every topic whose name ends in .dead-letter].
     topic: Option<String>,
     /// Given up by this subscription.
     #[arg(long)]
@@ -79,7 +81,9 @@ impl Which {
             .reason
             .as_ref()
             .is_none_or(|part| of("deadletterreason").is_some_and(|reason| reason.contains(part)));
-        is(&self.subscription, "deadlettersub")
+        // Nothing keeps others from publishing to a dead-letter topic.
+        of("deadlettersub").is_some()
+            && is(&self.subscription, "deadlettersub")
             && is(&self.id, "id")
             && reason
             && self.since.is_none_or(|since| after(stored, since))
@@ -118,17 +122,25 @@ fn find(session: &Session, which: &Which) -> anyhow::Result<Vec<(String, Value)>
 }
 
 fn dead_letter_topics(session: &Session) -> anyhow::Result<Vec<String>> {
-    let answer = session.client.get("/v1/topics", &[("bus", &session.bus)])?;
-    let topics = answer.get("topics").and_then(Value::as_array).cloned().unwrap_or_default();
-    let names = topics.iter().filter_map(|topic| topic.get("name")?.as_str().map(str::to_owned));
-    Ok(names.filter(|name| name.ends_with(SUFFIX)).collect())
+    let bus = [("bus", session.bus.as_str())];
+    let subscriptions = session.client.get("/v1/subscriptions", &bus)?;
+    let named = strings(&subscriptions, "subscriptions", "deadLetterTopic");
+    let topics = session.client.get("/v1/topics", &bus)?;
+    // A topic is there with its first event.
+    let topics = strings(&topics, "topics", "name").into_iter();
+    Ok(topics.filter(|topic| topic.ends_with(SUFFIX) || named.contains(topic)).collect())
+}
+
+/// A field of everything in a list of an answer.
+fn strings(answer: &Value, list: &str, field: &str) -> BTreeSet<String> {
+    let items = answer.get(list).and_then(Value::as_array).into_iter().flatten();
+    items.filter_map(|item| item.get(field)?.as_str().map(str::to_owned)).collect()
 }
 
 fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
     let found = find(session, which)?;
     if session.format == Format::Json {
-        let found = found.iter().map(|(topic, stored)| json!({ "topic": topic, "letter": stored }));
-        output::line(&format!("{:#}", Value::Array(found.collect())));
+        print_json(&found);
         return Ok(());
     }
     let rows = found.iter().map(|(topic, stored)| {
@@ -149,10 +161,38 @@ fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
 }
 
 fn show(session: &Session, which: &Which) -> anyhow::Result<()> {
-    for (_, stored) in find(session, which)? {
-        output::line(&format!("{stored:#}"));
+    let found = find(session, which)?;
+    if session.format == Format::Json {
+        print_json(&found);
+        return Ok(());
+    }
+    for (number, (topic, stored)) in found.iter().enumerate() {
+        if number > 0 {
+            output::line("");
+        }
+        output::line(&whole(topic, stored));
     }
     Ok(())
+}
+
+fn print_json(found: &[(String, Value)]) {
+    let found = found.iter().map(|(topic, stored)| json!({ "topic": topic, "letter": stored }));
+    output::line(&format!("{:#}", Value::Array(found.collect())));
+}
+
+/// Everything of a dead letter, for people: where it is, its attributes, and its data last.
+fn whole(topic: &str, stored: &Value) -> String {
+    let of = |name: &str| stored.get(name).map(plain).unwrap_or_default();
+    let mut text = format!("{topic} at position {}, since {}", of("position"), of("published"));
+    let event = stored.get("event").and_then(Value::as_object);
+    let is_data = |name: &str| matches!(name, "data" | "data_base64");
+    let (data, attributes): (Vec<_>, Vec<_>) =
+        event.into_iter().flatten().partition(|(name, _)| is_data(name));
+    let width = attributes.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in attributes.into_iter().chain(data) {
+        text.push_str(&format!("\n  {name:width$}  {}", plain(value)));
+    }
+    text
 }
 
 fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::Result<()> {

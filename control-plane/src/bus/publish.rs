@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{BusError, Buses, Gate, SERVICE};
-use crate::compile;
 
 /// Requests of one stream that wait for their flush; more are not read.
 pub(super) const MAX_OPEN: usize = 256;
@@ -76,15 +75,9 @@ impl Publisher {
             PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
         })?;
         self.gate
-            .store
-            .read(|view| compile::takes_topic(view.index, &request.bus, &request.topic))
-            .map_err(|why| PublishError::new(PublishErrorKind::UnknownTopic, why))?;
-        self.gate
             .check(Operation::Publish, &request.topic)
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
-        if let Some(why) = self.buses.holds_back(&request.bus, &request.topic) {
-            return Err(PublishError::new(PublishErrorKind::Unavailable, why.to_owned()));
-        }
+        self.buses.takes(&request.bus, &request.topic)?;
         let events = request.events.into_iter().enumerate().map(|(number, event)| {
             Event::try_from(event).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))

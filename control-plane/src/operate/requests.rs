@@ -78,6 +78,7 @@ pub(super) async fn subscriptions(
         json!({
             "name": subscription.name,
             "topic": subscription.topic,
+            "deadLetterTopic": subscription.dead_letter_topic,
             "lag": subscription.lag,
             "oldest": subscription.oldest_ms.map(time),
             "inFlight": subscription.in_flight,
@@ -164,6 +165,7 @@ pub(super) async fn publish(
     let Query(OfTopic { bus: name, topic }) =
         query.map_err(|error| Failure::bad(error.body_text()))?;
     let bus = operate.bus(&name).await?;
+    operate.buses.takes(&name, &topic)?;
     let now = jiff::Timestamp::now();
     let wrap = WrapContext { source: "duet-events", bus: &name, topic: &topic, now };
     let bad = |error: &duet_events::cloudevent::EnvelopeError| Failure::bad(error.to_string());

@@ -68,6 +68,7 @@ impl ManagedBus for Memory {
         let status = SubscriptionStatus {
             name: "shop/fulfil".into(),
             topic: "t".into(),
+            dead_letter_topic: "poison".into(),
             lag: 3,
             oldest_ms: Some(1_500),
             in_flight: 1,
@@ -124,6 +125,15 @@ impl Shelf for One {
         let bus: Arc<dyn ManagedBus> = Arc::<Memory>::clone(&self.0);
         let found = if name == "default" { Ok(bus) } else { Err(BusError::Unknown(name.into())) };
         Box::pin(async { found })
+    }
+    fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError> {
+        match topic {
+            "undeclared" => {
+                let why = format!("{bus} does not take {topic}");
+                Err(PublishError::new(PublishErrorKind::UnknownTopic, why))
+            }
+            _ => Ok(()),
+        }
     }
     fn migrate<'a>(
         &'a self,
@@ -208,6 +218,7 @@ async fn what_is_published_can_be_read() {
     );
     let (_, answer) = port.get("/v1/subscriptions?bus=default").await;
     let subscription = &answer["subscriptions"][0];
+    assert_eq!(subscription["deadLetterTopic"], "poison");
     assert_eq!(
         (&subscription["lag"], &subscription["oldest"]),
         (&json!(3), &json!("1970-01-01T00:00:01.5Z"))
@@ -270,6 +281,11 @@ async fn bad_requests_are_told_what_is_wrong() {
             "more than 10000",
         ),
         (port.post("/v1/publish?topic=t", json!({"specversion": "1.0"})).await, 200, ""),
+        (
+            port.post("/v1/publish?topic=undeclared", json!({})).await,
+            404,
+            "default does not take undeclared",
+        ),
     ];
     for (answer, status, expected) in &cases {
         let (was, text) = error(answer);

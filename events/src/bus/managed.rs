@@ -116,6 +116,8 @@ pub struct SubscriptionStatus {
     pub name: String,
     /// Its topic.
     pub topic: String,
+    /// Where its dead letters go.
+    pub dead_letter_topic: String,
     /// Events that it has yet to handle, those in flight included.
     pub lag: u64,
     /// When the oldest of those was published, in milliseconds since the epoch; `None` without any.

@@ -40,6 +40,7 @@ impl Engine {
             let end = self.topics.get(&row.topic).map_or(0, super::topic::Topic::end);
             statuses.push(SubscriptionStatus {
                 topic: row.topic.clone(),
+                dead_letter_topic: row.dead_letter_topic.clone(),
                 lag: subscription.progress.lag(end),
                 oldest_ms,
                 in_flight: subscription.consumers.in_flight() as u64,

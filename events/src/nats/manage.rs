@@ -245,6 +245,7 @@ impl Shared {
             retrying: info.num_redelivered as u64,
             consumers: 0,
             paused: info.paused,
+            dead_letter_topic: record.dead_letter_topic(),
             name: record.name,
             topic: record.topic,
         }))

@@ -24,6 +24,18 @@ pub(super) const MAX_ORDERED_PENDING: i64 = 2_000;
 pub(super) struct Record {
     pub(super) name: String,
     pub(super) topic: String,
+    /// Empty in one that was written before this was part of it.
+    #[serde(default)]
+    dead_letter_topic: String,
+}
+
+impl Record {
+    pub(super) fn dead_letter_topic(&self) -> String {
+        match self.dead_letter_topic.as_str() {
+            "" => format!("{}.dead-letter", self.topic),
+            named => named.to_owned(),
+        }
+    }
 }
 
 pub(super) type PullConsumer = consumer::Consumer<pull::Config>;
@@ -73,7 +85,11 @@ impl Shared {
             }
             None => self.create(&topic, spec, spec.start).await?,
         }
-        let wanted = Record { name: spec.name.clone(), topic: spec.topic.clone() };
+        let wanted = Record {
+            name: spec.name.clone(),
+            topic: spec.topic.clone(),
+            dead_letter_topic: spec.dead_letter_topic.clone(),
+        };
         if record.as_ref() != Some(&wanted) {
             let bytes = serde_json::to_vec(&wanted).unwrap_or_default();
             let put = self.state().await?.put(record_key(&spec.name), bytes.into()).await;

@@ -36,6 +36,19 @@ pub(crate) fn cases() -> Vec<Case> {
                 .collect();
             assert_eq!(ids, BTreeSet::from(["\"d1\"".to_owned(), "\"d2\"".to_owned()]), "{listed}");
         }),
+        Case::new("operate", "dead letters of a topic by name are found", |world, names| async move {
+            kill(&world, &names, &["d1"]).await;
+            let subscription = format!("default/{}", names.subscription);
+            let listed =
+                world.events(&["dead-letters", "list", "--subscription", &subscription]);
+            assert_eq!(listed[0]["topic"], json!(format!("{}.poison", names.topic)), "{listed}");
+            assert_eq!(listed[0]["letter"]["event"]["id"], "d1");
+            world.script(&names.path, &[(200, "")]);
+            let one = ["dead-letters", "redrive", "--subscription", &subscription];
+            assert_eq!(world.events(&one)["redriven"], 1);
+            world.wait(&names.path, 2).await;
+        })
+        .with("deadLetterTopic: TOPIC.poison"),
         Case::new("operate", "one is redriven, with its id", |world, names| async move {
             kill(&world, &names, &["d1", "d2"]).await;
             world.script(&names.path, &[(200, "")]);

@@ -53,6 +53,7 @@ async fn the_status_says_how_a_subscription_is() {
     let expected = SubscriptionStatus {
         name: "a/s".into(),
         topic: "orders".into(),
+        dead_letter_topic: LETTERS.into(),
         lag: 3,
         oldest_ms: Some(published_ms),
         in_flight: 2,
