@@ -174,8 +174,13 @@ pub async fn start(
     for listener in listeners {
         serve(&api, listener, call_metrics, &drain);
     }
-    let (flush, force) = (drain.flush.clone(), drain.force.clone());
-    let waiting = Arc::clone(&outbox);
+    leave(&outbox, &drain);
+    Ok(())
+}
+
+/// What waits goes to its bus before the process ends, if that comes back in time; then the store is closed.
+fn leave(outbox: &Arc<Outbox>, drain: &Drain) {
+    let (waiting, flush, force) = (Arc::clone(outbox), drain.flush.clone(), drain.force.clone());
     drain.flush_tasks.spawn(async move {
         flush.cancelled().await;
         tokio::select! {
@@ -186,12 +191,11 @@ pub async fn start(
             }
         }
     });
-    let force = drain.force.clone();
+    let (outbox, force) = (Arc::clone(outbox), drain.force.clone());
     drain.background.spawn(async move {
         force.cancelled().await;
         outbox.close().await;
     });
-    Ok(())
 }
 
 /// Accepts connections until phase two of the drain.
