@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(runtime("PublishEventRequest.data"))
         .bytes(runtime("BulkPublishRequestEntry.event"))
         .bytes(runtime("TopicEventRequest.data"))
+        .bytes(runtime("TopicEventCERequest.data"))
         .compile_fds(descriptors)?;
     Ok(())
 }

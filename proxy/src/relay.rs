@@ -6,6 +6,7 @@
 //! Runs on the control thread: a slow disk or a stuck bus never holds up a call. Imports stages and lower, never
 //! `outbound` or `inbound`: calls go into the mesh by the [`InvokeFn`] that the composition root gives.
 
+mod active;
 mod api;
 mod app;
 mod bulk;
@@ -52,6 +53,7 @@ use crate::http::server::{self, Ending};
 use crate::listen::Acceptor;
 use crate::telemetry::metrics::CallMetrics;
 
+use active::Active;
 use api::Api;
 use app::App;
 use buses::Buses;
@@ -135,6 +137,7 @@ pub async fn start(
         extensions: Extensions::default(),
         inbox: Inbox::new(inbox),
     };
+    let active = Active::default();
     if let Some((pool, protocol)) = inputs.app {
         let app = App { pool, protocol };
         let subscriptions = Subscriptions {
@@ -145,6 +148,7 @@ pub async fn start(
             buses: Arc::clone(&buses),
             app,
             aids: aids.clone(),
+            active: active.clone(),
             instance: config.instance.clone(),
             drain: drain.clone(),
         };
@@ -164,6 +168,7 @@ pub async fn start(
         publishing,
         streams,
         aids,
+        active,
         invoke: inputs.invoke,
         workload: inputs.workload,
         app_ready: inputs.app_ready,

@@ -15,27 +15,20 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use duet_api::dapr::common::v1::{HttpExtension, InvokeRequest};
+use axum::http::StatusCode;
 use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
-use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Asked;
-use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
-use duet_api::dapr::runtime::v1::{
-    BulkPublishRequest, BulkPublishRequestEntry, InvokeServiceRequest, PublishEventRequest,
-    SetMetadataRequest, SubscribeTopicEventsRequestAlpha1,
-    SubscribeTopicEventsRequestInitialAlpha1, SubscribeTopicEventsRequestProcessedAlpha1,
-    TopicEventResponse,
-};
-use duet_api::health::HealthCheckRequest;
-use duet_api::health::health_client::HealthClient;
+use duet_api::dapr::runtime::v1::{GetMetadataRequest, PubsubSubscriptionType, ShutdownRequest};
 use duet_tests::app::App;
 use duet_tests::mesh::{ControlPlane, Options, Ports, Sidecar};
 use duet_tests::process::Process;
 use duet_tests::{SOON, eventually, http, tools};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Streaming};
+
+#[path = "dapr/nonsense.rs"]
+mod nonsense;
+#[path = "dapr/streams.rs"]
+mod streams;
 
 const SERVICES: &str = "\
 apiVersion: v1
@@ -59,16 +52,6 @@ metadata: {name: read}
 spec:
   topic: news
   subscriber: {service: reader, path: /news}
-";
-
-const SECRET: &str = "\
-apiVersion: duet.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: secret}
-spec:
-  targetRefs: [{kind: Topic, name: secret}]
-  action: Deny
-  rules: [{from: [{namespaces: [default]}]}]
 ";
 
 /// A Python that has the SDK.
@@ -332,191 +315,73 @@ async fn the_sdk_invokes_services_over_http_and_grpc() {
     assert!(called.notes().iter().any(|note| note["health"] == true));
 }
 
-fn initial(bus: &str, topic: &str) -> SubscribeTopicEventsRequestAlpha1 {
-    let initial = SubscribeTopicEventsRequestInitialAlpha1 {
-        pubsub_name: bus.to_owned(),
-        topic: topic.to_owned(),
-        ..Default::default()
-    };
-    SubscribeTopicEventsRequestAlpha1 {
-        subscribe_topic_events_request_type: Some(Asked::InitialRequest(initial)),
-    }
-}
-
-fn processed(id: &str, status: i32) -> SubscribeTopicEventsRequestAlpha1 {
-    let processed = SubscribeTopicEventsRequestProcessedAlpha1 {
-        id: id.to_owned(),
-        status: Some(TopicEventResponse { status }),
-    };
-    SubscribeTopicEventsRequestAlpha1 {
-        subscribe_topic_events_request_type: Some(Asked::EventProcessed(processed)),
-    }
-}
-
-type Said1 = duet_api::dapr::runtime::v1::SubscribeTopicEventsResponseAlpha1;
-
-async fn open(
-    dapr: &mut DaprClient<Channel>,
-    topic: &str,
-) -> (mpsc::Sender<SubscribeTopicEventsRequestAlpha1>, Streaming<Said1>) {
-    let (answers, receiver) = mpsc::channel(8);
-    answers.send(initial("default", topic)).await.unwrap();
-    let events = dapr.subscribe_topic_events_alpha1(ReceiverStream::new(receiver)).await;
-    let mut events = events.unwrap().into_inner();
-    let first = events.message().await.unwrap().unwrap();
-    let first = first.subscribe_topic_events_response_type;
-    assert!(matches!(first, Some(Said::InitialResponse(_))), "{first:?}");
-    (answers, events)
-}
-
-/// Id of the next event.
-async fn next(events: &mut Streaming<Said1>) -> String {
-    let message = tokio::time::timeout(SOON, events.message()).await.expect("an event").unwrap();
-    match message.unwrap().subscribe_topic_events_response_type {
-        Some(Said::EventMessage(event)) => event.id,
-        other => panic!("{other:?}"),
-    }
-}
-
 #[tokio::test]
-async fn the_end_of_a_stream_gives_unanswered_events_back_unspent() {
-    let control_plane = ControlPlane::start(&[]).await;
-    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
-    let mut dapr = DaprClient::new(channel(&sidecar).await);
-    let (answers, mut events) = open(&mut dapr, "orders").await;
-    for text in ["a", "b"] {
-        publish(&sidecar, text).await;
+async fn a_grpc_application_takes_several_events_in_one_call() {
+    let Some(python) = python() else { return };
+    let control_plane = ControlPlane::start(&[("services.yaml", SERVICES)]).await;
+    let port = free_port();
+    let options = Options::service("callback", port).protocol("grpc");
+    let callback = Sidecar::start(&control_plane, options).await;
+    let folder = control_plane.folder.path();
+    let script = Script::start(&python, folder, "dapr_bulk_app.py", callback.ports, port);
+    callback.wait_ready().await;
+    subscribed(&callback, "orders.dead").await;
+    every_verdict_is_kept(&script, &callback).await;
+    for number in 0..20 {
+        publish(&callback, &number.to_string()).await;
     }
-    assert_eq!((next(&mut events).await, next(&mut events).await), ("a".into(), "b".into()));
-    // An answer to what nobody asked is of no consequence.
-    answers.send(processed("unknown", 0)).await.unwrap();
-    answers.send(processed("a", 0)).await.unwrap();
-    eventually("the first one is done", SOON, || async {
-        let acked = r#"duet_event_deliveries_total{outcome="ack""#;
-        let metrics = http::text(sidecar.ports.metrics, "/metrics").await;
-        metrics.lines().any(|line| line.starts_with(acked) && line.ends_with(" 1")).then_some(())
+    eventually("twenty more in fewer calls", SOON, || async {
+        let arrived = |number: i32| !script.events("orders", &number.to_string()).is_empty();
+        (0..20).all(arrived).then_some(())
     })
     .await;
-    drop((answers, events));
-
-    // Given back by every stream that leaves: more often than there are attempts.
-    for _ in 0..12 {
-        let (answers, mut events) = open(&mut dapr, "orders").await;
-        assert_eq!(next(&mut events).await, "b");
-        drop((answers, events));
-    }
-    let (answers, mut events) = open(&mut dapr, "orders").await;
-    assert_eq!(next(&mut events).await, "b", "never among the dead letters");
-    answers.send(processed("b", 0)).await.unwrap();
-    publish(&sidecar, "c").await;
-    assert_eq!(next(&mut events).await, "c");
-    // A second initial request is nonsense: said, and nothing is lost.
-    answers.send(initial("default", "orders")).await.unwrap();
-    let error = loop {
-        match tokio::time::timeout(SOON, events.message()).await.expect("an end") {
-            Ok(Some(_event)) => {}
-            Ok(None) => panic!("it ended without a reason"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
-    let (_answers, mut events) = open(&mut dapr, "orders").await;
-    assert_eq!(next(&mut events).await, "c");
+    let notes = script.notes();
+    let largest = notes.iter().filter_map(|note| note["entries"].as_u64()).max();
+    assert!(largest > Some(1), "{notes:#?}");
 }
 
 #[tokio::test]
-async fn the_grpc_api_names_what_is_wrong() {
-    let resources = [("services.yaml", SERVICES), ("secret.yaml", SECRET)];
-    let control_plane = ControlPlane::start(&resources).await;
-    let sidecar = Sidecar::ready(&control_plane, Options::client("writer")).await;
-    let channel = channel(&sidecar).await;
-    let mut dapr = DaprClient::new(channel.clone());
-    let event = |bus: &str, topic: &str| PublishEventRequest {
-        pubsub_name: bus.to_owned(),
-        topic: topic.to_owned(),
-        ..Default::default()
+async fn metadata_lists_every_kind_of_subscription_and_shutdown_drains() {
+    let control_plane = ControlPlane::start(&[("services.yaml", SERVICES)]).await;
+    let app = App::answering(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => (
+            StatusCode::OK,
+            r#"[{"pubsubname": "default", "topic": "more", "route": "/more"}]"#.to_owned(),
+        ),
+        _ => (StatusCode::OK, String::new()),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    subscribed(&reader, "more").await;
+    let mut dapr = DaprClient::new(channel(&reader).await);
+    let stream = streams::open(&mut dapr, "streamed").await;
+    let listed = dapr.get_metadata(GetMetadataRequest {}).await.unwrap().into_inner();
+    let kinds = |topic: &str| {
+        let found = listed.subscriptions.iter().find(|found| found.topic == topic);
+        found.map(|found| found.r#type())
     };
-    let long = "x".repeat(300);
-    for (bus, topic, code) in [
-        ("", "t", Code::InvalidArgument),
-        ("default", "", Code::InvalidArgument),
-        ("default", "a b", Code::InvalidArgument),
-        ("default", long.as_str(), Code::InvalidArgument),
-        ("nowhere", "t", Code::NotFound),
-    ] {
-        let status = dapr.publish_event(event(bus, topic)).await.unwrap_err();
-        assert_eq!(status.code(), code, "{bus} {topic}: {status}");
-    }
-    let odd = PublishEventRequest { data_content_type: "a\nb".into(), ..event("default", "t") };
-    assert_eq!(dapr.publish_event(odd).await.unwrap_err().code(), Code::InvalidArgument);
-    let large = PublishEventRequest { data: vec![0; 5 << 20].into(), ..event("default", "t") };
-    let status = dapr.publish_event(large).await.unwrap_err();
-    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status}");
-
-    let entry = |id: &str| BulkPublishRequestEntry { entry_id: id.into(), ..Default::default() };
-    for entries in [vec![entry("")], vec![entry("a"), entry("a")]] {
-        let bulk = BulkPublishRequest {
-            pubsub_name: "default".into(),
-            topic: "t".into(),
-            entries,
-            ..Default::default()
-        };
-        let status = dapr.bulk_publish_event(bulk).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-        assert!(status.message().contains("entry_id"), "{status}");
-    }
-
-    let call = |id: &str, method: &str, verb: i32| InvokeServiceRequest {
-        id: id.to_owned(),
-        message: Some(InvokeRequest {
-            method: method.to_owned(),
-            http_extension: Some(HttpExtension { verb, querystring: String::new() }),
-            ..Default::default()
-        }),
+    assert_eq!(kinds("news"), Some(PubsubSubscriptionType::Declarative));
+    assert_eq!(kinds("more"), Some(PubsubSubscriptionType::Programmatic));
+    assert_eq!(kinds("streamed"), Some(PubsubSubscriptionType::Streaming));
+    let text = http::text(reader.ports.api, "/v1.0/metadata").await;
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    let of = |topic: &str| {
+        let all = listed["subscriptions"].as_array().unwrap();
+        all.iter().find(|one| one["topic"] == topic).unwrap().clone()
     };
-    for (request, code) in [
-        (InvokeServiceRequest::default(), Code::InvalidArgument),
-        (call("user@reader", "x", 1), Code::InvalidArgument),
-        (call("", "x", 1), Code::InvalidArgument),
-        (call("reader", "a b", 1), Code::InvalidArgument),
-        (call("reader", "x", 99), Code::InvalidArgument),
-        (call("reader", "x", 6), Code::InvalidArgument),
-        (call("reader", "x", 1), Code::Unavailable),
-    ] {
-        let what = format!("{request:?}");
-        let status = dapr.invoke_service(request).await.unwrap_err();
-        assert_eq!(status.code(), code, "{what}: {status}");
-    }
-
-    for (first, code) in [
-        (processed("a", 0), Code::InvalidArgument),
-        (SubscribeTopicEventsRequestAlpha1::default(), Code::InvalidArgument),
-        (initial("nowhere", "t"), Code::NotFound),
-        (initial("default", ""), Code::InvalidArgument),
-    ] {
-        let what = format!("{first:?}");
-        let first = tokio_stream::iter([first]);
-        let status = dapr.subscribe_topic_events_alpha1(first).await.unwrap_err();
-        assert_eq!(status.code(), code, "{what}: {status}");
-    }
-    let denied = tokio_stream::iter([initial("default", "secret")]);
-    let status = dapr.subscribe_topic_events_alpha1(denied).await.unwrap_err();
-    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
-    let status = dapr.publish_event(event("default", "secret")).await.unwrap_err();
-    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
-    let nothing = tokio_stream::empty::<SubscribeTopicEventsRequestAlpha1>();
-    let status = dapr.subscribe_topic_events_alpha1(nothing).await.unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-
-    let label = SetMetadataRequest { key: String::new(), value: "x".into() };
-    assert_eq!(dapr.set_metadata(label).await.unwrap_err().code(), Code::InvalidArgument);
-    let mut health = HealthClient::new(channel.clone());
-    let healthy = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
-    assert_eq!(healthy.status, 1);
-    let other = HealthCheckRequest { service: "other".into() };
-    assert_eq!(health.check(other).await.unwrap_err().code(), Code::NotFound);
-    // The HTTP port speaks gRPC too.
-    let endpoint = Endpoint::from_shared(format!("http://{}", sidecar.ports.api)).unwrap();
-    let mut dapr = DaprClient::new(endpoint.connect().await.unwrap());
-    dapr.publish_event(event("default", "t")).await.unwrap();
+    assert_eq!(of("more")["rules"], json!([{"path": "/more"}]));
+    assert_eq!(of("streamed")["type"], "STREAMING");
+    drop(stream);
+    eventually("the stream is not listed any more", SOON, || async {
+        let text = http::text(reader.ports.api, "/v1.0/metadata").await;
+        (!text.contains("STREAMING")).then_some(())
+    })
+    .await;
+    dapr.shutdown(ShutdownRequest {}).await.unwrap();
+    app.stop().await;
+    reader.gone().await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let url = format!("http://{}/v1.0/shutdown", writer.ports.api);
+    assert_eq!(http::client().post(url).send().await.unwrap().status(), 204);
+    writer.gone().await;
 }

@@ -140,6 +140,6 @@ mod tests {
     fn a_real_disk_has_numbers() {
         let usage = Usage::of(Path::new("."), Path::new("Cargo.toml")).unwrap();
         assert!(usage.free <= usage.total && usage.reserve() <= RESERVE_BYTES);
-        assert!(usage.file > 0 && usage.file % 512 == 0);
+        assert!(usage.file > 0 && usage.file.is_multiple_of(512));
     }
 }

@@ -378,18 +378,14 @@ impl Download {
     }
 
     fn look(&mut self, next: Option<Result<Bytes, h2::Error>>) -> Option<Bytes> {
-        match next {
-            Some(Ok(data)) => Some(data),
-            Some(Err(error)) => {
-                self.failed = Some(error);
-                self.data_ended = true;
-                None
-            }
-            None => {
-                self.data_ended = true;
-                None
-            }
+        if let Some(Ok(data)) = next {
+            return Some(data);
         }
+        self.data_ended = true;
+        if let Some(Err(error)) = next {
+            self.failed = Some(error);
+        }
+        None
     }
 
     pub(super) fn is_end_stream(&self) -> bool {

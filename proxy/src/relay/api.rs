@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use duet_api::proto::Workload;
+use duet_events::bus::SubscriptionSpec;
 use duet_events::outbox::Outbox;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::active::{Active, Kind};
 use super::buses::Buses;
 use super::consumption::Aids;
 use super::grpc::Labels;
@@ -33,6 +35,7 @@ pub(super) struct Api {
     pub(super) publishing: Arc<Publishing>,
     pub(super) streams: Streams,
     pub(super) aids: Aids,
+    pub(super) active: Active,
     pub(super) invoke: InvokeFn,
     pub(super) workload: watch::Receiver<Option<Arc<Workload>>>,
     pub(super) app_ready: watch::Receiver<bool>,
@@ -64,13 +67,19 @@ impl Api {
                 ("/v1.0/healthz", &Method::GET) => Ok(self.health(true)),
                 ("/v1.0/healthz/outbound", &Method::GET) => Ok(self.health(false)),
                 ("/v1.0/metadata", &Method::GET) => Ok(self.metadata()),
+                ("/v1.0/shutdown", &Method::POST) => {
+                    self.shut_down();
+                    let mut response = Response::new(Body::Empty);
+                    *response.status_mut() = StatusCode::NO_CONTENT;
+                    Ok(response)
+                }
                 _ if request.headers().contains_key(DAPR_APP_ID) => {
                     invoke::by_header(&self.invoke, &DAPR_APP_ID, request).await
                 }
                 _ => Err(Problem::new(
                     StatusCode::NOT_FOUND,
                     "ERR_NOT_FOUND",
-                    "no such path; known are /v1.0/publish, /v1.0/publish/bulk, /v1.0/subscribe, /v1.0/deliveries, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata",
+                    "no such path; known are /v1.0/publish, /v1.0/publish/bulk, /v1.0/subscribe, /v1.0/deliveries, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata, /v1.0/shutdown",
                 )),
             }
         };
@@ -104,6 +113,12 @@ impl Api {
             true => publish::bulk::bulk(&self.publishing, target, request).await,
             false => publish::single(&self.publishing, target, request).await,
         }
+    }
+
+    /// Leaves, as for a signal.
+    pub(super) fn shut_down(&self) {
+        tracing::info!("the application asks this sidecar to leave");
+        self.drain.inbound.cancel();
     }
 
     /// `with_app`: the application counts too.
@@ -142,6 +157,7 @@ impl Api {
                     "type": "DECLARATIVE",
                 })
             })
+            .chain(self.active.list().into_iter().map(own_subscription))
             .collect();
         let components = self.buses.names().into_iter();
         let components: Vec<_> = components
@@ -161,6 +177,22 @@ impl Api {
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         response
     }
+}
+
+fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
+    let routes =
+        spec.routes.iter().map(|route| json!({"match": route.matches, "path": route.path}));
+    let main = (!spec.path.is_empty()).then(|| json!({"path": spec.path}));
+    json!({
+        "pubsubname": spec.bus,
+        "topic": spec.topic,
+        "rules": routes.chain(main).collect::<Vec<_>>(),
+        "deadLetterTopic": spec.dead_letter_topic,
+        "type": match kind {
+            Kind::Programmatic => "PROGRAMMATIC",
+            Kind::Streaming => "STREAMING",
+        },
+    })
 }
 
 /// What follows `prefix`, where that is a bus and a topic: a bus may itself be called `bulk`.

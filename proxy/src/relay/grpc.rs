@@ -16,15 +16,17 @@ use duet_api::dapr::runtime::v1::{
     BulkPublishRequest, BulkPublishResponse, GetMetadataRequest, GetMetadataResponse,
     InvokeServiceRequest, PublishEventRequest, PubsubSubscription, PubsubSubscriptionRule,
     PubsubSubscriptionRules, PubsubSubscriptionType, RegisteredComponents, SetMetadataRequest,
-    SubscribeTopicEventsRequestAlpha1,
+    ShutdownRequest, SubscribeTopicEventsRequestAlpha1,
 };
 use duet_api::health::health_check_response::ServingStatus;
 use duet_api::health::health_server::{Health, HealthServer};
 use duet_api::health::{HealthCheckRequest, HealthCheckResponse};
+use duet_events::bus::SubscriptionSpec;
 use hyper::body::Incoming;
 use tonic::codegen::Service as _;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::active::Kind;
 use super::api::{Api, DAPR_APP_ID};
 use super::problem::Problem;
 use crate::http::body::Body;
@@ -75,7 +77,7 @@ pub(super) async fn answer(
     response.map(Body::Served)
 }
 
-const SERVED: [&str; 7] = [
+const SERVED: [&str; 8] = [
     "InvokeService",
     "PublishEvent",
     "BulkPublishEvent",
@@ -83,6 +85,7 @@ const SERVED: [&str; 7] = [
     "SubscribeTopicEventsAlpha1",
     "GetMetadata",
     "SetMetadata",
+    "Shutdown",
 ];
 
 fn unimplemented(path: &str) -> http::Response<Body> {
@@ -177,6 +180,11 @@ impl Dapr for Server {
         labels.insert(key, value);
         Ok(Response::new(()))
     }
+
+    async fn shutdown(&self, _request: Request<ShutdownRequest>) -> Result<Response<()>, Status> {
+        self.0.shut_down();
+        Ok(Response::new(()))
+    }
 }
 
 #[tonic::async_trait]
@@ -214,14 +222,37 @@ fn metadata(api: &Api) -> GetMetadataResponse {
         dead_letter_topic: one.dead_letter_topic.clone(),
         r#type: PubsubSubscriptionType::Declarative.into(),
     };
+    let own = api.active.list().into_iter().map(own_subscription);
     let mut extended = api.labels.lock().clone();
     extended.extend(api.extended());
     GetMetadataResponse {
         id: api.config.services.first().cloned().unwrap_or_default(),
         registered_components: api.buses.names().into_iter().map(component).collect(),
         extended_metadata: extended.into_iter().collect(),
-        subscriptions: subscriptions.map(subscription).collect(),
+        subscriptions: subscriptions.map(subscription).chain(own).collect(),
         app_connection_properties: None,
         runtime_version: super::api::VERSION.to_owned(),
+    }
+}
+
+fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> PubsubSubscription {
+    let rule = |matches: &str, path: &str| PubsubSubscriptionRule {
+        r#match: matches.to_owned(),
+        path: path.to_owned(),
+    };
+    let routes = spec.routes.iter().map(|route| rule(&route.matches, &route.path));
+    let main = (!spec.path.is_empty()).then(|| rule("", &spec.path));
+    let rules = routes.chain(main).collect();
+    let kind = match kind {
+        Kind::Programmatic => PubsubSubscriptionType::Programmatic,
+        Kind::Streaming => PubsubSubscriptionType::Streaming,
+    };
+    PubsubSubscription {
+        pubsub_name: spec.bus,
+        topic: spec.topic,
+        metadata: Default::default(),
+        rules: Some(PubsubSubscriptionRules { rules }),
+        dead_letter_topic: spec.dead_letter_topic,
+        r#type: kind.into(),
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::active::Active;
 use super::app::App;
 use super::buses::Buses;
 use super::consumption::{Aids, Consumption};
@@ -41,6 +42,8 @@ pub(super) struct Subscriptions {
     pub(super) buses: Arc<Buses>,
     pub(super) app: App,
     pub(super) aids: Aids,
+    /// Told what the application subscribes to in code.
+    pub(super) active: Active,
     /// This replica's name: a broadcast has a subscription for each.
     pub(super) instance: String,
     pub(super) drain: Drain,
@@ -84,7 +87,11 @@ impl Subscriptions {
     /// Everything to consume.
     fn wanted(&self, asked: Option<&Wanted>) -> Wanted {
         let mut wanted = asked.cloned().unwrap_or_default();
-        wanted.extend(self.declared());
+        let declared = self.declared();
+        // A declared one of the same name counts instead.
+        let programmatic = wanted.values().filter(|spec| !declared.contains_key(&spec.name));
+        self.active.set_programmatic(programmatic.cloned().collect());
+        wanted.extend(declared);
         wanted
     }
 

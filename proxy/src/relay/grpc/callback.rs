@@ -4,23 +4,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use duet_api::dapr::runtime::v1::{
-    ListTopicSubscriptionsResponse, TopicEventResponse, TopicSubscription,
+    ListTopicSubscriptionsResponse, TopicEventBulkResponse, TopicEventResponse, TopicSubscription,
 };
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
+use http::Request;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use prost::Message;
 use serde_json::{Value, json};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::super::app::App;
 use super::super::receive::{Receiver, Work};
 use super::topic_event;
 use crate::error::Progress;
+use crate::http::body::Body;
 use crate::http::grpc;
 use crate::http::headers::TRACEPARENT;
 
 const LIST: &str = "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions";
 const ON_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnTopicEvent";
+const ON_BULK_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent";
 /// Before the words of the application for its handlers.
 const ROUTE: &str = "/dapr-route/";
 /// Largest answer.
@@ -45,12 +49,20 @@ fn entry(subscription: &TopicSubscription) -> Value {
     let unnamed = routes.default.is_empty() && !rules.is_empty();
     let default = Some(route(&routes.default)).filter(|_| !unnamed);
     let dead = &subscription.dead_letter_topic;
+    let bulk = subscription.bulk_subscribe.as_ref().map(|bulk| {
+        json!({
+            "enabled": bulk.enabled,
+            "maxMessagesCount": Some(bulk.max_messages_count).filter(|count| *count > 0),
+            "maxAwaitDurationMs": Some(bulk.max_await_duration_ms).filter(|time| *time > 0),
+        })
+    });
     json!({
         "pubsubname": subscription.pubsub_name,
         "topic": subscription.topic,
         "routes": {"default": default, "rules": rules},
         "deadLetterTopic": Some(dead).filter(|topic| !topic.is_empty()),
         "metadata": subscription.metadata,
+        "bulkSubscribe": bulk,
     })
 }
 
@@ -92,6 +104,9 @@ pub(in super::super) struct Callback {
 impl Receiver for Callback {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
+            if self.spec.bulk.is_some() {
+                return self.call_bulk(&work.deliveries).await;
+            }
             let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
                 answers.push(self.call(delivery).await);
@@ -115,24 +130,39 @@ impl Callback {
         if let Some(Ok(trace)) = delivery.event.attribute("traceparent").map(str::parse) {
             request.headers_mut().insert(TRACEPARENT, trace);
         }
+        match self.send::<TopicEventResponse>(request).await {
+            Ok(response) => topic_event::outcome(Some(response)),
+            Err(answer) => answer,
+        }
+    }
+
+    async fn call_bulk(&self, deliveries: &[Delivery]) -> Vec<AppAnswer> {
+        let mut events = topic_event::bulk(deliveries, &self.spec);
+        events.path = own_route(&events.path);
+        let request = grpc::request(ON_BULK_TOPIC_EVENT, &events);
+        match self.send::<TopicEventBulkResponse>(request).await {
+            Ok(response) => topic_event::outcomes(&response, deliveries),
+            Err(answer) => vec![answer; deliveries.len()],
+        }
+    }
+
+    /// What the application says; an answer of its own where it says nothing.
+    async fn send<M: Message + Default>(&self, request: Request<Body>) -> Result<M, AppAnswer> {
         let response = match self.app.send(request).await {
             Ok(response) => response,
             Err(failure) if failure.progress == Progress::Unprocessed => {
-                return AppAnswer::NotReached;
+                return Err(AppAnswer::NotReached);
             }
-            Err(failure) => return AppAnswer::NoAnswer { reason: failure.to_string() },
+            Err(failure) => return Err(AppAnswer::NoAnswer { reason: failure.to_string() }),
         };
-        match grpc::answer::<TopicEventResponse>(response, MAX_ANSWER_BYTES).await {
-            Ok((_metadata, response)) => topic_event::outcome(Some(response)),
-            Err(status) => failed(&status, delivery),
+        match grpc::answer::<M>(response, MAX_ANSWER_BYTES).await {
+            Ok((_metadata, response)) => Ok(response),
+            Err(status) => {
+                tracing::debug!(subscription = self.spec.name, %status, "the application failed");
+                Err(topic_event::failure(&status))
+            }
         }
     }
-}
-
-fn failed(status: &Status, delivery: &Delivery) -> AppAnswer {
-    let id = delivery.event.id();
-    tracing::debug!(id, %status, "OnTopicEvent failed");
-    topic_event::failure(status)
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ pub(super) async fn open(
     tracing::info!(subscription = spec.name, topic = spec.topic, "a stream subscribed");
     let stream = Arc::new(Stream { spec: spec.clone(), events, open: Mutex::default() });
     let end = CancellationToken::new();
+    let listed = api.active.stream(spec.clone());
     let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
     let (ready, here) = watch::channel(true);
     let consumption =
@@ -62,6 +63,7 @@ pub(super) async fn open(
     let (drain, force) = (api.drain.inbound.clone(), api.drain.force.clone());
     // Part of phase one: what the application has in hand is answered before the phase ends.
     api.drain.inbound_tasks.spawn(async move {
+        let _listed = listed;
         let mut consume = std::pin::pin!(consume);
         let left = tokio::select! {
             () = &mut consume => return,

@@ -1,11 +1,19 @@
-//! An event as Dapr's gRPC carries it, and what the application's answer means. Pure.
+//! An event, or several, as Dapr's gRPC carries them, and what the application's answer means. Pure.
 
+use std::collections::HashMap;
+
+use duet_api::dapr::runtime::v1::topic_event_bulk_request_entry::Event as Entry;
 use duet_api::dapr::runtime::v1::topic_event_response::TopicEventResponseStatus;
-use duet_api::dapr::runtime::v1::{TopicEventRequest, TopicEventResponse};
+use duet_api::dapr::runtime::v1::{
+    TopicEventBulkRequest, TopicEventBulkRequestEntry, TopicEventBulkResponse, TopicEventCeRequest,
+    TopicEventRequest, TopicEventResponse,
+};
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use duet_events::cloudevent::STRUCTURED_CONTENT_TYPE;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::http::grpc;
 
@@ -32,6 +40,59 @@ pub(super) fn request(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEven
     }
 }
 
+/// The message for several deliveries of one path. An entry is called by its delivery's number.
+pub(super) fn bulk(deliveries: &[Delivery], spec: &SubscriptionSpec) -> TopicEventBulkRequest {
+    let path = deliveries.first().and_then(|first| first.path.clone());
+    TopicEventBulkRequest {
+        id: Uuid::new_v4().to_string(),
+        entries: deliveries.iter().map(|delivery| entry(delivery, spec)).collect(),
+        metadata: HashMap::new(),
+        topic: spec.topic.clone(),
+        pubsub_name: spec.bus.clone(),
+        r#type: "com.dapr.event.sent.bulk".to_owned(),
+        path: path.unwrap_or_else(|| spec.path.clone()),
+    }
+}
+
+fn entry(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEventBulkRequestEntry {
+    let one = request(delivery, spec);
+    let (event, content_type) = if spec.raw_payload {
+        (Entry::Bytes(one.data.to_vec()), one.data_content_type)
+    } else {
+        let event = TopicEventCeRequest {
+            id: one.id,
+            source: one.source,
+            r#type: one.r#type,
+            spec_version: one.spec_version,
+            data_content_type: one.data_content_type,
+            data: one.data,
+            extensions: one.extensions,
+        };
+        (Entry::CloudEvent(event), STRUCTURED_CONTENT_TYPE.to_owned())
+    };
+    let attempt = ("duet-delivery-attempt".to_owned(), delivery.attempt.to_string());
+    TopicEventBulkRequestEntry {
+        entry_id: delivery.id.to_string(),
+        event: Some(event),
+        content_type,
+        metadata: HashMap::from([attempt]),
+    }
+}
+
+/// One answer for each delivery. Whoever is not named is tried again.
+pub(super) fn outcomes(
+    response: &TopicEventBulkResponse,
+    deliveries: &[Delivery],
+) -> Vec<AppAnswer> {
+    let statuses = response.statuses.iter().map(|entry| (entry.entry_id.as_str(), entry.status));
+    let statuses: HashMap<&str, i32> = statuses.collect();
+    let answer = |delivery: &Delivery| match statuses.get(delivery.id.to_string().as_str()) {
+        Some(status) => outcome(Some(TopicEventResponse { status: *status })),
+        None => AppAnswer::AskedToRetry { status: 200 },
+    };
+    deliveries.iter().map(answer).collect()
+}
+
 /// What the application's word means. A missing one is success, as the message's default is.
 pub(super) fn outcome(response: Option<TopicEventResponse>) -> AppAnswer {
     let status = response.map_or(0, |response| response.status);
@@ -53,9 +114,37 @@ pub(super) fn failure(status: &Status) -> AppAnswer {
 
 #[cfg(test)]
 mod tests {
+    use duet_api::dapr::runtime::v1::TopicEventBulkResponseEntry;
     use duet_events::cloudevent::Event;
 
     use super::*;
+
+    fn delivery(id: u64) -> Delivery {
+        let event = Event::new(id.to_string(), "/s", "t").unwrap().with_data("x");
+        Delivery { id, position: id, attempt: 2, event, path: None }
+    }
+
+    #[test]
+    fn every_entry_of_a_bulk_has_its_own_answer() {
+        let spec = SubscriptionSpec::new("shop/a", "default", "news").unwrap();
+        let deliveries = [delivery(7), delivery(8), delivery(9)];
+        let request = bulk(&deliveries, &spec);
+        assert_eq!((request.entries.len(), &*request.topic), (3, "news"));
+        let first = &request.entries[0];
+        assert_eq!((&*first.entry_id, &*first.metadata["duet-delivery-attempt"]), ("7", "2"));
+        assert!(matches!(&first.event, Some(Entry::CloudEvent(event)) if event.id == "7"));
+        let raw = SubscriptionSpec { raw_payload: true, ..spec };
+        let entry = &bulk(&deliveries, &raw).entries[0];
+        assert_eq!(entry.event, Some(Entry::Bytes(b"x".to_vec())));
+        let say = |id: &str, status| TopicEventBulkResponseEntry { entry_id: id.into(), status };
+        let response = TopicEventBulkResponse { statuses: vec![say("8", 2), say("7", 0)] };
+        let expected = [
+            AppAnswer::Handled,
+            AppAnswer::Dropped { status: 200 },
+            AppAnswer::AskedToRetry { status: 200 },
+        ];
+        assert_eq!(outcomes(&response, &deliveries), expected);
+    }
 
     #[test]
     fn an_event_keeps_all_that_it_has() {

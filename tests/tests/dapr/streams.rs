@@ -1,0 +1,133 @@
+//! What a peer of the streaming subscription sees.
+
+use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
+use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Asked;
+use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
+use duet_api::dapr::runtime::v1::{
+    SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
+    SubscribeTopicEventsRequestProcessedAlpha1, TopicEventResponse,
+};
+use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::{SOON, eventually, http};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+use crate::{channel, publish};
+
+pub(crate) fn initial(bus: &str, topic: &str) -> SubscribeTopicEventsRequestAlpha1 {
+    let initial = SubscribeTopicEventsRequestInitialAlpha1 {
+        pubsub_name: bus.to_owned(),
+        topic: topic.to_owned(),
+        ..Default::default()
+    };
+    SubscribeTopicEventsRequestAlpha1 {
+        subscribe_topic_events_request_type: Some(Asked::InitialRequest(initial)),
+    }
+}
+
+pub(crate) fn processed(id: &str, status: i32) -> SubscribeTopicEventsRequestAlpha1 {
+    let processed = SubscribeTopicEventsRequestProcessedAlpha1 {
+        id: id.to_owned(),
+        status: Some(TopicEventResponse { status }),
+    };
+    SubscribeTopicEventsRequestAlpha1 {
+        subscribe_topic_events_request_type: Some(Asked::EventProcessed(processed)),
+    }
+}
+
+pub(crate) type Said1 = duet_api::dapr::runtime::v1::SubscribeTopicEventsResponseAlpha1;
+
+pub(crate) async fn open(
+    dapr: &mut DaprClient<Channel>,
+    topic: &str,
+) -> (mpsc::Sender<SubscribeTopicEventsRequestAlpha1>, Streaming<Said1>) {
+    let (answers, receiver) = mpsc::channel(8);
+    answers.send(initial("default", topic)).await.unwrap();
+    let events = dapr.subscribe_topic_events_alpha1(ReceiverStream::new(receiver)).await;
+    let mut events = events.unwrap().into_inner();
+    let first = events.message().await.unwrap().unwrap();
+    let first = first.subscribe_topic_events_response_type;
+    assert!(matches!(first, Some(Said::InitialResponse(_))), "{first:?}");
+    (answers, events)
+}
+
+/// Id of the next event.
+async fn next(events: &mut Streaming<Said1>) -> String {
+    let message = tokio::time::timeout(SOON, events.message()).await.expect("an event").unwrap();
+    match message.unwrap().subscribe_topic_events_response_type {
+        Some(Said::EventMessage(event)) => event.id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_gives_unanswered_events_back_unspent() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
+    let mut dapr = DaprClient::new(channel(&sidecar).await);
+    let (answers, mut events) = open(&mut dapr, "orders").await;
+    for text in ["a", "b"] {
+        publish(&sidecar, text).await;
+    }
+    assert_eq!((next(&mut events).await, next(&mut events).await), ("a".into(), "b".into()));
+    // An answer to what nobody asked is of no consequence.
+    answers.send(processed("unknown", 0)).await.unwrap();
+    answers.send(processed("a", 0)).await.unwrap();
+    eventually("the first one is done", SOON, || async {
+        let acked = r#"duet_event_deliveries_total{outcome="ack""#;
+        let metrics = http::text(sidecar.ports.metrics, "/metrics").await;
+        metrics.lines().any(|line| line.starts_with(acked) && line.ends_with(" 1")).then_some(())
+    })
+    .await;
+    drop((answers, events));
+
+    // Given back by every stream that leaves: more often than there are attempts.
+    for _ in 0..12 {
+        let (answers, mut events) = open(&mut dapr, "orders").await;
+        assert_eq!(next(&mut events).await, "b");
+        drop((answers, events));
+    }
+    let (answers, mut events) = open(&mut dapr, "orders").await;
+    assert_eq!(next(&mut events).await, "b", "never among the dead letters");
+    answers.send(processed("b", 0)).await.unwrap();
+    publish(&sidecar, "c").await;
+    assert_eq!(next(&mut events).await, "c");
+    // A second initial request is nonsense: said, and nothing is lost.
+    answers.send(initial("default", "orders")).await.unwrap();
+    let error = loop {
+        match tokio::time::timeout(SOON, events.message()).await.expect("an end") {
+            Ok(Some(_event)) => {}
+            Ok(None) => panic!("it ended without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    let (_answers, mut events) = open(&mut dapr, "orders").await;
+    assert_eq!(next(&mut events).await, "c");
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_after_a_restart_of_the_control_plane() {
+    let mut control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
+    let mut dapr = DaprClient::new(channel(&sidecar).await);
+    let (answers, mut events) = open(&mut dapr, "orders").await;
+    publish(&sidecar, "before").await;
+    assert_eq!(next(&mut events).await, "before");
+    answers.send(processed("before", 0)).await.unwrap();
+    control_plane.kill();
+    publish(&sidecar, "meanwhile").await;
+    control_plane.restart().await;
+    publish(&sidecar, "after").await;
+    let mut seen = Vec::new();
+    while !seen.contains(&"after".to_owned()) {
+        let id = next(&mut events).await;
+        answers.send(processed(&id, 0)).await.unwrap();
+        seen.push(id);
+    }
+    // The answer to the first may have been lost with the control plane.
+    seen.retain(|id| id != "before");
+    assert_eq!(seen, ["meanwhile", "after"]);
+}
