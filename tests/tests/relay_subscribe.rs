@@ -11,6 +11,7 @@
     reason = "tests: a failure here is a failed test, and a test may tell a long story"
 )]
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -167,16 +168,68 @@ async fn first_events(url: &str, last: Option<&str>, count: usize) -> Vec<(Strin
     }
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200, "{url}");
+    events(answer, count).await
+}
+
+/// Reads until that many different events have come.
+async fn events(answer: reqwest::Response, count: usize) -> Vec<(String, u64)> {
     let mut stream = answer.bytes_stream();
-    let mut text = String::new();
-    while text.matches("\ndata: ").count() < count || !text.ends_with("\n\n") {
+    let (mut text, mut found) = (String::new(), Vec::new());
+    let mut ids = BTreeSet::new();
+    while ids.len() < count {
         let piece = tokio::time::timeout(SOON, stream.next()).await.expect("in time");
         text.push_str(std::str::from_utf8(&piece.expect("the stream goes on").unwrap()).unwrap());
+        while let Some(end) = text.find("\n\n") {
+            let frame: String = text.drain(..end + 2).collect();
+            let field = |name| frame.lines().find_map(|line| line.strip_prefix(name));
+            if let (Some(id), Some(data)) = (field("id: "), field("data: ")) {
+                let event: Value = serde_json::from_str(data).unwrap();
+                let data = &event["data"];
+                let number = data.as_u64().or_else(|| data["number"].as_u64());
+                ids.insert(id.to_owned());
+                found.push((id.to_owned(), number.unwrap()));
+            }
+        }
     }
-    let lines = |prefix: &'static str| text.lines().filter_map(move |l| l.strip_prefix(prefix));
-    let data = lines("data: ")
-        .map(|data| serde_json::from_str::<Value>(data).unwrap()["data"].as_u64().unwrap());
-    lines("id: ").map(str::to_owned).zip(data).collect()
+    found
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_holds_up_nobody_and_misses_nothing() {
+    const EVENTS: u32 = 400;
+    let mut control_plane = ControlPlane::start(&[]).await;
+    let client = Sidecar::ready(&control_plane, Options::client("page")).await;
+    let api = client.ports.api;
+    let url = format!("http://{api}/v1.0/subscribe/default/wide");
+    // More altogether than what lies between a sidecar and a reader that does not read.
+    let publish = async |number: u32| {
+        let event = json!({
+            "specversion": "1.0", "id": number.to_string(), "source": "/test", "type": "t",
+            "data": {"number": number, "pad": "x".repeat(60_000)},
+        });
+        let request = http::client().post(format!("http://{api}/v1.0/publish/default/wide"));
+        let request = request.header("content-type", "application/cloudevents+json");
+        assert_eq!(request.body(event.to_string()).send().await.unwrap().status(), 204);
+    };
+    let open = async || http::client().get(&url).send().await.unwrap();
+    let (stalled, lively) = (open().await, open().await);
+    let lively = tokio::spawn(events(lively, EVENTS as usize));
+    for number in 0..EVENTS / 2 {
+        publish(number).await;
+    }
+    control_plane.restart().await;
+    for number in EVENTS / 2..EVENTS {
+        publish(number).await;
+    }
+    // What was taken just before the control plane died comes again, with the same id.
+    let numbers = |found: Vec<(String, u64)>| {
+        let mut seen = BTreeSet::new();
+        let first = found.into_iter().map(|(_, number)| number).filter(|n| seen.insert(*n));
+        first.collect::<Vec<_>>()
+    };
+    let all: Vec<u64> = (0..EVENTS.into()).collect();
+    assert_eq!(numbers(lively.await.unwrap()), all);
+    assert_eq!(numbers(events(stalled, EVENTS as usize).await), all);
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ impl Options {
     /// is left of the call that the event belongs to.
     ///
     /// # Errors
-    /// When a value cannot be an attribute, or when the event would expire before it is delivered.
+    /// When a value cannot be an attribute, or is not a time where it has to be one.
     pub(in crate::relay) fn apply(
         &self,
         mut event: Event,
