@@ -341,6 +341,37 @@ async fn a_grpc_application_takes_several_events_in_one_call() {
 }
 
 #[tokio::test]
+async fn an_application_without_a_handler_for_several_events_gets_one_by_one() {
+    let Some(python) = python() else { return };
+    let bulk = "\
+apiVersion: duet.dev/v1alpha1
+kind: Subscription
+metadata: {name: many}
+spec:
+  topic: orders
+  subscriber: {service: callback, path: /}
+  deadLetterTopic: orders.dead
+  bulk: {max: 10, wait: 100ms}
+";
+    let resources = [("services.yaml", SERVICES), ("bulk.yaml", bulk)];
+    let control_plane = ControlPlane::start(&resources).await;
+    let port = free_port();
+    let options = Options::service("callback", port).protocol("grpc");
+    let callback = Sidecar::start(&control_plane, options).await;
+    let folder = control_plane.folder.path();
+    let script = Script::start(&python, folder, "dapr_single_app.py", callback.ports, port);
+    callback.wait_ready().await;
+    subscribed(&callback, "orders").await;
+    publish(&callback, "first").await;
+    publish(&callback, "last").await;
+    eventually("both events", SOON, || async {
+        let all = ["first", "last"].iter().all(|text| !script.events("orders", text).is_empty());
+        all.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn metadata_lists_every_kind_of_subscription_and_shutdown_drains() {
     let control_plane = ControlPlane::start(&[("services.yaml", SERVICES)]).await;
     let app = App::answering(|asked| match asked.path.as_str() {
@@ -382,6 +413,8 @@ async fn metadata_lists_every_kind_of_subscription_and_shutdown_drains() {
     reader.gone().await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let url = format!("http://{}/v1.0/shutdown", writer.ports.api);
+    let page = http::client().post(&url).header("origin", "http://evil.example").send();
+    assert_eq!(page.await.unwrap().status(), 403);
     assert_eq!(http::client().post(url).send().await.unwrap().status(), 204);
     writer.gone().await;
 }

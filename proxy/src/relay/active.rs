@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 /// How the application subscribed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    /// It did not: a `Subscription` does.
+    Declarative,
     /// Its answer to `GET /dapr/subscribe`, or `ListTopicSubscriptions`.
     Programmatic,
     /// A stream, which lasts as long as it is open.

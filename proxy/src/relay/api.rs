@@ -67,12 +67,7 @@ impl Api {
                 ("/v1.0/healthz", &Method::GET) => Ok(self.health(true)),
                 ("/v1.0/healthz/outbound", &Method::GET) => Ok(self.health(false)),
                 ("/v1.0/metadata", &Method::GET) => Ok(self.metadata()),
-                ("/v1.0/shutdown", &Method::POST) => {
-                    self.shut_down();
-                    let mut response = Response::new(Body::Empty);
-                    *response.status_mut() = StatusCode::NO_CONTENT;
-                    Ok(response)
-                }
+                ("/v1.0/shutdown", &Method::POST) => self.shutdown(&request),
                 _ if request.headers().contains_key(DAPR_APP_ID) => {
                     invoke::by_header(&self.invoke, &DAPR_APP_ID, request).await
                 }
@@ -115,6 +110,18 @@ impl Api {
         }
     }
 
+    fn shutdown(&self, request: &Request<Incoming>) -> Result<Response<Body>, Problem> {
+        if request.headers().contains_key(header::ORIGIN) {
+            // Any page in a browser of this machine can send this; no application does.
+            let text = "a web page cannot end this sidecar";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", text));
+        }
+        self.shut_down();
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        Ok(response)
+    }
+
     /// Leaves, as for a signal.
     pub(super) fn shut_down(&self) {
         tracing::info!("the application asks this sidecar to leave");
@@ -134,6 +141,16 @@ impl Api {
         ]
     }
 
+    /// All subscriptions of the application: those that the control plane knows, and its own.
+    pub(super) fn subscriptions(&self) -> Vec<(Kind, SubscriptionSpec)> {
+        let workload = self.workload.borrow().clone();
+        let declared = workload.iter().flat_map(|workload| &workload.subscriptions);
+        // One that cannot be used is not consumed either; that is logged where it is found.
+        let declared = declared.filter_map(|raw| SubscriptionSpec::try_from(raw.clone()).ok());
+        let declared = declared.map(|spec| (Kind::Declarative, spec));
+        declared.chain(self.active.list()).collect()
+    }
+
     /// 204 when ready (Dapr's code), 500 when not. `with_app`: the application counts too.
     fn health(&self, with_app: bool) -> Response<Body> {
         let ready = self.is_ready(with_app);
@@ -145,20 +162,7 @@ impl Api {
 
     /// In the shape of Dapr's metadata.
     fn metadata(&self) -> Response<Body> {
-        let workload = self.workload.borrow().clone();
-        let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
-        let subscriptions: Vec<_> = subscriptions
-            .map(|subscription| {
-                json!({
-                    "pubsubname": subscription.bus,
-                    "topic": subscription.topic,
-                    "rules": [{"path": subscription.path}],
-                    "deadLetterTopic": subscription.dead_letter_topic,
-                    "type": "DECLARATIVE",
-                })
-            })
-            .chain(self.active.list().into_iter().map(own_subscription))
-            .collect();
+        let subscriptions: Vec<_> = self.subscriptions().into_iter().map(subscription).collect();
         let components = self.buses.names().into_iter();
         let components: Vec<_> = components
             .map(|name| json!({"name": name, "type": "pubsub.duet", "version": "v1"}))
@@ -179,7 +183,7 @@ impl Api {
     }
 }
 
-fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
+fn subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
     let routes =
         spec.routes.iter().map(|route| json!({"match": route.matches, "path": route.path}));
     let main = (!spec.path.is_empty()).then(|| json!({"path": spec.path}));
@@ -189,6 +193,7 @@ fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
         "rules": routes.chain(main).collect::<Vec<_>>(),
         "deadLetterTopic": spec.dead_letter_topic,
         "type": match kind {
+            Kind::Declarative => "DECLARATIVE",
             Kind::Programmatic => "PROGRAMMATIC",
             Kind::Streaming => "STREAMING",
         },

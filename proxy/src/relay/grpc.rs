@@ -210,32 +210,19 @@ fn metadata(api: &Api) -> GetMetadataResponse {
         version: "v1".to_owned(),
         capabilities: Vec::new(),
     };
-    let workload = api.workload.borrow().clone();
-    let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
-    let subscription = |one: &duet_api::proto::Subscription| PubsubSubscription {
-        pubsub_name: one.bus.clone(),
-        topic: one.topic.clone(),
-        metadata: Default::default(),
-        rules: Some(PubsubSubscriptionRules {
-            rules: vec![PubsubSubscriptionRule { r#match: String::new(), path: one.path.clone() }],
-        }),
-        dead_letter_topic: one.dead_letter_topic.clone(),
-        r#type: PubsubSubscriptionType::Declarative.into(),
-    };
-    let own = api.active.list().into_iter().map(own_subscription);
     let mut extended = api.labels.lock().clone();
     extended.extend(api.extended());
     GetMetadataResponse {
         id: api.config.services.first().cloned().unwrap_or_default(),
         registered_components: api.buses.names().into_iter().map(component).collect(),
         extended_metadata: extended.into_iter().collect(),
-        subscriptions: subscriptions.map(subscription).chain(own).collect(),
+        subscriptions: api.subscriptions().into_iter().map(subscription).collect(),
         app_connection_properties: None,
         runtime_version: super::api::VERSION.to_owned(),
     }
 }
 
-fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> PubsubSubscription {
+fn subscription((kind, spec): (Kind, SubscriptionSpec)) -> PubsubSubscription {
     let rule = |matches: &str, path: &str| PubsubSubscriptionRule {
         r#match: matches.to_owned(),
         path: path.to_owned(),
@@ -244,6 +231,7 @@ fn own_subscription((kind, spec): (Kind, SubscriptionSpec)) -> PubsubSubscriptio
     let main = (!spec.path.is_empty()).then(|| rule("", &spec.path));
     let rules = routes.chain(main).collect();
     let kind = match kind {
+        Kind::Declarative => PubsubSubscriptionType::Declarative,
         Kind::Programmatic => PubsubSubscriptionType::Programmatic,
         Kind::Streaming => PubsubSubscriptionType::Streaming,
     };

@@ -12,7 +12,7 @@ use http::Request;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use prost::Message;
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::super::app::App;
 use super::super::receive::{Receiver, Work};
@@ -104,8 +104,10 @@ pub(in super::super) struct Callback {
 impl Receiver for Callback {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
-            if self.spec.bulk.is_some() {
-                return self.call_bulk(&work.deliveries).await;
+            if self.spec.bulk.is_some()
+                && let Some(answers) = self.call_bulk(&work.deliveries).await
+            {
+                return answers;
             }
             let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
@@ -131,23 +133,31 @@ impl Callback {
             request.headers_mut().insert(TRACEPARENT, trace);
         }
         match self.send::<TopicEventResponse>(request).await {
-            Ok(response) => topic_event::outcome(Some(response)),
+            Ok(Ok(response)) => topic_event::outcome(Some(response)),
+            Ok(Err(status)) => topic_event::failure(&status),
             Err(answer) => answer,
         }
     }
 
-    async fn call_bulk(&self, deliveries: &[Delivery]) -> Vec<AppAnswer> {
+    /// `None` when the application has no handler for several events, as most SDKs: it gets them one by one.
+    async fn call_bulk(&self, deliveries: &[Delivery]) -> Option<Vec<AppAnswer>> {
         let mut events = topic_event::bulk(deliveries, &self.spec);
         events.path = own_route(&events.path);
         let request = grpc::request(ON_BULK_TOPIC_EVENT, &events);
+        let same = |answer: AppAnswer| vec![answer; deliveries.len()];
         match self.send::<TopicEventBulkResponse>(request).await {
-            Ok(response) => topic_event::outcomes(&response, deliveries),
-            Err(answer) => vec![answer; deliveries.len()],
+            Ok(Ok(response)) => Some(topic_event::outcomes(&response, deliveries)),
+            Ok(Err(status)) if status.code() == Code::Unimplemented => None,
+            Ok(Err(status)) => Some(same(topic_event::failure(&status))),
+            Err(answer) => Some(same(answer)),
         }
     }
 
     /// What the application says; an answer of its own where it says nothing.
-    async fn send<M: Message + Default>(&self, request: Request<Body>) -> Result<M, AppAnswer> {
+    async fn send<M: Message + Default>(
+        &self,
+        request: Request<Body>,
+    ) -> Result<Result<M, Status>, AppAnswer> {
         let response = match self.app.send(request).await {
             Ok(response) => response,
             Err(failure) if failure.progress == Progress::Unprocessed => {
@@ -155,13 +165,10 @@ impl Callback {
             }
             Err(failure) => return Err(AppAnswer::NoAnswer { reason: failure.to_string() }),
         };
-        match grpc::answer::<M>(response, MAX_ANSWER_BYTES).await {
-            Ok((_metadata, response)) => Ok(response),
-            Err(status) => {
-                tracing::debug!(subscription = self.spec.name, %status, "the application failed");
-                Err(topic_event::failure(&status))
-            }
-        }
+        let answer = grpc::answer::<M>(response, MAX_ANSWER_BYTES).await;
+        Ok(answer.map(|(_metadata, response)| response).inspect_err(|status| {
+            tracing::debug!(subscription = self.spec.name, %status, "the application failed");
+        }))
     }
 }
 
