@@ -16,12 +16,13 @@ fn main() {
     }
     // A linker that somebody chose may not read scripts.
     let chosen = of("CARGO_ENCODED_RUSTFLAGS");
-    let ours = !chosen.contains("link-arg") && !chosen.contains("linker");
+    let ours =
+        !chosen.contains("link-arg") && !chosen.contains("linker") && of("RUSTC_LINKER").is_empty();
     if of("CARGO_CFG_TARGET_OS") == "linux" && of("PROFILE") == "release" && ours {
         let folder = of("CARGO_MANIFEST_DIR");
         let script = Path::new(&folder).join("../proxy/layout.ld");
         println!("cargo:rerun-if-changed={}", script.display());
-        println!("cargo:rustc-link-arg-bins=-Wl,-T,{}", script.display());
+        println!("cargo:rustc-link-arg-bins=-T{}", script.display());
     }
 }
 

@@ -36,11 +36,18 @@ pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    fs::rename(&partial, file).with_context(|| format!("{} cannot be written", file.display()))?;
+    keep(&partial, file).with_context(|| format!("{} cannot be written", file.display()))?;
     let answer = json!({ "bus": session.bus, "file": file, "bytes": bytes });
     let text = format!("bus {}: {bytes} bytes in {}", session.bus, file.display());
     session.say(&answer, &text);
     Ok(())
+}
+
+/// Gives the copy its name, on disk too.
+fn keep(partial: &Path, file: &Path) -> io::Result<()> {
+    fs::rename(partial, file)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn with_suffix(file: &Path, suffix: &str) -> PathBuf {

@@ -20,13 +20,17 @@ impl Buses {
     pub async fn backup(&self, name: &str) -> Result<File, ManageError> {
         let bus = self.get(name).await.map_err(|error| ManageError::Failed(error.to_string()))?;
         let dir = self.dir.join(format!("{PREFIX}{}", Uuid::new_v4()));
-        let copied = bus.backup(&dir).await;
-        let open = copied.and_then(|file| {
-            File::open(&file)
-                .map_err(|error| ManageError::Failed(format!("{}: {error}", file.display())))
+        // A task: when whoever asked leaves, the copy still goes.
+        let copy = tokio::spawn(async move {
+            let copied = bus.backup(&dir).await;
+            let open = copied.and_then(|file| {
+                File::open(&file)
+                    .map_err(|error| ManageError::Failed(format!("{}: {error}", file.display())))
+            });
+            remove(&dir);
+            open
         });
-        remove(&dir);
-        open
+        copy.await.unwrap_or_else(|error| Err(ManageError::Failed(error.to_string())))
     }
 }
 
