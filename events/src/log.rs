@@ -4,7 +4,7 @@
 //! flush once, answer everyone, hand out what is ready. Nothing is answered before the flush. After any failure of
 //! the store the thread forgets its memory, opens the store again and goes on from what is on disk.
 //!
-//! - `store`: `redb` behind a small interface; `record`: what is in it; `README.md` says why `redb`.
+//! - `store`: `redb` behind a small interface, and a journal in front; `record`: what is in it; `README.md` says why `redb`.
 //! - `engine`: what the commands do; `topic`, `progress` and `dedup` are its parts.
 //!
 //! Used by the embedded bus and by the outbox. Imports [`crate::bus`] and [`crate::cloudevent`].

@@ -30,6 +30,8 @@ pub(super) struct Engine {
     /// Subscriptions that have consumers.
     pub(super) served: BTreeSet<Arc<str>>,
     pub(super) batch: Batch,
+    /// Flushed, and not in the tables yet.
+    unapplied: Option<Batch>,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
@@ -40,6 +42,7 @@ pub(super) struct Engine {
 impl Engine {
     /// Reads what the store holds: everything but the events, and of those the deduplication windows.
     pub(super) fn load(store: Store, metrics: LogMetrics, now_ms: u64) -> Result<Self, LogError> {
+        metrics.damaged_records.inc_by(store.lost_batches());
         let contents = store.contents()?;
         let reader = store.reader()?;
         let mut topics = BTreeMap::new();
@@ -61,6 +64,7 @@ impl Engine {
             owners: HashMap::new(),
             served: BTreeSet::new(),
             batch: Batch::default(),
+            unapplied: None,
             urgent: false,
             quiet: false,
             next_id,
@@ -205,8 +209,15 @@ impl Engine {
         self.topics.values().map(|topic| topic.row().bytes).sum()
     }
 
-    /// Adds changed progress to the batch and writes it. Afterwards everything applied so far is on disk.
+    /// Adds changed progress to the batch and writes it. Afterwards everything applied so far is on disk and can be read.
     pub(super) fn commit(&mut self) -> Result<(), LogError> {
+        self.flush()?;
+        self.apply()
+    }
+
+    /// The part of a commit after which it may be acknowledged.
+    pub(super) fn flush(&mut self) -> Result<(), LogError> {
+        self.apply()?;
         for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {
             let row = subscription.progress.to_row().encode_to_vec();
             self.batch.progress.insert(subscription.row.id, Some(row));
@@ -221,11 +232,39 @@ impl Engine {
         self.reader = None;
         let batch = std::mem::take(&mut self.batch);
         let timer = self.metrics.flush_seconds.start_timer();
-        self.store.commit(&batch)?;
+        let apply = self.store.flush(&batch)?;
         timer.observe_duration();
         self.metrics.group_events.observe(batch.events.len() as f64);
+        if apply {
+            self.unapplied = Some(batch);
+        } else {
+            self.written();
+        }
+        Ok(())
+    }
+
+    /// The part of a commit after which it can be read.
+    pub(super) fn apply(&mut self) -> Result<(), LogError> {
+        if let Some(batch) = self.unapplied.take() {
+            self.reader = None;
+            self.store.apply(&batch)?;
+            self.written();
+        }
+        Ok(())
+    }
+
+    fn written(&mut self) {
         for topic in self.topics.values_mut() {
             topic.written();
+        }
+    }
+
+    /// After a turn: what can be done while those who were answered go on.
+    pub(super) fn make_room(&mut self) -> Result<(), LogError> {
+        if self.store.wants_room() {
+            self.apply()?;
+            self.reader = None;
+            self.store.make_room()?;
         }
         Ok(())
     }
@@ -233,7 +272,14 @@ impl Engine {
     /// Once a while without writes is over: lets the store write down what makes opening it quick.
     pub(super) fn settle_if_quiet(&mut self) -> Result<(), LogError> {
         let quiet = std::mem::replace(&mut self.quiet, true);
-        if quiet { self.store.settle() } else { Ok(()) }
+        if quiet { self.close() } else { Ok(()) }
+    }
+
+    /// Leaves a store that opens quickly; it can still be used.
+    pub(super) fn close(&mut self) -> Result<(), LogError> {
+        self.apply()?;
+        self.reader = None;
+        self.store.settle()
     }
 
     /// Adds a record to a topic that exists, whatever it is.

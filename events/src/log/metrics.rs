@@ -115,7 +115,7 @@ impl LogMetrics {
             flush_seconds: histogram(
                 "duet_log_flush_duration_seconds",
                 "Time of one commit, with its flush to disk.",
-                prometheus::exponential_buckets(0.000_25, 2.0, 14),
+                prometheus::exponential_buckets(0.000_1, 2.0, 15),
             )?,
             group_events: histogram(
                 "duet_log_flush_group_events",

@@ -1,23 +1,29 @@
-//! The embedded store (`redb`) behind the log: tables, batches, flushes. All calls block; only the log's own
-//! thread makes them.
+//! The embedded store (`redb`) behind the log: tables, batches, flushes, and the journal in front. All calls block; only
+//! the log's own thread makes them.
+//!
+//! A small batch goes to the journal, which is one write and one flush; then it is durable and may be acknowledged. After
+//! that it goes into the tables without a flush. When the journal is full, when a batch is large, and after a quiet second
+//! the tables are flushed, which makes everything durable there and the journal empty.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::{
-    Database, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    StorageBackend, TableDefinition, WriteTransaction,
+    Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    StorageBackend, TableDefinition,
 };
+use uuid::Uuid;
 
 use super::LogError;
 use super::record::{Place, Record, unseal};
 
+mod batch;
+mod journal;
 mod snapshot;
 
+pub(super) use batch::Batch;
+use journal::Journal;
 pub(super) use snapshot::Snapshot;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -27,38 +33,15 @@ const SUBSCRIPTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("su
 const PROGRESS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("progress");
 const ATTEMPTS: TableDefinition<'_, Place, &[u8]> = TableDefinition::new("attempts");
 
-/// What the tables hold; a newer one is not ours to read.
-const FORMAT: u64 = 1;
+/// What the tables hold; a newer one is not ours to read. The first had no journal.
+const FORMAT: u64 = 2;
+const FORMAT_WITHOUT_JOURNAL: u64 = 1;
+/// Row of [`META`]: frames of this epoch in the journal are newer than the tables.
+const EPOCH: &str = "journal-epoch";
 /// Name of the store's file in the log's folder.
 pub(crate) const FILE_NAME: &str = "log.redb";
 /// A file larger than this, and mostly unused, is compacted when it is opened.
 const COMPACT_FROM_BYTES: u64 = 64 << 20;
-
-/// All changes of one commit.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    pub(super) topics: BTreeMap<String, Vec<u8>>,
-    pub(super) events: Vec<(Place, Vec<u8>)>,
-    /// Positions to remove, by topic id.
-    pub(super) trims: Vec<(u32, Range<u64>)>,
-    pub(super) subscriptions: BTreeMap<String, Option<Vec<u8>>>,
-    pub(super) progress: BTreeMap<u32, Option<Vec<u8>>>,
-    pub(super) attempts: BTreeMap<Place, Option<Vec<u8>>>,
-    /// Subscriptions whose attempts all go.
-    pub(super) forget: Vec<u32>,
-}
-
-impl Batch {
-    pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty()
-            && self.events.is_empty()
-            && self.trims.is_empty()
-            && self.subscriptions.is_empty()
-            && self.progress.is_empty()
-            && self.attempts.is_empty()
-            && self.forget.is_empty()
-    }
-}
 
 /// What is read at the start: everything but the events.
 #[derive(Debug, Default)]
@@ -72,8 +55,12 @@ pub(super) struct Contents {
 /// An open store.
 pub(super) struct Store {
     database: Database,
-    /// Opening would have to look through the file: the last commit left the allocator's state out.
-    unsettled: Cell<bool>,
+    /// None for a store that is only looked at, and for tests.
+    journal: Option<Journal>,
+    /// Opening would have to look through the file, or to write what is in the journal.
+    unsettled: bool,
+    /// Batches of the journal that could not be read.
+    lost_batches: u64,
 }
 
 impl Store {
@@ -100,6 +87,7 @@ impl Store {
             let flushed = fs::File::open(folder).and_then(|folder| folder.sync_all());
             flushed.map_err(failed)?;
         }
+        store.use_journal(dir)?;
         store.compact_if_hollow(length)?;
         Ok(store)
     }
@@ -119,9 +107,49 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(cache_bytes);
         let database = builder.create_with_backend(backend)?;
-        let store = Self { database, unsettled: Cell::new(false) };
+        let store = Self { database, journal: None, unsettled: false, lost_batches: 0 };
         store.prepare()?;
         Ok(store)
+    }
+
+    /// Writes what the journal of a folder has and the tables do not, and uses it from now on.
+    pub(super) fn use_journal(&mut self, dir: &Path) -> Result<(), LogError> {
+        let mut journal = Journal::open(dir)?;
+        let named = self.database.begin_read()?.open_table(META)?.get(EPOCH)?;
+        let contents = match named {
+            Some(epoch) => journal.read(epoch.value())?,
+            None => journal::Contents::default(),
+        };
+        // By chance: this store may be a copy that is put beside the journal of another life.
+        let epoch = Uuid::new_v4().as_u64_pair().0;
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
+        for batch in &contents.batches {
+            batch.write(&write)?;
+        }
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("format", FORMAT)?;
+            meta.insert(EPOCH, epoch)?;
+        }
+        write.commit()?;
+        journal.start(epoch);
+        self.journal = Some(journal);
+        self.lost_batches = contents.lost;
+        if contents.lost > 0 {
+            let lost = contents.lost;
+            tracing::error!(lost, "the journal is damaged: batches of events are lost");
+        }
+        if !contents.batches.is_empty() {
+            let batches = contents.batches.len();
+            tracing::info!(batches, "wrote into the store what its journal held");
+        }
+        Ok(())
+    }
+
+    /// Batches of the journal that could not be read when the store was opened.
+    pub(super) fn lost_batches(&self) -> u64 {
+        self.lost_batches
     }
 
     fn prepare(&self) -> Result<(), LogError> {
@@ -131,7 +159,7 @@ impl Store {
             Err(error) => return Err(error.into()),
         };
         match found {
-            Some(FORMAT) => return Ok(()),
+            Some(FORMAT | FORMAT_WITHOUT_JOURNAL) => return Ok(()),
             Some(other) => {
                 return Err(LogError::Format { found: other, known: FORMAT });
             }
@@ -149,14 +177,12 @@ impl Store {
         Ok(write.commit()?)
     }
 
-    /// Writes down where the file's free pages are, if that is not known: opening after a crash then reads no data. Dearer
-    /// than a commit by one flush, so it is for quiet moments.
-    pub(super) fn settle(&self) -> Result<(), LogError> {
-        if self.unsettled.get() {
-            let mut write = self.database.begin_write()?;
-            write.set_quick_repair(true);
-            write.commit()?;
-            self.unsettled.set(false);
+    /// Flushes the tables and writes down where the file's free pages are, if that is not known: opening after a crash then
+    /// reads no data. Dearer than a commit by one flush, so it is for quiet moments.
+    pub(super) fn settle(&mut self) -> Result<(), LogError> {
+        if self.unsettled {
+            self.commit(&Batch::default(), true)?;
+            self.unsettled = false;
         }
         Ok(())
     }
@@ -204,32 +230,52 @@ impl Store {
         Ok(contents)
     }
 
-    /// Writes everything, or nothing, and returns when it is on disk: one flush, and checksums say after a crash whether
-    /// it was whole.
-    pub(super) fn commit(&self, batch: &Batch) -> Result<(), LogError> {
-        let write = self.database.begin_write()?;
-        self.unsettled.set(true);
+    /// Makes a batch durable, all of it or nothing. True if it is in the journal only: [`Self::apply`] comes next.
+    pub(super) fn flush(&mut self, batch: &Batch) -> Result<bool, LogError> {
+        self.unsettled = true;
+        if let Some(journal) = &mut self.journal
+            && journal.append(batch)?
         {
-            // First: a subscription that was moved has new rows already.
-            for subscription in &batch.forget {
-                let places = (*subscription, 0)..=(*subscription, u64::MAX);
-                write.open_table(ATTEMPTS)?.retain_in(places, |_place, _row| false)?;
-            }
-            put_all(&write, TOPICS, batch.topics.iter().map(|(k, v)| (k.as_str(), Some(v))))?;
-            let subscriptions = batch.subscriptions.iter();
-            put_all(&write, SUBSCRIPTIONS, subscriptions.map(|(k, v)| (k.as_str(), v.as_ref())))?;
-            put_all(&write, PROGRESS, batch.progress.iter().map(|(k, v)| (*k, v.as_ref())))?;
-            put_all(&write, ATTEMPTS, batch.attempts.iter().map(|(k, v)| (*k, v.as_ref())))?;
-            put_all(&write, EVENTS, batch.events.iter().map(|(k, v)| (*k, Some(v))))?;
-            if !batch.trims.is_empty() {
-                let mut events = write.open_table(EVENTS)?;
-                for (topic, positions) in &batch.trims {
-                    let places = (*topic, positions.start)..(*topic, positions.end);
-                    events.retain_in(places, |_place, _record| false)?;
-                }
-            }
+            return Ok(true);
         }
+        self.commit(batch, false)?;
+        Ok(false)
+    }
+
+    /// Writes a batch that the journal has to the tables, without a flush.
+    pub(super) fn apply(&mut self, batch: &Batch) -> Result<(), LogError> {
+        let mut write = self.database.begin_write()?;
+        let durability = write.set_durability(Durability::None);
+        durability.map_err(|error| LogError::Store(error.to_string()))?;
+        batch.write(&write)?;
         Ok(write.commit()?)
+    }
+
+    /// Whether the journal is better emptied before a publisher has to wait for that.
+    pub(super) fn wants_room(&self) -> bool {
+        self.journal.as_ref().is_some_and(Journal::is_nearly_full)
+    }
+
+    /// Empties the journal.
+    pub(super) fn make_room(&mut self) -> Result<(), LogError> {
+        self.commit(&Batch::default(), false)
+    }
+
+    /// Flushes the tables with a batch and all before: one flush, and checksums say after a crash whether it was whole.
+    /// The journal is empty then.
+    fn commit(&mut self, batch: &Batch, quick_repair: bool) -> Result<(), LogError> {
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(quick_repair);
+        batch.write(&write)?;
+        let epoch = self.journal.as_ref().map(|journal| journal.epoch().wrapping_add(1));
+        if let Some(epoch) = epoch {
+            write.open_table(META)?.insert(EPOCH, epoch)?;
+        }
+        write.commit()?;
+        if let (Some(journal), Some(epoch)) = (&mut self.journal, epoch) {
+            journal.start(epoch);
+        }
+        Ok(())
     }
 
     /// A view of everything as it is now, for another thread.
@@ -241,25 +287,6 @@ impl Store {
     pub(super) fn reader(&self) -> Result<Reader, LogError> {
         Ok(Reader { events: self.database.begin_read()?.open_table(EVENTS)? })
     }
-}
-
-/// Puts and, where there is no value, removes.
-fn put_all<'a, K: redb::Key + 'static>(
-    write: &WriteTransaction,
-    table: TableDefinition<'_, K, &'static [u8]>,
-    rows: impl ExactSizeIterator<Item = (K::SelfType<'a>, Option<&'a Vec<u8>>)>,
-) -> Result<(), LogError> {
-    if rows.len() == 0 {
-        return Ok(());
-    }
-    let mut table = write.open_table(table)?;
-    for (key, value) in rows {
-        match value {
-            Some(value) => drop(table.insert(key, value.as_slice())?),
-            None => drop(table.remove(key)?),
-        }
-    }
-    Ok(())
 }
 
 /// Reads events as of one moment.
@@ -378,3 +405,6 @@ impl LogError {
         Self::Store(format!("{}: {error}", dir.display()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -334,11 +334,11 @@ fn a_store_of_a_newer_version_is_refused() {
     let meta: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
     let database = Database::open(dir.path().join(store::FILE_NAME)).unwrap();
     let write = database.begin_write().unwrap();
-    write.open_table(meta).unwrap().insert("format", 2).unwrap();
+    write.open_table(meta).unwrap().insert("format", 3).unwrap();
     write.commit().unwrap();
     drop(database);
     let error = Store::open(dir.path(), 1 << 20).unwrap_err();
-    assert_eq!(error, LogError::Format { found: 2, known: 1 });
+    assert_eq!(error, LogError::Format { found: 3, known: 2 });
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl Worker {
         wait
     }
 
-    /// Applies a group, commits if anyone waits for it, answers, and hands out. True if there is more to do at once.
+    /// Applies a group, flushes if anyone waits for it, answers, and hands out. True if there is more to do at once.
     fn turn(&mut self, group: Vec<Command>) -> Result<(Next, bool), LogError> {
         let tick = Instant::now() >= self.tick_due;
         if tick {
@@ -156,10 +156,20 @@ impl Worker {
             answer(committed.clone());
         }
         committed?;
-        match &mut self.engine {
-            Ok(engine) if !closing => Ok((next, engine.hand_out(now_ms())?)),
-            _ => Ok((next, false)),
+        let Ok(engine) = &mut self.engine else {
+            return Ok((next, false));
+        };
+        if closing {
+            if let Err(error) = engine.close() {
+                // Nothing is lost: opening takes longer.
+                tracing::warn!(%error, "the log's store was not closed in order");
+            }
+            return Ok((next, false));
         }
+        engine.apply()?;
+        let more = engine.hand_out(now_ms())?;
+        engine.make_room()?;
+        Ok((next, more))
     }
 
     fn apply_all(
@@ -207,7 +217,7 @@ impl Worker {
         }
         let settled = self.settle_due.is_some_and(|due| Instant::now() >= due);
         if engine.urgent || settled || tick || closing {
-            engine.commit()?;
+            engine.flush()?;
             self.settle_due = None;
         }
         if tick {

@@ -9,7 +9,7 @@ use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, Write
 
 use super::super::LogError;
 use super::super::record::{Place, Record, unseal};
-use super::{ATTEMPTS, EVENTS, FILE_NAME, META, PROGRESS, SUBSCRIPTIONS, Store, TOPICS};
+use super::{ATTEMPTS, EPOCH, EVENTS, FILE_NAME, META, PROGRESS, SUBSCRIPTIONS, Store, TOPICS};
 
 /// Most bytes of one read.
 const READ_BYTES: usize = 16 << 20;
@@ -84,6 +84,8 @@ impl Snapshot {
             let mut write = database.begin_write()?;
             write.set_quick_repair(true);
             copy(&self.read, &write, META)?;
+            // A copy has no journal.
+            write.open_table(META)?.remove(EPOCH)?;
             copy(&self.read, &write, TOPICS)?;
             copy(&self.read, &write, SUBSCRIPTIONS)?;
             copy(&self.read, &write, PROGRESS)?;

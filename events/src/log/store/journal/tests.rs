@@ -1,0 +1,121 @@
+//! The journal as a file: what is found in it again, whatever happened to its bytes.
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn batch(position: u64, bytes: usize) -> Batch {
+    Batch { events: vec![((1, position), vec![7; bytes])], ..Batch::default() }
+}
+
+fn fill(dir: &TempDir, epoch: u64, batches: impl IntoIterator<Item = Batch>) -> Journal {
+    let mut journal = Journal::open(dir.path()).unwrap();
+    journal.start(epoch);
+    for batch in batches {
+        assert!(journal.append(&batch).unwrap());
+    }
+    journal
+}
+
+fn read(dir: &TempDir, epoch: u64) -> Contents {
+    Journal::open(dir.path()).unwrap().read(epoch).unwrap()
+}
+
+/// Changes one byte of a block.
+fn flip(dir: &TempDir, block: usize, at: usize) {
+    let path = dir.path().join(FILE_NAME);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[block * BLOCK + at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn batches_of_the_epoch_come_back_in_order_and_others_do_not() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, (1..=4).map(|at| batch(at, 10)));
+    let mut journal = fill(&dir, 6, [batch(9, 5000), batch(10, 1)]);
+    journal.start(7);
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(9, 5000), batch(10, 1)], lost: 0 });
+    assert_eq!(read(&dir, 7), Contents::default());
+    // Block 3 was not written again: the last of the four. Those before it are gone.
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(4, 10)], lost: 3 });
+}
+
+#[test]
+fn a_torn_frame_at_the_end_was_never_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, [batch(1, 10), batch(2, 6000)]);
+    flip(&dir, 2, 100);
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
+}
+
+#[test]
+fn a_damaged_frame_is_counted_and_those_after_it_are_found() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    // In its header, so that not even its length is known.
+    flip(&dir, 1, 21);
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10), batch(3, 10)], lost: 1 });
+}
+
+#[test]
+fn what_is_too_large_or_has_no_room_is_left_to_the_store() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = fill(&dir, 5, []);
+    assert!(!journal.append(&batch(1, MAX_FRAME + 1)).unwrap());
+    let mut taken = 0;
+    while journal.append(&batch(taken, MAX_FRAME - 100)).unwrap() {
+        taken += 1;
+    }
+    assert!(journal.is_nearly_full());
+    assert_eq!(read(&dir, 5).batches.len() as u64, taken);
+    journal.start(6);
+    assert!(!journal.is_nearly_full());
+    assert!(journal.append(&batch(1, 1)).unwrap());
+}
+
+#[test]
+fn a_short_file_is_made_whole_and_keeps_what_it_has() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, [batch(1, 10)]);
+    let path = dir.path().join(FILE_NAME);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(2 * BLOCK as u64 + 7).unwrap();
+    assert_eq!(read(&dir, 5).batches, [batch(1, 10)]);
+    assert_eq!(file.metadata().unwrap().len(), (BLOCKS * BLOCK) as u64);
+}
+
+fn rows() -> impl Strategy<Value = Option<Vec<u8>>> {
+    proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20))
+}
+
+prop_compose! {
+    fn any_batch()(
+        topics in proptest::collection::btree_map("[a-z]{1,9}", any::<Vec<u8>>(), 0..3),
+        events in proptest::collection::vec((any::<(u32, u64)>(), any::<Vec<u8>>()), 0..5),
+        trims in proptest::collection::vec((any::<u32>(), any::<std::ops::Range<u64>>()), 0..3),
+        subscriptions in proptest::collection::btree_map("[a-z]{1,9}", rows(), 0..3),
+        progress in proptest::collection::btree_map(any::<u32>(), rows(), 0..3),
+        attempts in proptest::collection::btree_map(any::<(u32, u64)>(), rows(), 0..3),
+        forget: Vec<u32>,
+    ) -> Batch {
+        Batch { topics, events, trims, subscriptions, progress, attempts, forget }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_part_of_a_batch_comes_back(batch in any_batch()) {
+        let bytes = batch.to_row().encode_to_vec();
+        prop_assert_eq!(Batch::from(BatchRow::decode(bytes.as_slice()).unwrap()), batch);
+    }
+
+    #[test]
+    fn no_bytes_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), epoch: bool) {
+        if epoch && bytes.len() > 16 {
+            bytes[8..16].copy_from_slice(&7_u64.to_le_bytes());
+        }
+        prop_assert_eq!(frame(&bytes, 7), None);
+    }
+}
