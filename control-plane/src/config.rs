@@ -36,6 +36,10 @@ pub struct Args {
     /// How long a registration lasts that is not renewed.
     #[arg(long, env = "DUET_LEASE", default_value = "15s", value_parser = lease)]
     pub lease: Duration,
+    /// Threads that serve sidecars: 1 to 256, or auto for half the processors (each embedded bus has a thread of its own
+    /// besides).
+    #[arg(long, env = "DUET_CONTROL_PLANE_WORKERS", default_value = "auto", value_parser = workers)]
+    pub workers: usize,
     /// Let routes send to other namespaces only where a grant says so (a mesh does not need grants:
     /// GEP-1294).
     #[arg(long, env = "DUET_REQUIRE_REFERENCE_GRANTS")]
@@ -54,6 +58,17 @@ pub struct Args {
     pub log_level: String,
 }
 
+fn workers(text: &str) -> Result<usize, String> {
+    if text == "auto" {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        return Ok(processors.div_ceil(2));
+    }
+    match text.parse() {
+        Ok(workers @ 1..=256) => Ok(workers),
+        _ => Err("give a number of 1 to 256, or auto".to_owned()),
+    }
+}
+
 /// A lease must leave room for a few renewals and must end within a day.
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = duet_api::duration::parse(text).map_err(|error| error.to_string())?;
@@ -67,6 +82,13 @@ fn lease(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_are_a_number_or_auto() {
+        assert!(workers("auto").unwrap() >= 1);
+        assert_eq!(workers("2"), Ok(2));
+        assert!(workers("0").is_err() && workers("257").is_err() && workers("many").is_err());
+    }
 
     #[test]
     fn a_lease_has_bounds() {

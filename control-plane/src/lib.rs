@@ -60,6 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(args.workers)
         .thread_name("duet-control")
         .build()
         .context("cannot start the runtime")?;

@@ -53,6 +53,7 @@ impl Mesh {
             operator_anywhere: false,
             lease: Duration::from_secs(15),
             ports_file: None,
+            workers: 1,
             exit_with_parent: false,
             require_reference_grants: false,
             log_format: None,
