@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use crate::publish::{Sidecar, percentiles, println};
 
@@ -75,10 +75,14 @@ pub(crate) async fn run(to: &str, listen: Option<SocketAddr>, load: Load) -> any
     };
     warm_up(&publisher, &arrivals, &load, &mut arrived).await?;
     let published = Arc::new(AtomicU64::new(0));
+    let start = tokio::time::Instant::now();
     let mut publishers = JoinSet::new();
-    for _ in 0..PUBLISHERS {
+    for number in 0..PUBLISHERS {
         let (publisher, arrivals) = (publisher.clone(), arrivals.clone());
-        publishers.spawn(publisher.publish(arrivals, load.clone(), Arc::clone(&published)));
+        // One after the other: together they would be a burst each time.
+        let first = start + Duration::from_secs(1) * number / load.rate;
+        let (load, published) = (load.clone(), Arc::clone(&published));
+        publishers.spawn(publisher.publish(first, arrivals, load, published));
     }
     let mut took = Vec::new();
     let start = arrivals.start;
@@ -117,7 +121,8 @@ async fn warm_up(
         let mut one = load.clone();
         one.time = Duration::from_millis(200);
         // The sidecar may not be there yet.
-        let published = publisher.clone().publish(arrivals.clone(), one, Arc::default()).await;
+        let now = tokio::time::Instant::now();
+        let published = publisher.clone().publish(now, arrivals.clone(), one, Arc::default()).await;
         let first = timeout(Duration::from_millis(500), arrived.recv()).await;
         if published.is_ok() && first.is_ok() {
             break;
@@ -137,11 +142,12 @@ enum Publisher {
 impl Publisher {
     async fn publish(
         self,
+        first: tokio::time::Instant,
         arrivals: Arrivals,
         load: Load,
         published: Arc<AtomicU64>,
     ) -> anyhow::Result<()> {
-        let mut tick = interval(Duration::from_secs(1) * PUBLISHERS / load.rate);
+        let mut tick = interval_at(first, Duration::from_secs(1) * PUBLISHERS / load.rate);
         tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let until = Instant::now() + load.time;
         let path = format!("/v1.0/publish/default/{}", load.topic);
