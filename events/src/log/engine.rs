@@ -215,7 +215,7 @@ impl Engine {
         self.apply()
     }
 
-    /// The part of a commit after which it may be acknowledged.
+    /// The part of a commit after which it may be acknowledged and handed out. Before anything else [`Self::apply`] is next.
     pub(super) fn flush(&mut self) -> Result<(), LogError> {
         self.apply()?;
         for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {
@@ -235,28 +235,20 @@ impl Engine {
         let apply = self.store.flush(&batch)?;
         timer.observe_duration();
         self.metrics.group_events.observe(batch.events.len() as f64);
-        if apply {
-            self.unapplied = Some(batch);
-        } else {
-            self.written();
+        for topic in self.topics.values_mut() {
+            topic.written();
         }
+        self.unapplied = apply.then_some(batch);
         Ok(())
     }
 
-    /// The part of a commit after which it can be read.
+    /// The part of a commit after which a [`Reader`] sees it.
     pub(super) fn apply(&mut self) -> Result<(), LogError> {
         if let Some(batch) = self.unapplied.take() {
             self.reader = None;
             self.store.apply(&batch)?;
-            self.written();
         }
         Ok(())
-    }
-
-    fn written(&mut self) {
-        for topic in self.topics.values_mut() {
-            topic.written();
-        }
     }
 
     /// After a turn: what can be done while those who were answered go on.
@@ -302,11 +294,14 @@ impl Engine {
 
     /// What lies at a position of a topic.
     pub(super) fn find(&mut self, topic: &str, position: u64) -> Result<Found, LogError> {
-        let reader = view(&mut self.reader, &self.store)?;
-        match self.topics.get(topic) {
-            Some(topic) => reader.get(topic.place(position)),
-            None => Ok(Found::Nothing),
+        let Some(topic) = self.topics.get(topic) else {
+            return Ok(Found::Nothing);
+        };
+        let place = topic.place(position);
+        if let Some(found) = self.unapplied.as_ref().and_then(|batch| batch.find(place)) {
+            return Ok(found);
         }
+        view(&mut self.reader, &self.store)?.get(place)
     }
 }
 

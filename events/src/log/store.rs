@@ -6,24 +6,25 @@
 //! the tables are flushed, which makes everything durable there and the journal empty.
 
 use std::fs::{self, OpenOptions};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::{
-    Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata,
-    StorageBackend, TableDefinition,
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
+    TableDefinition,
 };
 use uuid::Uuid;
 
 use super::LogError;
-use super::record::{Place, Record, unseal};
+use super::record::Place;
 
 mod batch;
 mod journal;
+mod reader;
 mod snapshot;
 
 pub(super) use batch::Batch;
 use journal::Journal;
+pub(super) use reader::{Found, Reader};
 pub(super) use snapshot::Snapshot;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -285,73 +286,7 @@ impl Store {
 
     /// A view of the events as they are now.
     pub(super) fn reader(&self) -> Result<Reader, LogError> {
-        Ok(Reader { events: self.database.begin_read()?.open_table(EVENTS)? })
-    }
-}
-
-/// Reads events as of one moment.
-pub(super) struct Reader {
-    events: ReadOnlyTable<Place, &'static [u8]>,
-}
-
-/// What was found at a place.
-#[derive(Debug)]
-pub(super) enum Found {
-    /// The record and the bytes that it takes.
-    Record(Box<Record>, u64),
-    /// Something, but not what was written.
-    Damaged(u64),
-    /// Nothing.
-    Nothing,
-}
-
-impl Reader {
-    /// The first record from a place on that can be read, before the position `end` of the same topic.
-    pub(super) fn first(&self, from: Place, end: u64) -> Result<Option<(u64, Record)>, LogError> {
-        for position in self.positions(from, end)? {
-            if let Found::Record(record, _) = self.get((from.0, position))? {
-                return Ok(Some((position, *record)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A few positions from a place on that hold something.
-    fn positions(&self, from: Place, end: u64) -> Result<Vec<u64>, LogError> {
-        let found = catch_unwind(AssertUnwindSafe(|| {
-            let mut positions = Vec::new();
-            for row in self.events.range(from..(from.0, end))?.take(4) {
-                positions.push(row?.0.value().1);
-            }
-            Ok(positions)
-        }));
-        match found {
-            Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(redb::StorageError::Corrupted(_))) | Err(_) => Ok(Vec::new()),
-            Ok(Err(error)) => Err(error.into()),
-        }
-    }
-
-    pub(super) fn get(&self, place: Place) -> Result<Found, LogError> {
-        // The store takes its own pages on trust: one that was altered behind its back may make it panic.
-        let found = catch_unwind(AssertUnwindSafe(|| self.events.get(place)));
-        let frame = match found {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Ok(Found::Nothing),
-            Ok(Err(redb::StorageError::Corrupted(_))) | Err(_) => return Ok(Found::Damaged(0)),
-            Ok(Err(error)) => return Err(error.into()),
-        };
-        let length = frame.value().len() as u64;
-        Ok(match unseal(place, frame.value()) {
-            Some(record) => Found::Record(Box::new(record), length),
-            None => Found::Damaged(length),
-        })
-    }
-}
-
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").finish_non_exhaustive()
+        Reader::new(&self.database.begin_read()?)
     }
 }
 

@@ -166,8 +166,8 @@ impl Worker {
             }
             return Ok((next, false));
         }
-        engine.apply()?;
         let more = engine.hand_out(now_ms())?;
+        engine.apply()?;
         engine.make_room()?;
         Ok((next, more))
     }

@@ -8,7 +8,7 @@ use redb::{TableDefinition, WriteTransaction};
 
 use super::super::LogError;
 use super::super::record::Place;
-use super::{ATTEMPTS, EVENTS, PROGRESS, SUBSCRIPTIONS, TOPICS};
+use super::{ATTEMPTS, EVENTS, Found, PROGRESS, SUBSCRIPTIONS, TOPICS};
 
 /// Writing a batch again, or several in their order, changes nothing: every row is absolute.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,13 @@ impl Batch {
             && self.progress.is_empty()
             && self.attempts.is_empty()
             && self.forget.is_empty()
+    }
+
+    /// The record that it puts at a place.
+    pub(in crate::log) fn find(&self, place: Place) -> Option<Found> {
+        // The last one counts; batches that are looked into are small.
+        let (_place, frame) = self.events.iter().rev().find(|(at, _frame)| *at == place)?;
+        Some(Found::of(place, frame))
     }
 
     /// Bytes of what is usually most of it, to tell a large batch before it is encoded.

@@ -7,10 +7,12 @@
 //! same transaction: only frames of the epoch that the store names are still to be written to it. Nothing is erased.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use prost::Message as _;
+use rustix::fs::OFlags;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::LogError;
@@ -34,6 +36,9 @@ const HEADER: usize = 8 + 8 + 4 + 4;
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
+    /// Past the kernel's cache, which is a copy less and leaves nothing to write back. Not every file system can.
+    direct: Option<File>,
+    buffer: Buffer,
     epoch: u64,
     /// Number of the next frame, and its block.
     number: u32,
@@ -67,7 +72,9 @@ impl Journal {
             let dir = File::open(dir).and_then(|dir| dir.sync_all());
             dir.map_err(failed)?;
         }
-        Ok(Self { file, epoch: 0, number: 0, block: 0 })
+        let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
+        let direct = OpenOptions::new().write(true).custom_flags(flags).open(&path).ok();
+        Ok(Self { file, direct, buffer: Buffer::new(), epoch: 0, number: 0, block: 0 })
     }
 
     /// What was flushed in an epoch. A frame that is not whole and has none after it was never acknowledged.
@@ -125,24 +132,65 @@ impl Journal {
         if length > MAX_FRAME || self.block + blocks > BLOCKS {
             return Ok(false);
         }
-        let mut bytes = Vec::with_capacity(blocks * BLOCK);
-        bytes.extend_from_slice(&[0; 8]);
-        bytes.extend_from_slice(&self.epoch.to_le_bytes());
-        bytes.extend_from_slice(&self.number.to_le_bytes());
-        bytes.extend_from_slice(&payload_length.to_le_bytes());
-        row.encode(&mut bytes).map_err(|error| LogError::Store(error.to_string()))?;
-        let sum = checksum(&bytes);
+        let bytes = self.buffer.blocks(blocks);
+        let Some((header, mut rest)) = bytes.split_at_mut_checked(HEADER) else {
+            return Ok(false);
+        };
+        row.encode(&mut rest).map_err(|error| LogError::Store(error.to_string()))?;
+        // Whole blocks: the kernel need not read what it writes a part of.
+        rest.fill(0);
+        let numbers = [
+            &self.epoch.to_le_bytes()[..],
+            &self.number.to_le_bytes(),
+            &payload_length.to_le_bytes(),
+        ];
+        for (at, byte) in header.iter_mut().skip(8).zip(numbers.into_iter().flatten()) {
+            *at = *byte;
+        }
+        let sum = checksum(bytes.get(..HEADER + length).unwrap_or_default());
         for (at, byte) in bytes.iter_mut().zip(sum) {
             *at = byte;
         }
-        // Whole blocks: the kernel need not read what it writes a part of.
-        bytes.resize(blocks * BLOCK, 0);
-        let written = self.file.write_all_at(&bytes, (self.block * BLOCK) as u64);
-        let flushed = written.and_then(|()| self.file.sync_data());
+        let flushed = self.write(blocks);
         flushed.map_err(|error| LogError::io(Path::new(FILE_NAME), &error))?;
         self.number += 1;
         self.block += blocks;
         Ok(true)
+    }
+
+    /// Writes the buffer's first blocks to the next ones of the file, and flushes them.
+    fn write(&mut self, blocks: usize) -> std::io::Result<()> {
+        let (at, bytes) = ((self.block * BLOCK) as u64, self.buffer.blocks(blocks));
+        if let Some(direct) = &self.direct {
+            match direct.write_all_at(bytes, at) {
+                // Blocks may have to be larger there: not worth more than going the usual way.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => self.direct = None,
+                written => return written.and_then(|()| direct.sync_data()),
+            }
+        }
+        self.file.write_all_at(bytes, at)?;
+        self.file.sync_data()
+    }
+}
+
+/// Bytes that begin on a block in memory, too: that is what a write past the cache asks for.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let bytes = vec![0; (MAX_FRAME + HEADER).next_multiple_of(BLOCK) + BLOCK];
+        let start = bytes.as_ptr().align_offset(BLOCK);
+        Self { bytes, start }
+    }
+
+    /// The first of its blocks.
+    fn blocks(&mut self, count: usize) -> &mut [u8] {
+        let end = self.start.saturating_add(count * BLOCK);
+        self.bytes.get_mut(self.start..end).unwrap_or_default()
     }
 }
 
