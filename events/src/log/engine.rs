@@ -11,7 +11,7 @@ use prost::Message;
 use super::metrics::LogMetrics;
 use super::progress::Progress;
 use super::record::{Record, TopicRow};
-use super::store::{Batch, Found, Reader, Snapshot, Store};
+use super::store::{Batch, Found, Snapshot, Store};
 use super::subscription::{self, Subscription, unreadable};
 use super::topic::Topic;
 use super::{Backlog, LogError, Prepared, TopicConfig};
@@ -19,8 +19,6 @@ use crate::bus::{Published, Start, SubscriptionSpec};
 
 #[derive(Debug)]
 pub(super) struct Engine {
-    /// Kept between commits; ahead of `store`, so that it goes first.
-    pub(super) reader: Option<Reader>,
     pub(super) store: Store,
     pub(super) metrics: LogMetrics,
     pub(super) topics: BTreeMap<String, Topic>,
@@ -30,8 +28,6 @@ pub(super) struct Engine {
     /// Subscriptions that have consumers.
     pub(super) served: BTreeSet<Arc<str>>,
     pub(super) batch: Batch,
-    /// Flushed, and not in the tables yet.
-    unapplied: Option<Batch>,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
@@ -41,22 +37,24 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Reads what the store holds: everything but the events, and of those the deduplication windows.
-    pub(super) fn load(store: Store, metrics: LogMetrics, now_ms: u64) -> Result<Self, LogError> {
+    pub(super) fn load(
+        mut store: Store,
+        metrics: LogMetrics,
+        now_ms: u64,
+    ) -> Result<Self, LogError> {
         metrics.damaged_records.inc_by(store.lost_batches());
         let contents = store.contents()?;
-        let reader = store.reader()?;
         let mut topics = BTreeMap::new();
         for (name, bytes) in &contents.topics {
             let row =
                 TopicRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
-            topics.insert(name.clone(), Topic::restore(row, &reader, now_ms)?);
+            topics.insert(name.clone(), Topic::restore(row, &mut store, now_ms)?);
         }
         let subscriptions = subscription::load(&contents)?;
         let topic_ids = topics.values().map(|topic| topic.row().id);
         let ids = topic_ids.chain(subscriptions.values().map(|s: &Subscription| s.row.id));
         let next_id = ids.max().unwrap_or(0) + 1;
         Ok(Self {
-            reader: Some(reader),
             store,
             metrics,
             topics,
@@ -64,7 +62,6 @@ impl Engine {
             owners: HashMap::new(),
             served: BTreeSet::new(),
             batch: Batch::default(),
-            unapplied: None,
             urgent: false,
             quiet: false,
             next_id,
@@ -80,13 +77,12 @@ impl Engine {
     ) -> Result<Vec<Published>, LogError> {
         self.topic(topic, &TopicConfig::default())?;
         self.urgent = true;
-        let reader = view(&mut self.reader, &self.store)?;
         let Some(state) = self.topics.get_mut(topic) else {
             return Err(LogError::Closed);
         };
         let mut published = Vec::with_capacity(entries.len());
         for entry in entries {
-            published.push(state.append(entry, &mut self.batch, reader, now_ms)?);
+            published.push(state.append(entry, &mut self.batch, &mut self.store, now_ms)?);
         }
         self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
         Ok(published)
@@ -100,11 +96,10 @@ impl Engine {
         now_ms: u64,
     ) -> Result<(), LogError> {
         self.topic(name, config)?;
-        let reader = view(&mut self.reader, &self.store)?;
         let Some(topic) = self.topics.get_mut(name) else {
             return Err(LogError::Closed);
         };
-        if topic.configure(config, reader, now_ms)? {
+        if topic.configure(config, &mut self.store, now_ms)? {
             self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
         }
         self.urgent = true;
@@ -174,7 +169,7 @@ impl Engine {
             Start::Latest => topic.end(),
             Start::Earliest => topic.row().first,
             Start::Position(position) => position.clamp(topic.row().first, topic.end()),
-            Start::Time(ms) => topic.first_at(ms, view(&mut self.reader, &self.store)?)?,
+            Start::Time(ms) => topic.first_at(ms, &mut self.store)?,
         })
     }
 
@@ -209,15 +204,9 @@ impl Engine {
         self.topics.values().map(|topic| topic.row().bytes).sum()
     }
 
-    /// Adds changed progress to the batch and writes it. Afterwards everything applied so far is on disk and can be read.
+    /// Adds changed progress to the batch and writes it. Afterwards everything done so far is on disk, and may be
+    /// acknowledged and handed out.
     pub(super) fn commit(&mut self) -> Result<(), LogError> {
-        self.flush()?;
-        self.apply()
-    }
-
-    /// The part of a commit after which it may be acknowledged and handed out. Before anything else [`Self::apply`] is next.
-    pub(super) fn flush(&mut self) -> Result<(), LogError> {
-        self.apply()?;
         for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {
             let row = subscription.progress.to_row().encode_to_vec();
             self.batch.progress.insert(subscription.row.id, Some(row));
@@ -228,35 +217,14 @@ impl Engine {
             return Ok(());
         }
         self.quiet = false;
-        // An older view would keep the pages alive that this commit frees.
-        self.reader = None;
         let batch = std::mem::take(&mut self.batch);
+        let events = batch.events.len();
         let timer = self.metrics.flush_seconds.start_timer();
-        let apply = self.store.flush(&batch)?;
+        self.store.commit(batch)?;
         timer.observe_duration();
-        self.metrics.group_events.observe(batch.events.len() as f64);
+        self.metrics.group_events.observe(events as f64);
         for topic in self.topics.values_mut() {
             topic.written();
-        }
-        self.unapplied = apply.then_some(batch);
-        Ok(())
-    }
-
-    /// The part of a commit after which a [`Reader`] sees it.
-    pub(super) fn apply(&mut self) -> Result<(), LogError> {
-        if let Some(batch) = self.unapplied.take() {
-            self.reader = None;
-            self.store.apply(&batch)?;
-        }
-        Ok(())
-    }
-
-    /// After a turn: what can be done while those who were answered go on.
-    pub(super) fn make_room(&mut self) -> Result<(), LogError> {
-        if self.store.wants_room() {
-            self.apply()?;
-            self.reader = None;
-            self.store.make_room()?;
         }
         Ok(())
     }
@@ -264,14 +232,7 @@ impl Engine {
     /// Once a while without writes is over: lets the store write down what makes opening it quick.
     pub(super) fn settle_if_quiet(&mut self) -> Result<(), LogError> {
         let quiet = std::mem::replace(&mut self.quiet, true);
-        if quiet { self.close() } else { Ok(()) }
-    }
-
-    /// Leaves a store that opens quickly; it can still be used.
-    pub(super) fn close(&mut self) -> Result<(), LogError> {
-        self.apply()?;
-        self.reader = None;
-        self.store.settle()
+        if quiet { self.store.settle() } else { Ok(()) }
     }
 
     /// Adds a record to a topic that exists, whatever it is.
@@ -282,36 +243,16 @@ impl Engine {
         }
     }
 
-    /// The view of the events as of the last commit.
-    pub(super) fn reader(&mut self) -> Result<&Reader, LogError> {
-        view(&mut self.reader, &self.store)
-    }
-
     /// A view of everything as of the last commit, for another thread.
-    pub(super) fn snapshot(&self) -> Result<Snapshot, LogError> {
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, LogError> {
         self.store.snapshot()
     }
 
     /// What lies at a position of a topic.
     pub(super) fn find(&mut self, topic: &str, position: u64) -> Result<Found, LogError> {
-        let Some(topic) = self.topics.get(topic) else {
-            return Ok(Found::Nothing);
-        };
-        let place = topic.place(position);
-        if let Some(found) = self.unapplied.as_ref().and_then(|batch| batch.find(place)) {
-            return Ok(found);
+        match self.topics.get(topic) {
+            Some(topic) => self.store.find(topic.place(position)),
+            None => Ok(Found::Nothing),
         }
-        view(&mut self.reader, &self.store)?.get(place)
-    }
-}
-
-/// The view of the events as of the last commit.
-pub(super) fn view<'a>(
-    reader: &'a mut Option<Reader>,
-    store: &Store,
-) -> Result<&'a Reader, LogError> {
-    match reader {
-        Some(reader) => Ok(reader),
-        None => Ok(reader.insert(store.reader()?)),
     }
 }

@@ -40,10 +40,9 @@ impl Engine {
             *lowest = floor.min(*lowest);
         }
         let mut dropping = Vec::new();
-        let reader = super::engine::view(&mut self.reader, &self.store)?;
         for (name, topic) in &mut self.topics {
             let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
-            if topic.trim(floor, &mut self.batch, reader, now_ms)? {
+            if topic.trim(floor, &mut self.batch, &mut self.store, now_ms)? {
                 self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
                 if topic.row().first > floor {
                     dropping.push(name.clone());

@@ -66,14 +66,15 @@ impl Engine {
         if floor >= end {
             return Ok(None);
         }
-        let found = self.reader()?.first(from, end)?;
+        let found = self.store.reader()?.first(from, end)?;
         Ok(found.map(|(_, record)| record.published_ms))
     }
 
     /// A view of everything that is on disk, for work off this thread; and the id of a topic in it.
-    pub(super) fn topic_snapshot(&self, topic: &str) -> Result<(Snapshot, u32), LogError> {
+    pub(super) fn topic_snapshot(&mut self, topic: &str) -> Result<(Snapshot, u32), LogError> {
         let known = self.topics.get(topic).ok_or_else(|| LogError::unknown("topic", topic))?;
-        Ok((self.snapshot()?, known.row().id))
+        let id = known.row().id;
+        Ok((self.snapshot()?, id))
     }
 
     /// Removes events. Returns how many there were.

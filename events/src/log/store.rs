@@ -41,6 +41,8 @@ const FORMAT_WITHOUT_JOURNAL: u64 = 1;
 const EPOCH: &str = "journal-epoch";
 /// Name of the store's file in the log's folder.
 pub(crate) const FILE_NAME: &str = "log.redb";
+/// Batches that are written to the tables together.
+const MOST_UNWRITTEN: usize = 16;
 /// A file larger than this, and mostly unused, is compacted when it is opened.
 const COMPACT_FROM_BYTES: u64 = 64 << 20;
 
@@ -55,9 +57,13 @@ pub(super) struct Contents {
 
 /// An open store.
 pub(super) struct Store {
+    /// As of the last change of the tables. Ahead of `database`, so that it goes first.
+    reader: Option<Reader>,
     database: Database,
     /// None for a store that is only looked at, and for tests.
     journal: Option<Journal>,
+    /// What is in the journal and not in the tables, in its order.
+    unwritten: Vec<Batch>,
     /// Opening would have to look through the file, or to write what is in the journal.
     unsettled: bool,
     /// Batches of the journal that could not be read.
@@ -108,17 +114,32 @@ impl Store {
         let mut builder = Database::builder();
         builder.set_cache_size(cache_bytes);
         let database = builder.create_with_backend(backend)?;
-        let store = Self { database, journal: None, unsettled: false, lost_batches: 0 };
+        let store = Self {
+            reader: None,
+            database,
+            journal: None,
+            unwritten: Vec::new(),
+            unsettled: false,
+            lost_batches: 0,
+        };
         store.prepare()?;
         Ok(store)
     }
 
     /// Writes what the journal of a folder has and the tables do not, and uses it from now on.
     pub(super) fn use_journal(&mut self, dir: &Path) -> Result<(), LogError> {
-        let mut journal = Journal::open(dir)?;
         let named = self.database.begin_read()?.open_table(META)?.get(EPOCH)?;
+        let named = named.map(|epoch| epoch.value());
+        let mut journal = match Journal::open(dir) {
+            // One that was never used is no loss.
+            Err(LogError::DiskFull) if named.is_none() => {
+                tracing::warn!("the disk has no room for the log's journal: it goes without");
+                return Ok(());
+            }
+            opened => opened?,
+        };
         let contents = match named {
-            Some(epoch) => journal.read(epoch.value())?,
+            Some(epoch) => journal.read(epoch)?,
             None => journal::Contents::default(),
         };
         // By chance: this store may be a copy that is put beside the journal of another life.
@@ -182,7 +203,7 @@ impl Store {
     /// reads no data. Dearer than a commit by one flush, so it is for quiet moments.
     pub(super) fn settle(&mut self) -> Result<(), LogError> {
         if self.unsettled {
-            self.commit(&Batch::default(), true)?;
+            self.flush(&Batch::default(), true)?;
             self.unsettled = false;
         }
         Ok(())
@@ -231,62 +252,97 @@ impl Store {
         Ok(contents)
     }
 
-    /// Makes a batch durable, all of it or nothing. True if it is in the journal only: [`Self::apply`] comes next.
-    pub(super) fn flush(&mut self, batch: &Batch) -> Result<bool, LogError> {
+    /// Makes a batch durable, all of it or nothing.
+    pub(super) fn commit(&mut self, batch: Batch) -> Result<(), LogError> {
         self.unsettled = true;
         if let Some(journal) = &mut self.journal
-            && journal.append(batch)?
+            && journal.append(&batch)?
         {
-            return Ok(true);
+            // What was removed must not be found any more.
+            let removes = !batch.trims.is_empty();
+            self.unwritten.push(batch);
+            return if removes { self.write() } else { Ok(()) };
         }
-        self.commit(batch, false)?;
-        Ok(false)
+        self.flush(&batch, false)
     }
 
-    /// Writes a batch that the journal has to the tables, without a flush.
-    pub(super) fn apply(&mut self, batch: &Batch) -> Result<(), LogError> {
+    /// Whether something is in the journal only.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.unwritten.is_empty()
+    }
+
+    /// What is better done while nobody waits: `idle` says that there is time, otherwise only what is due is done.
+    pub(super) fn catch_up(&mut self, idle: bool) -> Result<(), LogError> {
+        if self.journal.as_ref().is_some_and(Journal::is_nearly_full) {
+            return self.flush(&Batch::default(), false);
+        }
+        if idle || self.unwritten.len() >= MOST_UNWRITTEN { self.write() } else { Ok(()) }
+    }
+
+    /// Writes what is only in the journal to the tables, without a flush.
+    fn write(&mut self) -> Result<(), LogError> {
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
+        // An older view would keep the pages alive that this frees.
+        self.reader = None;
         let mut write = self.database.begin_write()?;
         let durability = write.set_durability(Durability::None);
         durability.map_err(|error| LogError::Store(error.to_string()))?;
-        batch.write(&write)?;
-        Ok(write.commit()?)
-    }
-
-    /// Whether the journal is better emptied before a publisher has to wait for that.
-    pub(super) fn wants_room(&self) -> bool {
-        self.journal.as_ref().is_some_and(Journal::is_nearly_full)
-    }
-
-    /// Empties the journal.
-    pub(super) fn make_room(&mut self) -> Result<(), LogError> {
-        self.commit(&Batch::default(), false)
+        for batch in &self.unwritten {
+            batch.write(&write)?;
+        }
+        write.commit()?;
+        self.unwritten.clear();
+        Ok(())
     }
 
     /// Flushes the tables with a batch and all before: one flush, and checksums say after a crash whether it was whole.
     /// The journal is empty then.
-    fn commit(&mut self, batch: &Batch, quick_repair: bool) -> Result<(), LogError> {
+    fn flush(&mut self, batch: &Batch, quick_repair: bool) -> Result<(), LogError> {
+        self.reader = None;
         let mut write = self.database.begin_write()?;
         write.set_quick_repair(quick_repair);
-        batch.write(&write)?;
+        for batch in self.unwritten.iter().chain([batch]) {
+            batch.write(&write)?;
+        }
         let epoch = self.journal.as_ref().map(|journal| journal.epoch().wrapping_add(1));
         if let Some(epoch) = epoch {
             write.open_table(META)?.insert(EPOCH, epoch)?;
         }
         write.commit()?;
+        self.unwritten.clear();
         if let (Some(journal), Some(epoch)) = (&mut self.journal, epoch) {
             journal.start(epoch);
         }
         Ok(())
     }
 
+    /// The record at a place, as of the last commit.
+    pub(super) fn find(&mut self, place: Place) -> Result<Found, LogError> {
+        if let Some(found) = self.unwritten.iter().rev().find_map(|batch| batch.find(place)) {
+            return Ok(found);
+        }
+        self.open_reader()?.get(place)
+    }
+
+    fn open_reader(&mut self) -> Result<&Reader, LogError> {
+        match self.reader {
+            Some(ref reader) => Ok(reader),
+            None => Ok(self.reader.insert(Reader::new(&self.database.begin_read()?)?)),
+        }
+    }
+
     /// A view of everything as it is now, for another thread.
-    pub(super) fn snapshot(&self) -> Result<Snapshot, LogError> {
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, LogError> {
+        self.write()?;
         Ok(Snapshot::new(self.database.begin_read()?))
     }
 
-    /// A view of the events as they are now.
-    pub(super) fn reader(&self) -> Result<Reader, LogError> {
-        Reader::new(&self.database.begin_read()?)
+    /// A view of the events as of the last commit.
+    pub(super) fn reader(&mut self) -> Result<&Reader, LogError> {
+        self.write()?;
+        self.open_reader()
     }
 }
 

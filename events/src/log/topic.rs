@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::dedup::Dedup;
 use super::record::{Place, TopicRow, seal};
-use super::store::{Batch, Found, Reader};
+use super::store::{Batch, Found, Store};
 use super::{LogError, Prepared, TopicConfig};
 use crate::bus::Published;
 
@@ -46,22 +46,22 @@ impl Topic {
     }
 
     /// Reads the youngest records back, as far as the window reaches.
-    pub(super) fn restore(row: TopicRow, reader: &Reader, now_ms: u64) -> Result<Self, LogError> {
+    pub(super) fn restore(row: TopicRow, store: &mut Store, now_ms: u64) -> Result<Self, LogError> {
         let dedup = Dedup::new(row.dedup_window_ms);
         let stored_end = row.next;
         let mut topic = Self { row, dedup, stored_end, unwritten: HashMap::new() };
-        topic.remember_window(reader, now_ms)?;
+        topic.remember_window(store, now_ms)?;
         Ok(topic)
     }
 
-    fn remember_window(&mut self, reader: &Reader, now_ms: u64) -> Result<(), LogError> {
+    fn remember_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
         if !self.dedup.is_on() {
             return Ok(());
         }
         let horizon = self.dedup.horizon_ms(now_ms);
         let mut start = self.row.next;
         while start > self.row.first {
-            let published_ms = match reader.get(self.place(start - 1))? {
+            let published_ms = match store.reader()?.get(self.place(start - 1))? {
                 Found::Record(record, _) => record.published_ms,
                 Found::Damaged(_) | Found::Nothing => horizon,
             };
@@ -71,7 +71,7 @@ impl Topic {
             start -= 1;
         }
         for position in start..self.row.next {
-            let Found::Record(record, _) = reader.get(self.place(position))? else {
+            let Found::Record(record, _) = store.reader()?.get(self.place(position))? else {
                 continue;
             };
             let published_ms = record.published_ms;
@@ -86,7 +86,7 @@ impl Topic {
     pub(super) fn configure(
         &mut self,
         config: &TopicConfig,
-        reader: &Reader,
+        store: &mut Store,
         now_ms: u64,
     ) -> Result<bool, LogError> {
         let old = self.row.clone();
@@ -96,15 +96,15 @@ impl Topic {
         self.row.drop_unhandled = config.drop_unhandled;
         self.row.order_by.clone_from(&config.order_by);
         if self.row.dedup_window_ms != old.dedup_window_ms {
-            self.reread_window(reader, now_ms)?;
+            self.reread_window(store, now_ms)?;
         }
         Ok(self.row != old)
     }
 
     /// After a change of the window: what the store holds of it.
-    fn reread_window(&mut self, reader: &Reader, now_ms: u64) -> Result<(), LogError> {
+    fn reread_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
         self.dedup = Dedup::new(self.row.dedup_window_ms);
-        self.remember_window(reader, now_ms)?;
+        self.remember_window(store, now_ms)?;
         for (position, (source, id)) in &self.unwritten {
             self.dedup.insert(source, id, *position, now_ms);
         }
@@ -134,11 +134,11 @@ impl Topic {
 
     /// The first position published at or after a time. Publishing times never fall, but for a clock that was set
     /// back.
-    pub(super) fn first_at(&self, ms: u64, reader: &Reader) -> Result<u64, LogError> {
+    pub(super) fn first_at(&self, ms: u64, store: &mut Store) -> Result<u64, LogError> {
         let (mut low, mut high) = (self.row.first, self.stored_end);
         while low < high {
             let middle = low + (high - low) / 2;
-            match reader.first(self.place(middle), high)? {
+            match store.reader()?.first(self.place(middle), high)? {
                 Some((position, record)) if record.published_ms < ms => low = position + 1,
                 // Nothing is left from the middle on, or everything that is left is young enough.
                 Some(_) | None => high = middle,
@@ -152,10 +152,10 @@ impl Topic {
         &mut self,
         entry: Prepared,
         batch: &mut Batch,
-        reader: &Reader,
+        store: &mut Store,
         now_ms: u64,
     ) -> Result<Published, LogError> {
-        if let Some(position) = self.duplicate_of(&entry, reader, now_ms)? {
+        if let Some(position) = self.duplicate_of(&entry, store, now_ms)? {
             return Ok(Published { position, duplicate: true });
         }
         let position = self.push(&entry.payload, batch);
@@ -191,7 +191,7 @@ impl Topic {
     fn duplicate_of(
         &self,
         entry: &Prepared,
-        reader: &Reader,
+        store: &mut Store,
         now_ms: u64,
     ) -> Result<Option<u64>, LogError> {
         if !self.dedup.is_on() {
@@ -205,7 +205,7 @@ impl Topic {
                 }
                 continue;
             }
-            let Found::Record(record, _) = reader.get(self.place(position))? else {
+            let Found::Record(record, _) = store.reader()?.get(self.place(position))? else {
                 continue;
             };
             let same = |event: &duet_api::proto::Event| {
@@ -218,7 +218,7 @@ impl Topic {
         Ok(None)
     }
 
-    /// The batch is in the store now.
+    /// The store has the batch now.
     pub(super) fn written(&mut self) {
         self.unwritten.clear();
         self.stored_end = self.row.next;
@@ -230,7 +230,7 @@ impl Topic {
         &mut self,
         floor: u64,
         batch: &mut Batch,
-        reader: &Reader,
+        store: &mut Store,
         now_ms: u64,
     ) -> Result<bool, LogError> {
         self.dedup.expire(now_ms);
@@ -239,7 +239,7 @@ impl Topic {
         let floor = floor.min(self.stored_end);
         let start = self.row.first;
         while self.row.first < floor && self.row.first - start < TRIM_STEP {
-            let (published_ms, length) = match reader.get(self.place(self.row.first))? {
+            let (published_ms, length) = match store.reader()?.get(self.place(self.row.first))? {
                 Found::Record(record, length) => (record.published_ms, length),
                 // Nothing of it can be delivered any more, so nothing is lost.
                 Found::Damaged(length) => (0, length),

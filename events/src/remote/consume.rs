@@ -6,7 +6,7 @@ use std::time::Duration;
 use duet_api::proto::event_bus_client::EventBusClient;
 use duet_api::proto::{self, ConsumeRequest, ConsumeResponse, consume_request, consume_response};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -16,6 +16,11 @@ use crate::bus::{ConsumeError, Consumer, ConsumerBackend, Delivery, Settle, Subs
 
 /// Requests between the task and the connection.
 const OUTGOING: usize = 128;
+/// Events that are done are told of together: a wake-up less on either side for each. That costs nothing, as the bus
+/// writes them down together as well.
+const HOLD: Duration = Duration::from_millis(5);
+/// Or when there are this many, or a quarter of what may be in flight.
+const MOST_HELD: usize = 32;
 /// How long a closing stream may take to deliver its last settles.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -26,6 +31,7 @@ enum Decision {
 
 enum Step {
     Decided(Option<Decision>),
+    Due,
     Came(Result<Option<ConsumeResponse>, Status>),
 }
 
@@ -50,6 +56,8 @@ pub(super) async fn open(
     spec: SubscriptionSpec,
 ) -> Result<Consumer, ConsumeError> {
     let (subscription, credit) = (spec.name.clone(), spec.max_in_flight);
+    // An ordered one waits for each.
+    let most_held = if spec.ordered { 1 } else { MOST_HELD.min(credit as usize / 4) };
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let unavailable = |reason: String| ConsumeError::Unavailable { bus: bus.to_owned(), reason };
     for kind in [consume_request::Kind::Open(spec.into()), consume_request::Kind::Credit(credit)] {
@@ -71,7 +79,9 @@ pub(super) async fn open(
     }
     let (decisions, decided) = mpsc::unbounded_channel();
     let (sender, deliveries) = mpsc::channel(credit as usize + 1);
-    let stream = Stream { bus: bus.to_owned(), subscription, outgoing, responses, sender };
+    let bus = bus.to_owned();
+    let held = Held { settles: Vec::new(), due: None, most: most_held };
+    let stream = Stream { bus, subscription, outgoing, responses, sender, held };
     tokio::spawn(stream.run(decided));
     Ok(Consumer::new(ReceiverStream::new(deliveries), Arc::new(Backend(decisions))))
 }
@@ -92,27 +102,57 @@ struct Stream {
     outgoing: mpsc::Sender<ConsumeRequest>,
     responses: Streaming<ConsumeResponse>,
     sender: mpsc::Sender<Result<Delivery, ConsumeError>>,
+    held: Held,
+}
+
+/// Decisions that the bus has not been told of.
+struct Held {
+    settles: Vec<proto::Settle>,
+    due: Option<Instant>,
+    most: usize,
+}
+
+impl Held {
+    /// True if it is time to tell.
+    fn add(&mut self, delivery: u64, outcome: Settle) -> bool {
+        // Only what is over has time.
+        let now = !matches!(outcome, Settle::Ack);
+        self.settles.push(proto::Settle { delivery, outcome: Some(outcome.into()) });
+        self.due.get_or_insert_with(|| Instant::now() + HOLD);
+        now || self.settles.len() >= self.most
+    }
+
+    /// Completes when it is time; never without anything to tell.
+    async fn due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Stream {
     async fn run(mut self, mut decided: mpsc::UnboundedReceiver<Decision>) {
         loop {
             let decision = async {
-                // Room for a settle and its credit first; nobody else takes it meanwhile.
-                drop(self.outgoing.reserve_many(2).await.ok()?);
+                // Room for all that is held and its credit first; nobody else takes it meanwhile.
+                drop(self.outgoing.reserve_many(MOST_HELD + 1).await.ok()?);
                 decided.recv().await
             };
             let step = tokio::select! {
                 decision = decision => Step::Decided(decision),
+                () = self.held.due() => Step::Due,
                 response = self.responses.message() => Step::Came(response),
             };
             let goes_on = match step {
                 Step::Decided(Some(Decision::Settle(delivery, outcome))) => {
-                    let settle = proto::Settle { delivery, outcome: Some(outcome.into()) };
-                    self.send(consume_request::Kind::Settle(settle))
-                        && self.send(consume_request::Kind::Credit(1))
+                    !self.held.add(delivery, outcome) || self.tell()
                 }
-                Step::Decided(Some(Decision::Close) | None) => return self.close().await,
+                Step::Due => self.tell(),
+                Step::Decided(Some(Decision::Close) | None) => {
+                    self.tell();
+                    return self.close().await;
+                }
                 Step::Came(response) => {
                     let delivery = self.delivery(response);
                     let over = delivery.is_err();
@@ -124,6 +164,15 @@ impl Stream {
                 return;
             }
         }
+    }
+
+    /// Tells the bus of everything held. False if it is gone.
+    fn tell(&mut self) -> bool {
+        self.held.due = None;
+        let settles = std::mem::take(&mut self.held.settles);
+        let Ok(credit @ 1..) = u32::try_from(settles.len()) else { return true };
+        let mut kinds = settles.into_iter().map(consume_request::Kind::Settle);
+        kinds.all(|kind| self.send(kind)) && self.send(consume_request::Kind::Credit(credit))
     }
 
     fn send(&self, kind: consume_request::Kind) -> bool {

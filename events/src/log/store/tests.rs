@@ -122,7 +122,7 @@ enum Step {
     Append { events: u64, bytes: usize },
     Trim(u64),
     Settle,
-    MakeRoom,
+    CatchUp,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -131,7 +131,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (70_000_usize..90_000).prop_map(|bytes| Step::Append { events: 1, bytes }),
         2 => (1_u64..5).prop_map(Step::Trim),
         1 => Just(Step::Settle),
-        1 => Just(Step::MakeRoom),
+        1 => Just(Step::CatchUp),
     ]
 }
 
@@ -157,7 +157,7 @@ fn batch(bounds: &mut Bounds, step: &Step) -> Option<Batch> {
             batch.trims.push((1, bounds.first..end));
             bounds.first = end;
         }
-        Step::Settle | Step::MakeRoom => return None,
+        Step::Settle | Step::CatchUp => return None,
     }
     Some(batch)
 }
@@ -171,8 +171,8 @@ fn run(
 ) -> Events {
     for step in steps {
         let Some(batch) = batch(bounds, step) else {
-            let done =
-                if matches!(step, Step::Settle) { store.settle() } else { store.make_room() };
+            let settle = matches!(step, Step::Settle);
+            let done = if settle { store.settle() } else { store.catch_up(true) };
             if done.is_err() {
                 break;
             }
@@ -180,15 +180,18 @@ fn run(
         };
         let mut wanted = acknowledged.clone();
         write_to(&mut wanted, &batch);
-        match store.flush(&batch) {
-            Ok(apply) => {
-                acknowledged.clone_from(&wanted);
-                if apply && store.apply(&batch).is_err() {
-                    break;
-                }
-            }
+        match store.commit(batch) {
+            Ok(()) => acknowledged.clone_from(&wanted),
             Err(_) => return wanted,
         }
+    }
+    // What is there for readers is what is acknowledged, wherever it is.
+    for (place, frame) in acknowledged.iter() {
+        let found = store.find(*place);
+        assert!(
+            found.is_err()
+                || matches!(found, Ok(Found::Damaged(length)) if length == frame.len() as u64)
+        );
     }
     acknowledged.clone()
 }
