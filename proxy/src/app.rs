@@ -40,8 +40,6 @@ use worker::Shared;
 const MAX_PUBLISH_BYTES: usize = 4 << 20;
 /// All publishes together, in memory: sixteen of the largest.
 const PUBLISH_BYTES: usize = 16 * MAX_PUBLISH_BYTES;
-/// Most that waits in the outbox.
-const OUTBOX_BYTES: u64 = 256 << 20;
 /// Bound on the last phase, once nothing is left to wait for.
 const LAST_PHASE: Duration = Duration::from_secs(2);
 
@@ -177,7 +175,7 @@ async fn start_relay(
         inbox: config.args.state.join("inbox"),
         max_body_bytes: MAX_PUBLISH_BYTES,
         publish_bytes: PUBLISH_BYTES,
-        outbox_bytes: OUTBOX_BYTES,
+        outbox_bytes: config.args.outbox_capacity,
     };
     let inputs = relay::RelayInputs {
         workload: known.workload.clone(),

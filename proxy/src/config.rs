@@ -30,6 +30,9 @@ pub struct Args {
     /// Folder for the certificate and the outbox.
     #[arg(long, env = "DUET_STATE", default_value = ".duet/sidecar")]
     pub state: PathBuf,
+    /// Most bytes of events that wait in the outbox while a bus is away, such as 256Mi; what does not fit is refused.
+    #[arg(long, env = "DUET_OUTBOX_CAPACITY", default_value = "256Mi", value_parser = duet_api::quantity::parse)]
+    pub outbox_capacity: u64,
     /// A port of the application, `[NAME=]PORT[/PROTOCOL]` (repeatable); PROTOCOL is http, h2c or grpc.
     #[arg(long, env = "DUET_APP_PORT", value_delimiter = ',')]
     pub app_port: Vec<String>,

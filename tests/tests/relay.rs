@@ -246,6 +246,60 @@ async fn an_application_gets_more_time_when_it_asks() {
     assert_eq!(post(api, &extend, "text/plain", "").await.status(), 404, "nothing is in work");
 }
 
+#[tokio::test]
+async fn what_the_application_has_in_hand_in_bulk_is_finished_before_the_sidecar_leaves() {
+    let resources = reader("") + "  bulk: {max: 10, wait: 200ms}\n";
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let slow = Arc::new(AtomicBool::new(true));
+    let app = App::replying(move |asked| {
+        let Some(entries) = asked.json()["entries"].as_array().cloned() else {
+            return Reply::new(404, "");
+        };
+        let done = |entry: &Value| json!({"entryId": entry["entryId"], "status": "SUCCESS"});
+        let statuses: Vec<Value> = entries.iter().map(done).collect();
+        let pause = if slow.swap(false, Ordering::Relaxed) { 2000 } else { 0 };
+        Reply::new(200, &json!({"statuses": statuses}).to_string())
+            .after(Duration::from_millis(pause))
+    })
+    .await;
+    let options = Options::service("reader", app.port());
+    let leaving = Sidecar::ready(&control_plane, options.clone().instance("leaving")).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let path = "/v1.0/publish/default/news";
+    for number in 0..10 {
+        let body = number.to_string();
+        let answer = post(writer.ports.api, path, "application/json", &body).await;
+        assert_eq!(answer.status(), 204);
+    }
+    eventually("the first are in work", SOON, || async {
+        (!delivered(&app, "/news").is_empty()).then_some(())
+    })
+    .await;
+    leaving.leave();
+    leaving.gone().await;
+    let _coming = Sidecar::ready(&control_plane, options.instance("coming")).await;
+    let answer = post(writer.ports.api, path, "application/json", "10").await;
+    assert_eq!(answer.status(), 204);
+    let numbers = || -> Vec<u64> {
+        let asked = delivered(&app, "/news");
+        let entries = asked
+            .iter()
+            .flat_map(|asked| asked.json()["entries"].as_array().cloned().unwrap_or_default());
+        entries.map(|entry| entry["event"]["data"].as_u64().unwrap()).collect()
+    };
+    eventually("the last one arrives", SOON, || async { numbers().contains(&10).then_some(()) })
+        .await;
+    let mut all = numbers();
+    all.sort_unstable();
+    assert_eq!(all, (0..=10).collect::<Vec<_>>(), "each once");
+    for asked in delivered(&app, "/news") {
+        for entry in asked.json()["entries"].as_array().unwrap() {
+            let attempt = &entry["metadata"]["duet-delivery-attempt"];
+            assert!(attempt.is_null() || attempt == "1", "{entry}");
+        }
+    }
+}
+
 /// Reads a stream until `enough` holds for the text so far.
 async fn read_until(response: reqwest::Response, enough: impl Fn(&str) -> bool) -> String {
     let mut stream = response.bytes_stream();
