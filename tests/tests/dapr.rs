@@ -164,13 +164,17 @@ async fn every_verdict_is_kept(script: &Script, writer: &Sidecar) {
     }
 }
 
-/// Waits until the sidecar has subscribed for its application.
-async fn subscribed(sidecar: &Sidecar, topic: &str) {
-    eventually(&format!("a subscription to {topic}"), SOON, || async {
-        let log = sidecar.process.log();
-        log.lines().any(|line| line.contains("subscribed") && line.contains(topic)).then_some(())
-    })
-    .await;
+/// Waits until the bus keeps events of these topics for the sidecar's application.
+async fn subscribed(sidecar: &Sidecar, topics: &[&str]) {
+    for topic in topics {
+        let topic = format!("topic={topic:?}");
+        eventually(&format!("a subscription to {topic}"), SOON, || async {
+            let log = sidecar.process.log();
+            let says = |line: &str| line.contains("subscribed") && line.contains(&topic);
+            log.lines().any(says).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
@@ -240,7 +244,7 @@ async fn a_fastapi_application_subscribes() {
     let folder = control_plane.folder.path();
     let script = Script::start(&python, folder, "dapr_fastapi_app.py", web.ports, port);
     web.wait_ready().await;
-    subscribed(&web, "orders.dead").await;
+    subscribed(&web, &["orders", "orders.dead"]).await;
     every_verdict_is_kept(&script, &web).await;
 }
 
@@ -254,7 +258,7 @@ async fn a_grpc_application_subscribes() {
     let folder = control_plane.folder.path();
     let script = Script::start(&python, folder, "dapr_grpc_app.py", callback.ports, port);
     callback.wait_ready().await;
-    subscribed(&callback, "orders.dead").await;
+    subscribed(&callback, &["orders", "orders.dead"]).await;
     every_verdict_is_kept(&script, &callback).await;
 }
 
@@ -325,7 +329,7 @@ async fn a_grpc_application_takes_several_events_in_one_call() {
     let folder = control_plane.folder.path();
     let script = Script::start(&python, folder, "dapr_bulk_app.py", callback.ports, port);
     callback.wait_ready().await;
-    subscribed(&callback, "orders.dead").await;
+    subscribed(&callback, &["orders", "orders.dead"]).await;
     every_verdict_is_kept(&script, &callback).await;
     for number in 0..20 {
         publish(&callback, &number.to_string()).await;
@@ -361,7 +365,7 @@ spec:
     let folder = control_plane.folder.path();
     let script = Script::start(&python, folder, "dapr_single_app.py", callback.ports, port);
     callback.wait_ready().await;
-    subscribed(&callback, "orders").await;
+    subscribed(&callback, &["orders"]).await;
     publish(&callback, "first").await;
     publish(&callback, "last").await;
     eventually("both events", SOON, || async {
@@ -383,7 +387,7 @@ async fn metadata_lists_every_kind_of_subscription_and_shutdown_drains() {
     })
     .await;
     let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
-    subscribed(&reader, "more").await;
+    subscribed(&reader, &["more"]).await;
     let mut dapr = DaprClient::new(channel(&reader).await);
     let stream = streams::open(&mut dapr, "streamed").await;
     let listed = dapr.get_metadata(GetMetadataRequest {}).await.unwrap().into_inner();

@@ -211,3 +211,20 @@ impl Stream {
         timeout(CLOSE_TIMEOUT, rest).await.unwrap_or_default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn done_events_are_held_for_a_moment_and_nothing_else_is() {
+        let mut held = Held { settles: Vec::new(), due: None, most: 3 };
+        assert!(!held.add(1, Settle::Ack) && !held.add(2, Settle::Ack));
+        let before = Instant::now();
+        held.due().await;
+        assert_eq!(before.elapsed(), HOLD);
+        assert!(held.add(3, Settle::Ack), "as many as may be");
+        let mut held = Held { settles: Vec::new(), due: None, most: 3 };
+        assert!(held.add(1, Settle::Retry { delay: Duration::ZERO }));
+    }
+}

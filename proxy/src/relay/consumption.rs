@@ -66,6 +66,7 @@ impl Consumption {
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = FIRST_BACKOFF;
+        let mut confirmed = false;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -80,6 +81,9 @@ impl Consumption {
             let end = match opened {
                 Ok(consumer) => {
                     backoff = FIRST_BACKOFF;
+                    if !std::mem::replace(&mut confirmed, true) {
+                        self.confirmed();
+                    }
                     self.consume(consumer, &stop).await
                 }
                 Err(error) => End::Broken(error),
@@ -94,6 +98,17 @@ impl Consumption {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// From here on the bus keeps events for it. Not said before: what is published until then is not its own.
+    fn confirmed(&self) {
+        let spec = &self.hand.spec;
+        tracing::info!(
+            subscription = spec.name,
+            topic = spec.topic,
+            path = spec.path,
+            "subscribed"
+        );
     }
 
     /// Reports a consumer that broke; how long to wait before the next one.

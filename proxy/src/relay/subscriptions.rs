@@ -136,7 +136,6 @@ impl Subscriptions {
             if running.contains_key(&name) {
                 continue;
             }
-            tracing::info!(subscription = name, topic = spec.topic, path = spec.path, "subscribed");
             let stop = CancellationToken::new();
             let consumption = Consumption::new(
                 self.own(spec.clone()),

@@ -264,3 +264,35 @@ fn the_journal_of_another_life_is_left_alone() {
     assert_eq!(events(&store), acknowledged);
     assert_eq!(store.lost_batches(), 0);
 }
+
+#[test]
+fn a_store_from_before_the_journal_is_taken_over() {
+    let dir = TempDir::new().unwrap();
+    let disk = Disk::default();
+    let old = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+    let write = old.database.begin_write().unwrap();
+    write.open_table(META).unwrap().insert("format", FORMAT_WITHOUT_JOURNAL).unwrap();
+    write.open_table(EVENTS).unwrap().insert((1, 1), [7_u8; 9].as_slice()).unwrap();
+    write.commit().unwrap();
+    drop(old);
+    let store = open(&disk, &dir).unwrap();
+    assert_eq!(events(&store), Events::from([((1, 1), vec![7; 9])]));
+    let meta = store.database.begin_read().unwrap().open_table(META).unwrap();
+    // What knows of no journal must not open it any more.
+    assert_eq!(meta.get("format").unwrap().unwrap().value(), FORMAT);
+}
+
+#[test]
+fn what_was_removed_is_not_found_any_more() {
+    let dir = TempDir::new().unwrap();
+    let mut store = open(&Disk::default(), &dir).unwrap();
+    let put = Batch { events: vec![((1, 1), vec![7; 9])], ..Batch::default() };
+    store.commit(put).unwrap();
+    assert!(
+        matches!(store.find((1, 1)), Ok(Found::Damaged(9))),
+        "it is no record, but it is there"
+    );
+    let remove = Batch { trims: vec![(1, 1..2)], ..Batch::default() };
+    store.commit(remove).unwrap();
+    assert!(matches!(store.find((1, 1)), Ok(Found::Nothing)));
+}
