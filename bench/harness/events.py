@@ -16,6 +16,8 @@ from .duet import Duet, service
 # Not pinned: publishing is three processes, and flushes leave the processors idle.
 _CPUS = "0,1"
 TOPIC = "bench"
+# By the words of `--rows`.
+ROWS = {"many": "256 in flight", "one": "one at a time", "deliver": "publish to application, 1,000/s"}
 
 _SUBSCRIPTION = f"""apiVersion: duet.dev/v1alpha1
 kind: Subscription
@@ -98,36 +100,43 @@ def _measure(side, command):
     return sample
 
 
+def _command(word, side, options):
+    """What loads a side; None where the row makes no sense."""
+    common = ["--seconds", str(options.seconds)]
+    if word == "many":
+        return [options.peer, "publish", side.to, "--topic", f"{TOPIC}.many", "--in-flight", "256",
+                "--batch", str(side.batch), *common]
+    if side.batch > 1:
+        return None
+    if word == "one":
+        return [options.peer, "publish", side.to, "--topic", f"{TOPIC}.one", "--in-flight", "1", *common]
+    return [options.peer, "deliver", side.to, "--topic", f"{TOPIC}.deliver", "--rate", "1000", *common, *side.listen()]
+
+
 def run(options, folder, tools):
     """Measures every row for every side in turn; returns {row: {side: [samples]}}."""
     program = nats_server(tools)
     sides = [
         JetStream("jetstream, sync always", ", sync_interval: always", program, f"{folder}/always"),
         JetStream("jetstream, as it comes", "", program, f"{folder}/lazy"),
-        DuetEvents("duet", options.duet, f"{folder}/duet"),
-        DuetEvents("duet, batches of 32", options.duet, f"{folder}/duet-batch", batch=32),
     ]
+    for name, programs in options.duet.items():
+        sides += [
+            DuetEvents(name, programs, f"{folder}/{name}"),
+            DuetEvents(f"{name}, batches of 32", programs, f"{folder}/{name}-batch", batch=32),
+        ]
     for side in sides:
         side.prepare(options.peer)
-    rows = {
-        "256 in flight": lambda side: [options.peer, "publish", side.to, "--topic", f"{TOPIC}.many", "--in-flight", "256",
-                                       "--batch", str(side.batch), "--seconds", str(options.seconds)],
-        "one at a time": lambda side: None if side.batch > 1 else [
-            options.peer, "publish", side.to, "--topic", f"{TOPIC}.one", "--in-flight", "1",
-            "--seconds", str(options.seconds)],
-        "publish to application, 1,000/s": lambda side: None if side.batch > 1 else [
-            options.peer, "deliver", side.to, "--topic", f"{TOPIC}.deliver", "--rate", "1000",
-            "--seconds", str(options.seconds), *side.listen()],
-    }
-    results = {row: {side.name: [] for side in sides} for row in rows}
-    for row, command in rows.items():
+    chosen = options.rows.split(",") if options.rows else list(ROWS)
+    results = {ROWS[word]: {side.name: [] for side in sides} for word in chosen}
+    for word in chosen:
         for _ in range(options.rounds):
             for side in sides:
-                arguments = command(side)
+                arguments = _command(word, side, options)
                 if arguments:
                     sample = _measure(side, ["taskset", "-c", _CPUS, *arguments])
-                    results[row][side.name].append(sample)
-                    print(f"{row}: {side.name}: {sample}", flush=True)
+                    results[ROWS[word]][side.name].append(sample)
+                    print(f"{ROWS[word]}: {side.name}: {sample}", flush=True)
     return results
 
 
