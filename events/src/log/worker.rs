@@ -285,8 +285,8 @@ fn apply(
             answer_later(waiting, answer, published, room)
         }
         Command::Manage(work) => work(Ok(engine), waiting),
-        Command::Consume { id, spec, sender, answer } => {
-            let consumer = engine.consume(id, &spec, sender);
+        Command::Consume { id, spec, as_is, sender, answer } => {
+            let consumer = engine.consume(id, &spec, as_is, sender);
             answer_later(waiting, answer, consumer, ())
         }
         Command::Settle { consumer, delivery, outcome } => {
