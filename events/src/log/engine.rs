@@ -30,6 +30,8 @@ pub(super) struct Engine {
     pub(super) batch: Batch,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
+    /// Events, by topic, that retention took from subscriptions and nobody was told of yet.
+    pub(super) dropped: BTreeMap<String, u64>,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
     quiet: bool,
     next_id: u32,
@@ -66,6 +68,7 @@ impl Engine {
             quiet: false,
             next_id,
         })
+            dropped: BTreeMap::new(),
     }
 
     /// Stores events, all or none.
