@@ -378,6 +378,77 @@ fn a_longer_window_remembers_what_the_topic_holds() {
     assert!(engine.append("t", prepared([1], 10), 10).unwrap()[0].duplicate);
 }
 
+/// Turns a bit of a block of the journal.
+fn damage_journal(dir: &TempDir, block: usize) {
+    let path = dir.path().join("log.journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In its header.
+    bytes[block * 4096 + 21] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+/// Takes everything that a new consumer gets, and answers each.
+fn consume_all(engine: &mut Engine, outcome: &Settle) {
+    let (sender, mut deliveries) = mpsc::channel(64);
+    engine.consume(1, &spec(Start::Earliest), false, sender).unwrap();
+    engine.hand_out(0).unwrap();
+    while let Ok(delivery) = deliveries.try_recv() {
+        engine.settle(1, delivery.id, outcome, 0).unwrap();
+    }
+    engine.commit().unwrap();
+}
+
+#[test]
+fn what_is_published_after_a_lost_batch_is_not_taken_for_what_was_lost() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.declare(&spec(Start::Earliest)).unwrap();
+    before.append("t", prepared(1..=9, 0), 0).unwrap();
+    before.commit().unwrap();
+    before.append("t", prepared([10], 0), 0).unwrap();
+    before.commit().unwrap();
+    consume_all(&mut before, &Settle::Ack);
+    drop(before);
+    damage_journal(&dir, 1);
+    let mut engine = engine(&dir);
+    assert_eq!(engine.metrics.damaged_records.get(), 1);
+    let published = engine.append("t", prepared([11], 0), 0).unwrap();
+    assert_eq!(published[0].position, 11);
+    assert_eq!(engine.backlogs()["a/s"].events, 1);
+}
+
+#[test]
+fn a_topic_that_is_lost_goes_on_after_what_its_subscriptions_had() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.append("t", prepared(1..=9, 0), 0).unwrap();
+    before.commit().unwrap();
+    before.declare(&spec(Start::Latest)).unwrap();
+    before.commit().unwrap();
+    drop(before);
+    damage_journal(&dir, 0);
+    let mut engine = engine(&dir);
+    assert_eq!(engine.append("t", prepared([10], 0), 0).unwrap()[0].position, 10);
+    assert_eq!(engine.backlogs()["a/s"].events, 1);
+}
+
+#[test]
+fn rows_of_a_lost_subscription_are_not_those_of_the_next() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.append("t", prepared([1], 0), 0).unwrap();
+    before.commit().unwrap();
+    before.declare(&spec(Start::Earliest)).unwrap();
+    before.commit().unwrap();
+    consume_all(&mut before, &Settle::Retry { delay: Duration::from_secs(1) });
+    let lost = before.subscriptions["a/s"].row.id;
+    drop(before);
+    damage_journal(&dir, 1);
+    let mut engine = engine(&dir);
+    engine.declare(&spec(Start::Earliest)).unwrap();
+    assert!(engine.subscriptions["a/s"].row.id > lost);
+}
+
 #[test]
 fn a_store_of_a_newer_version_is_refused() {
     let dir = TempDir::new().unwrap();

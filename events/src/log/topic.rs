@@ -58,6 +58,15 @@ impl Topic {
         Ok(topic)
     }
 
+    /// Positions below `end` were given to events already, whatever became of those. True if that is news.
+    pub(super) fn begin_at(&mut self, end: u64) -> bool {
+        let missing = end.saturating_sub(self.row.next);
+        self.row.next += missing;
+        self.row.holes += missing;
+        self.stored_end = self.row.next;
+        missing > 0
+    }
+
     fn remember_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
         if !self.dedup.is_on() {
             return Ok(());
@@ -273,15 +282,6 @@ impl Topic {
         Ok(true)
     }
 
-    fn may_go(&self, published_ms: u64, now_ms: u64) -> bool {
-        let age = now_ms.saturating_sub(published_ms);
-        let too_old = self.row.retention_age_ms.is_some_and(|limit| age >= limit);
-        let too_large = self.row.retention_bytes.is_some_and(|limit| self.row.bytes > limit);
-        (too_old || too_large) && age >= self.row.dedup_window_ms
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
     /// From the next trim on, looks again for what retention may take.
     pub(super) fn trim_anew(&mut self) {
         self.trims_more = true;
@@ -292,5 +292,14 @@ fn millis(duration: Duration) -> u64 {
         self.trims_more
     }
 
+    fn may_go(&self, published_ms: u64, now_ms: u64) -> bool {
+        let age = now_ms.saturating_sub(published_ms);
+        let too_old = self.row.retention_age_ms.is_some_and(|limit| age >= limit);
+        let too_large = self.row.retention_bytes.is_some_and(|limit| self.row.bytes > limit);
+        (too_old || too_large) && age >= self.row.dedup_window_ms
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
