@@ -93,6 +93,11 @@ impl Event {
         Ok(())
     }
 
+    /// Without an optional attribute or extension.
+    pub(crate) fn remove_attribute(&mut self, name: &str) {
+        self.attributes.remove(name);
+    }
+
     /// Attribute `id`.
     #[must_use]
     pub fn id(&self) -> &str {

@@ -204,12 +204,29 @@ impl Log {
 
     /// Declares the subscription and becomes one of its consumers.
     pub(crate) async fn consume(&self, spec: SubscriptionSpec) -> Result<LogConsumer, LogError> {
+        self.become_consumer(spec, false).await
+    }
+
+    /// The same for one who carries events to where they belong: every event in its place and at once, with all its
+    /// attributes. What it is published for (a time, an end, one subscription) is for the log where it arrives.
+    pub(crate) async fn consume_as_is(
+        &self,
+        spec: SubscriptionSpec,
+    ) -> Result<LogConsumer, LogError> {
+        self.become_consumer(spec, true).await
+    }
+
+    async fn become_consumer(
+        &self,
+        spec: SubscriptionSpec,
+        as_is: bool,
+    ) -> Result<LogConsumer, LogError> {
         let (sender, deliveries) = mpsc::channel(spec.max_in_flight as usize);
         let consumer = self.next_consumer.fetch_add(1, Ordering::Relaxed);
         // From here on, so that a caller that leaves now does not leave a consumer behind.
         let backend = Arc::new(Backend { queue: self.queue.clone(), consumer });
         let spec = Box::new(spec);
-        self.ask(|answer| Command::Consume { id: consumer, spec, sender, answer }).await?;
+        self.ask(|answer| Command::Consume { id: consumer, spec, as_is, sender, answer }).await?;
         Ok(LogConsumer { deliveries, backend })
     }
 

@@ -1,7 +1,8 @@
 //! The sidecar's durable spool: events whose bus is away wait here, in order, and follow when it is back.
 //!
 //! One [`crate::log`] for all buses, a topic for each, consumed by the one forwarder of that bus. The store is made when
-//! it is first needed, so a sidecar whose bus never fails never has one. Imports [`crate::bus`] and [`crate::log`].
+//! it is first needed, so a sidecar whose bus never fails never has one. Whatever an event is published for, such as a
+//! later time, it is forwarded as it is: that is for the bus to do. Imports [`crate::bus`] and [`crate::log`].
 
 mod forward;
 mod metrics;

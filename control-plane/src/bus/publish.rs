@@ -6,7 +6,7 @@ use std::sync::Arc;
 use duet_api::proto;
 use duet_api::resource::Operation;
 use duet_events::Event;
-use duet_events::bus::{PublishError, PublishErrorKind};
+use duet_events::bus::{PublishError, PublishErrorKind, dead_letter};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
@@ -79,7 +79,7 @@ impl Publisher {
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
         self.buses.takes(&request.bus, &request.topic)?;
         let events = request.events.into_iter().enumerate().map(|(number, event)| {
-            Event::try_from(event).map_err(|error| {
+            Event::try_from(event).map(dead_letter::unmarked).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))
             })
         });

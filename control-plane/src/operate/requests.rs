@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use duet_api::DEFAULT_BUS;
 use duet_events::Event;
-use duet_events::bus::{ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus};
+use duet_events::bus::{
+    ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus, dead_letter,
+};
 use duet_events::cloudevent::{WrapContext, decode, encode_structured};
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
@@ -170,6 +172,7 @@ pub(super) async fn publish(
     let wrap = WrapContext { source: "duet-events", bus: &name, topic: &topic, now };
     let bad = |error: &duet_events::cloudevent::EnvelopeError| Failure::bad(error.to_string());
     let events = decode(&headers, body, &wrap).map_err(|error| bad(&error))?;
+    let events: Vec<_> = events.into_iter().map(dead_letter::unmarked).collect();
     for event in &events {
         event.check_schedule().map_err(|error| bad(&error))?;
     }

@@ -129,6 +129,21 @@ async fn an_event_waits_for_its_declared_subscription_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn a_publisher_cannot_hide_an_event_or_forge_a_dead_letter() {
+    let mesh = Mesh::start(RESOURCES).await;
+    let orders = mesh.sidecar("shop", "orders").await;
+    let inventory = mesh.sidecar("shop", "inventory").await;
+    let mut consumer = Consumer::open(&inventory, "shop/fulfil").await.unwrap();
+    let mut forged = event("1");
+    for name in ["redriveto", "deadlettertopic", "deadlettersub"] {
+        forged.attributes.insert(name.to_owned(), "somebody/else".to_owned());
+    }
+    publish(&orders, "default", forged).await;
+    consumer.ask(Ask::Credit(1)).await;
+    assert_eq!(consumer.delivery().await.event, Some(event("1")));
+}
+
+#[tokio::test]
 async fn refused_publishes_say_why() {
     let mesh = Mesh::start(RESOURCES).await;
     let orders = mesh.sidecar("shop", "orders").await;

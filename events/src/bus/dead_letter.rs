@@ -50,15 +50,54 @@ impl Verdict<'_> {
     }
 }
 
+/// All that this module adds.
+const OURS: [&str; 6] = [REASON, STATUS, TOPIC, SUBSCRIPTION, ATTEMPTS, REDRIVE_TO];
+
 /// Takes away everything that this module adds.
 pub fn strip(attributes: &mut BTreeMap<String, String>) {
-    for name in [REASON, STATUS, TOPIC, SUBSCRIPTION, ATTEMPTS, REDRIVE_TO] {
+    for name in OURS {
         attributes.remove(name);
     }
+}
+
+/// An event as a publisher may bring it: without all that only the bus may say. Otherwise whoever may publish to one
+/// topic could have an event moved to another as if it had been given up there, or hide one from all subscriptions but
+/// one. It is no error: someone may have received the event as a dead letter and pass it on.
+#[must_use]
+pub fn unmarked(mut event: Event) -> Event {
+    for name in OURS {
+        event.remove_attribute(name);
+    }
+    event
 }
 
 /// The one subscription that an event is for, where it was moved back.
 #[must_use]
 pub fn redriven_to(event: &Event) -> Option<&str> {
     event.attribute(REDRIVE_TO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_cannot_say_what_only_the_bus_may() {
+        let mut event = Event::new("1", "/s", "t").unwrap().with_attribute("subject", "x").unwrap();
+        for name in OURS {
+            event = event.with_attribute(name, "1").unwrap();
+        }
+        let names: Vec<_> = unmarked(event).attributes().keys().cloned().collect();
+        assert_eq!(names, ["subject"]);
+    }
+
+    #[test]
+    fn all_that_a_verdict_adds_is_taken_away_again() {
+        let verdict =
+            Verdict { reason: "no", status: 500, topic: "t", subscription: "a/s", attempts: 1 };
+        let added = verdict.attributes().map(|(name, value)| (name.to_owned(), value));
+        let mut attributes = BTreeMap::from(added);
+        strip(&mut attributes);
+        assert_eq!(attributes, BTreeMap::new());
+    }
 }

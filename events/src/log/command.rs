@@ -31,6 +31,8 @@ pub(super) enum Command {
     Consume {
         id: u64,
         spec: Box<SubscriptionSpec>,
+        /// See [`super::Log::consume_as_is`].
+        as_is: bool,
         sender: mpsc::Sender<LogDelivery>,
         answer: Answer<()>,
     },

@@ -30,6 +30,8 @@ pub(super) struct Engine {
     pub(super) batch: Batch,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
+    /// Events, by topic, that retention took from subscriptions and nobody was told of yet.
+    pub(super) dropped: BTreeMap<String, u64>,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
     quiet: bool,
     next_id: u32,
@@ -53,8 +55,11 @@ impl Engine {
         let subscriptions = subscription::load(&contents)?;
         let topic_ids = topics.values().map(|topic| topic.row().id);
         let ids = topic_ids.chain(subscriptions.values().map(|s: &Subscription| s.row.id));
-        let next_id = ids.max().unwrap_or(0) + 1;
-        Ok(Self {
+        // Rows of a subscription that is lost itself must not become those of the next one.
+        let orphans = contents.progress.iter().map(|(id, _)| *id);
+        let orphans = orphans.chain(contents.attempts.iter().map(|((id, _), _)| *id));
+        let next_id = ids.chain(orphans).max().unwrap_or(0) + 1;
+        let mut engine = Self {
             store,
             metrics,
             topics,
@@ -63,9 +68,30 @@ impl Engine {
             served: BTreeSet::new(),
             batch: Batch::default(),
             urgent: false,
+            dropped: BTreeMap::new(),
             quiet: false,
             next_id,
-        })
+        };
+        engine.skip_lost_positions()?;
+        Ok(engine)
+    }
+
+    /// Where a batch of the journal was lost, subscriptions may be further than their topic. What is published next must
+    /// not get a position that they are done with.
+    fn skip_lost_positions(&mut self) -> Result<(), LogError> {
+        let cursors = self.subscriptions.values();
+        let cursors = cursors.map(|s| (s.row.topic.clone(), s.progress.cursor()));
+        for (name, cursor) in cursors.collect::<Vec<_>>() {
+            // The topic may be lost as well.
+            self.topic(&name, &TopicConfig::default())?;
+            if let Some(topic) = self.topics.get_mut(&name)
+                && topic.begin_at(cursor)
+            {
+                tracing::error!(topic = name, position = cursor, "events before this are lost");
+                self.batch.topics.insert(name, topic.row().encode_to_vec());
+            }
+        }
+        Ok(())
     }
 
     /// Stores events, all or none.

@@ -27,11 +27,13 @@ impl Engine {
         &mut self,
         id: u64,
         spec: &SubscriptionSpec,
+        as_is: bool,
         sender: mpsc::Sender<LogDelivery>,
     ) -> Result<(), LogError> {
         self.declare(spec)?;
         let name: Arc<str> = spec.name.as_str().into();
         if let Some(subscription) = self.subscriptions.get_mut(&*name) {
+            subscription.as_is = as_is;
             subscription.consumers.add(id, spec.max_in_flight as usize, sender);
             self.served.insert(Arc::clone(&name));
             self.owners.insert(id, name);
@@ -158,7 +160,8 @@ impl Engine {
             return Ok(false);
         }
         // Even if nobody has room now: what is due must not keep the thread awake.
-        subscription.progress.wake(now_ms);
+        // An older version may have put events off that are to go as they are.
+        subscription.progress.wake(if subscription.as_is { u64::MAX } else { now_ms });
         let topic = subscription.row.topic.clone();
         let Some(state) = self.topics.get(&topic) else {
             return Ok(false);
@@ -200,6 +203,9 @@ impl Engine {
         else {
             return true;
         };
+        if subscription.as_is {
+            return true;
+        }
         if let Some(only) = event.attributes.remove(dead_letter::REDRIVE_TO)
             && only != name
         {

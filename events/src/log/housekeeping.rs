@@ -6,12 +6,19 @@ use prost::Message;
 
 use super::LogError;
 use super::engine::Engine;
+use super::topic::Topic;
 
 impl Engine {
     /// One round of it.
     pub(super) fn tick(&mut self, now_ms: u64) -> Result<(), LogError> {
         self.forget_idle(now_ms);
-        self.trim(now_ms)?;
+        for topic in self.topics.values_mut() {
+            topic.trim_anew();
+        }
+        self.trim_on(now_ms)?;
+        for (topic, dropped) in std::mem::take(&mut self.dropped) {
+            tracing::warn!(topic, dropped, "retention took events that were not handled yet");
+        }
         for status in self.subscription_statuses()? {
             let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
             self.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
@@ -32,7 +39,14 @@ impl Engine {
         }
     }
 
-    fn trim(&mut self, now_ms: u64) -> Result<(), LogError> {
+    /// Whether retention has more to take. It takes a little in each turn, so that publishers and consumers have
+    /// theirs, but does not wait in between: otherwise publishers that are faster would fill the disk.
+    pub(super) fn trims_more(&self) -> bool {
+        self.topics.values().any(Topic::trims_more)
+    }
+
+    /// Trims the topics that have more, by a step.
+    pub(super) fn trim_on(&mut self, now_ms: u64) -> Result<(), LogError> {
         let mut floors: HashMap<&str, u64> = HashMap::new();
         for subscription in self.subscriptions.values() {
             let floor = subscription.progress.floor();
@@ -40,7 +54,7 @@ impl Engine {
             *lowest = floor.min(*lowest);
         }
         let mut dropping = Vec::new();
-        for (name, topic) in &mut self.topics {
+        for (name, topic) in self.topics.iter_mut().filter(|(_, topic)| topic.trims_more()) {
             let floor = floors.get(name.as_str()).copied().unwrap_or(u64::MAX);
             if topic.trim(floor, &mut self.batch, &mut self.store, now_ms)? {
                 self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
@@ -67,7 +81,7 @@ impl Engine {
             subscription.dirty |= lost > 0;
             dropped += lost;
         }
-        tracing::warn!(topic = name, dropped, "retention took events that were not handled yet");
+        *self.dropped.entry(name.to_owned()).or_default() += dropped;
         self.metrics.dropped(name, dropped);
     }
 }

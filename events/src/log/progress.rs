@@ -227,6 +227,11 @@ impl Progress {
         }
     }
 
+    /// Lowest position that was never handed out: the topic had all below it.
+    pub(super) fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
     /// When the next delayed event is due.
     pub(super) fn next_wake(&self) -> Option<u64> {
         let room = self.unsettled.len() < MAX_UNSETTLED;

@@ -2,23 +2,22 @@
 //! the log's own thread makes them.
 //!
 //! A small batch goes to the journal, which is one write and one flush; then it is durable and may be acknowledged. After
-//! that it goes into the tables without a flush. When the journal is full, when a batch is large, and after a quiet second
-//! the tables are flushed, which makes everything durable there and the journal empty.
+//! that it goes into the tables without a flush. When the journal is full or some seconds old, when a batch is large, and
+//! after a quiet second the tables are flushed, which makes everything durable there and the journal empty.
 
-use std::fs::{self, OpenOptions};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
-    TableDefinition,
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
 };
-use uuid::Uuid;
 
 use super::LogError;
 use super::record::Place;
 
 mod batch;
 mod journal;
+mod opening;
 mod reader;
 mod snapshot;
 
@@ -43,6 +42,8 @@ const EPOCH: &str = "journal-epoch";
 pub(crate) const FILE_NAME: &str = "log.redb";
 /// Batches that are written to the tables together.
 const MOST_UNWRITTEN: usize = 16;
+/// What is acknowledged is durable in the journal alone for about so long, at most.
+const LONGEST_IN_JOURNAL: Duration = Duration::from_secs(10);
 /// A file larger than this, and mostly unused, is compacted when it is opened.
 const COMPACT_FROM_BYTES: u64 = 64 << 20;
 
@@ -64,139 +65,18 @@ pub(super) struct Store {
     journal: Option<Journal>,
     /// What is in the journal and not in the tables, in its order.
     unwritten: Vec<Batch>,
+    /// When the oldest batch came that is not durable in the tables.
+    journaled_since: Option<Instant>,
     /// Opening would have to look through the file, or to write what is in the journal.
     unsettled: bool,
-    /// Batches of the journal that could not be read.
+    /// Batches of the journal that could not be read, or written.
     lost_batches: u64,
 }
 
 impl Store {
-    /// Opens or creates the store in a folder.
-    pub(super) fn open(dir: &Path, cache_bytes: usize) -> Result<Self, LogError> {
-        let failed = |error: std::io::Error| LogError::io(dir, &error);
-        let made = !dir.exists();
-        fs::create_dir_all(dir).map_err(failed)?;
-        let path = dir.join(FILE_NAME);
-        let existed = path.exists();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        let backend = redb::backends::FileBackend::new(file)?;
-        let mut store = Self::with_backend(backend, cache_bytes)?;
-        // Names have to survive as well as contents.
-        let parent = dir.parent().filter(|_parent| made);
-        for folder in parent.into_iter().chain((!existed).then_some(dir)) {
-            let flushed = fs::File::open(folder).and_then(|folder| folder.sync_all());
-            flushed.map_err(failed)?;
-        }
-        store.use_journal(dir)?;
-        store.compact_if_hollow(length)?;
-        Ok(store)
-    }
-
-    /// Opens a store's file as it is, to look at it.
-    fn open_file(path: &Path, cache_bytes: usize) -> Result<Self, LogError> {
-        let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|error| LogError::io(path, &error))?;
-        Self::with_backend(redb::backends::FileBackend::new(file)?, cache_bytes)
-    }
-
-    /// Opens a store on any storage; tests bring one that fails.
-    pub(super) fn with_backend(
-        backend: impl StorageBackend,
-        cache_bytes: usize,
-    ) -> Result<Self, LogError> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(cache_bytes);
-        let database = builder.create_with_backend(backend)?;
-        let store = Self {
-            reader: None,
-            database,
-            journal: None,
-            unwritten: Vec::new(),
-            unsettled: false,
-            lost_batches: 0,
-        };
-        store.prepare()?;
-        Ok(store)
-    }
-
-    /// Writes what the journal of a folder has and the tables do not, and uses it from now on.
-    pub(super) fn use_journal(&mut self, dir: &Path) -> Result<(), LogError> {
-        let named = self.database.begin_read()?.open_table(META)?.get(EPOCH)?;
-        let named = named.map(|epoch| epoch.value());
-        let mut journal = match Journal::open(dir) {
-            // One that was never used is no loss.
-            Err(LogError::DiskFull) if named.is_none() => {
-                tracing::warn!("the disk has no room for the log's journal: it goes without");
-                return Ok(());
-            }
-            opened => opened?,
-        };
-        let contents = match named {
-            Some(epoch) => journal.read(epoch)?,
-            None => journal::Contents::default(),
-        };
-        // By chance: this store may be a copy that is put beside the journal of another life.
-        let epoch = Uuid::new_v4().as_u64_pair().0;
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        for batch in &contents.batches {
-            batch.write(&write)?;
-        }
-        {
-            let mut meta = write.open_table(META)?;
-            meta.insert("format", FORMAT)?;
-            meta.insert(EPOCH, epoch)?;
-        }
-        write.commit()?;
-        journal.start(epoch);
-        self.journal = Some(journal);
-        self.lost_batches = contents.lost;
-        if contents.lost > 0 {
-            let lost = contents.lost;
-            tracing::error!(lost, "the journal is damaged: batches of events are lost");
-        }
-        if !contents.batches.is_empty() {
-            let batches = contents.batches.len();
-            tracing::info!(batches, "wrote into the store what its journal held");
-        }
-        Ok(())
-    }
-
-    /// Batches of the journal that could not be read when the store was opened.
+    /// Batches of the journal that could not be read, or written, when the store was opened.
     pub(super) fn lost_batches(&self) -> u64 {
         self.lost_batches
-    }
-
-    fn prepare(&self) -> Result<(), LogError> {
-        let found = match self.database.begin_read()?.open_table(META) {
-            Ok(meta) => meta.get("format")?.map(|format| format.value()),
-            Err(redb::TableError::TableDoesNotExist(_)) => None,
-            Err(error) => return Err(error.into()),
-        };
-        match found {
-            Some(FORMAT | FORMAT_WITHOUT_JOURNAL) => return Ok(()),
-            Some(other) => {
-                return Err(LogError::Format { found: other, known: FORMAT });
-            }
-            None => {}
-        }
-        let write = self.database.begin_write()?;
-        {
-            write.open_table(META)?.insert("format", FORMAT)?;
-            write.open_table(TOPICS)?;
-            write.open_table(EVENTS)?;
-            write.open_table(SUBSCRIPTIONS)?;
-            write.open_table(PROGRESS)?;
-            write.open_table(ATTEMPTS)?;
-        }
-        Ok(write.commit()?)
     }
 
     /// Flushes the tables and writes down where the file's free pages are, if that is not known: opening after a crash then
@@ -205,21 +85,6 @@ impl Store {
         if self.unsettled {
             self.flush(&Batch::default(), true)?;
             self.unsettled = false;
-        }
-        Ok(())
-    }
-
-    fn compact_if_hollow(&mut self, length: u64) -> Result<(), LogError> {
-        if length < COMPACT_FROM_BYTES {
-            return Ok(());
-        }
-        let stored = {
-            let stats = self.database.begin_read()?.open_table(EVENTS)?.stats()?;
-            stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes()
-        };
-        if stored < length / 4 {
-            let compacted = self.database.compact()?;
-            tracing::info!(length, stored, compacted, "compacted the log's file");
         }
         Ok(())
     }
@@ -255,15 +120,26 @@ impl Store {
     /// Makes a batch durable, all of it or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), LogError> {
         self.unsettled = true;
-        if let Some(journal) = &mut self.journal
-            && journal.append(&batch)?
-        {
-            // What was removed must not be found any more.
-            let removes = !batch.trims.is_empty();
-            self.unwritten.push(batch);
-            return if removes { self.write() } else { Ok(()) };
+        let journaled = match &mut self.journal {
+            Some(journal) => journal.append(&batch),
+            None => Ok(false),
+        };
+        match journaled {
+            Ok(true) => {}
+            Ok(false) => return self.flush(&batch, false),
+            Err(error) => {
+                self.flush(&batch, false)?;
+                // After the flush, which names an epoch of which nothing is in the journal.
+                tracing::error!(%error, "the journal cannot be written: the log goes without");
+                self.journal = None;
+                return Ok(());
+            }
         }
-        self.flush(&batch, false)
+        self.journaled_since.get_or_insert_with(Instant::now);
+        // What was removed must not be found any more.
+        let removes = !batch.trims.is_empty();
+        self.unwritten.push(batch);
+        if removes { self.write() } else { Ok(()) }
     }
 
     /// Whether something is in the journal only.
@@ -273,7 +149,8 @@ impl Store {
 
     /// What is better done while nobody waits: `idle` says that there is time, otherwise only what is due is done.
     pub(super) fn catch_up(&mut self, idle: bool) -> Result<(), LogError> {
-        if self.journal.as_ref().is_some_and(Journal::is_nearly_full) {
+        let old = self.journaled_since.is_some_and(|at| at.elapsed() >= LONGEST_IN_JOURNAL);
+        if old || self.journal.as_ref().is_some_and(Journal::is_nearly_full) {
             return self.flush(&Batch::default(), false);
         }
         if idle || self.unwritten.len() >= MOST_UNWRITTEN { self.write() } else { Ok(()) }
@@ -286,15 +163,20 @@ impl Store {
         }
         // An older view would keep the pages alive that this frees.
         self.reader = None;
+        self.put(&self.unwritten)?;
+        self.unwritten.clear();
+        Ok(())
+    }
+
+    /// Puts batches into the tables, all or none, without a flush.
+    fn put(&self, batches: &[Batch]) -> Result<(), LogError> {
         let mut write = self.database.begin_write()?;
         let durability = write.set_durability(Durability::None);
         durability.map_err(|error| LogError::Store(error.to_string()))?;
-        for batch in &self.unwritten {
+        for batch in batches {
             batch.write(&write)?;
         }
-        write.commit()?;
-        self.unwritten.clear();
-        Ok(())
+        Ok(write.commit()?)
     }
 
     /// Flushes the tables with a batch and all before: one flush, and checksums say after a crash whether it was whole.
@@ -312,6 +194,7 @@ impl Store {
         }
         write.commit()?;
         self.unwritten.clear();
+        self.journaled_since = None;
         if let (Some(journal), Some(epoch)) = (&mut self.journal, epoch) {
             journal.start(epoch);
         }

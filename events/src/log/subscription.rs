@@ -24,12 +24,15 @@ pub(super) struct Subscription {
     pub(super) consumers: Consumers,
     /// Counts how often it was moved; see [`super::consumers::Open`].
     pub(super) epoch: u32,
+    /// Its consumer takes every event as it is; see [`super::Log::consume_as_is`].
+    pub(super) as_is: bool,
 }
 
 impl Subscription {
     /// A new one, not in the store yet.
     pub(super) fn new(row: SubscriptionRow, progress: Progress) -> Self {
-        Self { row, progress, dirty: true, consumers: Consumers::default(), epoch: 0 }
+        let consumers = Consumers::default();
+        Self { row, progress, dirty: true, consumers, epoch: 0, as_is: false }
     }
 
     /// Takes new settings; what it has handled stays handled.

@@ -291,6 +291,57 @@ fn retention_by_bytes_takes_the_oldest() {
 }
 
 #[test]
+fn retention_goes_on_turn_by_turn_until_it_is_through() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.ensure_topic("t", &short_lived(), 0).unwrap();
+    let count = u32::try_from(topic::TRIM_STEP).unwrap() * 2 + 10;
+    engine.append("t", prepared(1..=count, 0), 0).unwrap();
+    engine.commit().unwrap();
+    engine.tick(100).unwrap();
+    assert_eq!(engine.topics["t"].row().first, topic::TRIM_STEP + 1, "a step, not more");
+    for _ in 0..2 {
+        assert!(engine.trims_more());
+        engine.commit().unwrap();
+        engine.trim_on(100).unwrap();
+    }
+    assert!(!engine.trims_more());
+    assert_eq!(engine.topics["t"].row().first, u64::from(count) + 1);
+}
+
+#[test]
+fn retention_takes_more_than_publishers_bring_meanwhile() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.ensure_topic("t", &short_lived(), 0).unwrap();
+    let many = u32::try_from(topic::TRIM_STEP).unwrap() * 3;
+    engine.append("t", prepared(1..=many, 0), 0).unwrap();
+    engine.commit().unwrap();
+    engine.append("t", prepared(0..many / 3 * 2, 100), 100).unwrap();
+    engine.tick(100).unwrap();
+    assert_eq!(engine.topics["t"].row().first, u64::from(many) + 1);
+}
+
+#[tokio::test]
+async fn retention_takes_more_than_a_step_between_two_rounds_of_housekeeping() {
+    let dir = TempDir::new().unwrap();
+    let (log, _) = open(&dir).await;
+    let steps = 30;
+    let count = u32::try_from(topic::TRIM_STEP).unwrap() * steps;
+    log.ensure_topic("t", TopicConfig { retention_bytes: Some(0), ..TopicConfig::keep_all() })
+        .await
+        .unwrap();
+    log.append("t", entries(1..=count)).await.unwrap();
+    let gone = async {
+        while log.topics().await.unwrap()[0].events > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    // With a step each second it would take thirty.
+    timeout(Duration::from_secs(20), gone).await.unwrap();
+}
+
+#[test]
 fn events_of_the_current_batch_are_not_taken_for_missing() {
     let dir = TempDir::new().unwrap();
     let mut engine = engine(&dir);
@@ -325,6 +376,77 @@ fn a_longer_window_remembers_what_the_topic_holds() {
     engine.commit().unwrap();
     engine.ensure_topic("t", &TopicConfig::default(), 10).unwrap();
     assert!(engine.append("t", prepared([1], 10), 10).unwrap()[0].duplicate);
+}
+
+/// Turns a bit of a block of the journal.
+fn damage_journal(dir: &TempDir, block: usize) {
+    let path = dir.path().join("log.journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In its header.
+    bytes[block * 4096 + 21] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+/// Takes everything that a new consumer gets, and answers each.
+fn consume_all(engine: &mut Engine, outcome: &Settle) {
+    let (sender, mut deliveries) = mpsc::channel(64);
+    engine.consume(1, &spec(Start::Earliest), false, sender).unwrap();
+    engine.hand_out(0).unwrap();
+    while let Ok(delivery) = deliveries.try_recv() {
+        engine.settle(1, delivery.id, outcome, 0).unwrap();
+    }
+    engine.commit().unwrap();
+}
+
+#[test]
+fn what_is_published_after_a_lost_batch_is_not_taken_for_what_was_lost() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.declare(&spec(Start::Earliest)).unwrap();
+    before.append("t", prepared(1..=9, 0), 0).unwrap();
+    before.commit().unwrap();
+    before.append("t", prepared([10], 0), 0).unwrap();
+    before.commit().unwrap();
+    consume_all(&mut before, &Settle::Ack);
+    drop(before);
+    damage_journal(&dir, 1);
+    let mut engine = engine(&dir);
+    assert_eq!(engine.metrics.damaged_records.get(), 1);
+    let published = engine.append("t", prepared([11], 0), 0).unwrap();
+    assert_eq!(published[0].position, 11);
+    assert_eq!(engine.backlogs()["a/s"].events, 1);
+}
+
+#[test]
+fn a_topic_that_is_lost_goes_on_after_what_its_subscriptions_had() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.append("t", prepared(1..=9, 0), 0).unwrap();
+    before.commit().unwrap();
+    before.declare(&spec(Start::Latest)).unwrap();
+    before.commit().unwrap();
+    drop(before);
+    damage_journal(&dir, 0);
+    let mut engine = engine(&dir);
+    assert_eq!(engine.append("t", prepared([10], 0), 0).unwrap()[0].position, 10);
+    assert_eq!(engine.backlogs()["a/s"].events, 1);
+}
+
+#[test]
+fn rows_of_a_lost_subscription_are_not_those_of_the_next() {
+    let dir = TempDir::new().unwrap();
+    let mut before = engine(&dir);
+    before.append("t", prepared([1], 0), 0).unwrap();
+    before.commit().unwrap();
+    before.declare(&spec(Start::Earliest)).unwrap();
+    before.commit().unwrap();
+    consume_all(&mut before, &Settle::Retry { delay: Duration::from_secs(1) });
+    let lost = before.subscriptions["a/s"].row.id;
+    drop(before);
+    damage_journal(&dir, 1);
+    let mut engine = engine(&dir);
+    engine.declare(&spec(Start::Earliest)).unwrap();
+    assert!(engine.subscriptions["a/s"].row.id > lost);
 }
 
 #[test]

@@ -10,13 +10,15 @@ use super::store::{Batch, Found, Store};
 use super::{LogError, Prepared, TopicConfig};
 use crate::bus::Published;
 
-/// Most records that one trim looks at, so that publishers do not wait for it.
-const TRIM_STEP: u64 = 2048;
+/// Most records that one trim looks at, so that publishers do not wait for it. The next one comes in the next turn.
+pub(super) const TRIM_STEP: u64 = 2048;
 
 #[derive(Debug)]
 pub(super) struct Topic {
     row: TopicRow,
     dedup: Dedup,
+    /// The last trim ended before it was through.
+    trims_more: bool,
     /// One past the last position that is in the store.
     stored_end: u64,
     /// (`source`, `id`) by position of events that are in the current batch, so not in the store yet.
@@ -40,6 +42,7 @@ impl Topic {
         Self {
             dedup: Dedup::new(row.dedup_window_ms),
             row,
+            trims_more: false,
             stored_end: 1,
             unwritten: HashMap::new(),
         }
@@ -49,9 +52,19 @@ impl Topic {
     pub(super) fn restore(row: TopicRow, store: &mut Store, now_ms: u64) -> Result<Self, LogError> {
         let dedup = Dedup::new(row.dedup_window_ms);
         let stored_end = row.next;
-        let mut topic = Self { row, dedup, stored_end, unwritten: HashMap::new() };
+        let unwritten = HashMap::new();
+        let mut topic = Self { row, dedup, trims_more: false, stored_end, unwritten };
         topic.remember_window(store, now_ms)?;
         Ok(topic)
+    }
+
+    /// Positions below `end` were given to events already, whatever became of those. True if that is news.
+    pub(super) fn begin_at(&mut self, end: u64) -> bool {
+        let missing = end.saturating_sub(self.row.next);
+        self.row.next += missing;
+        self.row.holes += missing;
+        self.stored_end = self.row.next;
+        missing > 0
     }
 
     fn remember_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
@@ -238,7 +251,14 @@ impl Topic {
         let floor = if self.row.drop_unhandled { u64::MAX } else { floor };
         let floor = floor.min(self.stored_end);
         let start = self.row.first;
-        while self.row.first < floor && self.row.first - start < TRIM_STEP {
+        // More than publishers bring at the same time.
+        let step = TRIM_STEP.max(batch.events.len() as u64 * 2);
+        self.trims_more = false;
+        while self.row.first < floor {
+            if self.row.first - start == step {
+                self.trims_more = true;
+                break;
+            }
             let (published_ms, length) = match store.reader()?.get(self.place(self.row.first))? {
                 Found::Record(record, length) => (record.published_ms, length),
                 // Nothing of it can be delivered any more, so nothing is lost.
@@ -260,6 +280,16 @@ impl Topic {
         }
         batch.trims.push((self.row.id, Range { start, end: self.row.first }));
         Ok(true)
+    }
+
+    /// From the next trim on, looks again for what retention may take.
+    pub(super) fn trim_anew(&mut self) {
+        self.trims_more = true;
+    }
+
+    /// Whether the last trim ended before it was through.
+    pub(super) fn trims_more(&self) -> bool {
+        self.trims_more
     }
 
     fn may_go(&self, published_ms: u64, now_ms: u64) -> bool {

@@ -174,7 +174,7 @@ impl Worker {
         }
         let more = engine.hand_out(now_ms())?;
         engine.store.catch_up(idle)?;
-        Ok((next, more))
+        Ok((next, more || engine.trims_more()))
     }
 
     fn apply_all(
@@ -217,11 +217,14 @@ impl Worker {
         let Ok(engine) = &mut self.engine else {
             return Ok(());
         };
+        let trims = engine.trims_more();
         if tick {
             engine.tick(now_ms())?;
+        } else if trims {
+            engine.trim_on(now_ms())?;
         }
         let settled = self.settle_due.is_some_and(|due| Instant::now() >= due);
-        if engine.urgent || settled || tick || closing {
+        if engine.urgent || settled || tick || trims || closing {
             engine.commit()?;
             self.settle_due = None;
         }
@@ -285,8 +288,8 @@ fn apply(
             answer_later(waiting, answer, published, room)
         }
         Command::Manage(work) => work(Ok(engine), waiting),
-        Command::Consume { id, spec, sender, answer } => {
-            let consumer = engine.consume(id, &spec, sender);
+        Command::Consume { id, spec, as_is, sender, answer } => {
+            let consumer = engine.consume(id, &spec, as_is, sender);
             answer_later(waiting, answer, consumer, ())
         }
         Command::Settle { consumer, delivery, outcome } => {

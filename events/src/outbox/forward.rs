@@ -55,7 +55,7 @@ impl Forwarder {
         let log = self.outbox.log().await?;
         let spec = self.outbox.prepare(&log, &self.spool).await?;
         let subscription = spec.name.clone();
-        let mut consumer = log.consume(spec).await?;
+        let mut consumer = log.consume_as_is(spec).await?;
         let mut next = None;
         loop {
             let first = match next.take() {

@@ -8,13 +8,16 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use super::*;
+use crate::bus::dead_letter::REDRIVE_TO;
 use crate::bus::{ConsumeError, Consumer, Published};
+use crate::cloudevent::{DELIVER_AT, EXPIRY_TIME};
 
 /// A bus in memory that can be away, and that hates some events.
 #[derive(Debug, Default)]
 struct FakeBus {
     away: Mutex<bool>,
     seen: Mutex<Vec<(String, String)>>,
+    events: Mutex<Vec<Event>>,
     changed: Notify,
 }
 
@@ -61,6 +64,7 @@ impl EventBus for FakeBus {
             let mut seen = self.seen.lock();
             seen.extend(events.iter().map(|e| (topic.to_owned(), e.id().to_owned())));
             drop(seen);
+            self.events.lock().extend(events.iter().cloned());
             self.changed.notify_waiters();
             Ok(vec![Published { position: 1, duplicate: false }; events.len()])
         })
@@ -207,6 +211,32 @@ async fn a_full_outbox_refuses_and_takes_again_when_there_is_room() {
     emptied(&relay).await;
     relay.publish("orders", large(3)).await.unwrap();
     assert_eq!(bus.wait_for(3).await, ids(1..=3));
+}
+
+#[tokio::test]
+async fn what_an_event_is_published_for_is_left_to_the_bus() {
+    let dir = TempDir::new().unwrap();
+    let outbox = open(&dir).await;
+    let bus = FakeBus::away();
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    let in_an_hour = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let published_for = [
+        (DELIVER_AT, in_an_hour.to_string()),
+        (EXPIRY_TIME, "2020-01-01T00:00:00Z".to_owned()),
+        (REDRIVE_TO, "somebody/else".to_owned()),
+    ];
+    for (id, (name, value)) in (1..).zip(&published_for) {
+        let event = event(id).with_attribute(name, value).unwrap();
+        relay.publish("orders", vec![event]).await.unwrap();
+    }
+    publish(&relay, 4).await;
+    bus.set_away(false);
+    assert_eq!(bus.wait_for(4).await, ids(1..=4));
+    emptied(&relay).await;
+    assert_eq!((outbox.depth(), *outbox.bytes.lock()), (0, 0));
+    for (event, (name, value)) in bus.events.lock().iter().zip(&published_for) {
+        assert_eq!(event.attribute(name), Some(value.as_str()));
+    }
 }
 
 #[tokio::test]

@@ -6,24 +6,25 @@
 //! *epoch* are counted from 0. Each durable commit of the store holds every batch so far and begins a new epoch, in the
 //! same transaction: only frames of the epoch that the store names are still to be written to it. Nothing is erased.
 
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use prost::Message as _;
-use rustix::fs::OFlags;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::LogError;
 use super::batch::{Batch, BatchRow};
 
+mod blocks;
+
+pub(super) use blocks::{Blocks, FileBlocks};
+
 /// Name of the file in the log's folder.
 pub(super) const FILE_NAME: &str = "log.journal";
 /// What a disk writes as one. Frames begin on multiples of it.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// Length of the file: this many small batches share one durable commit of the store, which takes some milliseconds.
-const BLOCKS: usize = 512;
+pub(super) const BLOCKS: usize = 512;
 /// With fewer left it is time for that commit.
 const FEW_BLOCKS: usize = BLOCKS / 16;
 /// A batch with more bytes shares its flush among many already. It would only make the tables' next flush longer.
@@ -35,9 +36,7 @@ const HEADER: usize = 8 + 8 + 4 + 4;
 /// An open journal.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
-    /// Past the kernel's cache, which is a copy less and leaves nothing to write back. Not every file system can.
-    direct: Option<File>,
+    blocks: Box<dyn Blocks>,
     buffer: Buffer,
     epoch: u64,
     /// Number of the next frame, and its block.
@@ -50,57 +49,16 @@ pub(super) struct Journal {
 pub(super) struct Contents {
     /// In their order.
     pub(super) batches: Vec<Batch>,
-    /// Batches between or before them that cannot be read.
+    /// Batches before, between or after them that cannot be read, as far as that can be known.
     pub(super) lost: u64,
 }
 
 impl Journal {
-    /// Opens or creates the journal of a folder; [`Self::read`] and [`Self::start`] are next.
-    pub(super) fn open(dir: &Path) -> Result<Self, LogError> {
-        let path = dir.join(FILE_NAME);
-        let failed = |error: std::io::Error| LogError::io(&path, &error);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(&path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        let whole = (BLOCKS * BLOCK) as u64;
-        if length < whole {
-            // Zeros that are written, so that no later write has to allocate anything.
-            let missing = usize::try_from(whole - length).unwrap_or(BLOCKS * BLOCK);
-            file.write_all_at(&vec![0; missing], length).map_err(failed)?;
-            file.sync_all().map_err(failed)?;
-            let dir = File::open(dir).and_then(|dir| dir.sync_all());
-            dir.map_err(failed)?;
-        }
-        let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
-        let direct = OpenOptions::new().write(true).custom_flags(flags).open(&path).ok();
-        Ok(Self { file, direct, buffer: Buffer::new(), epoch: 0, number: 0, block: 0 })
-    }
-
-    /// What was flushed in an epoch. A frame that is not whole and has none after it was never acknowledged.
-    pub(super) fn read(&self, epoch: u64) -> Result<Contents, LogError> {
-        let mut blocks = vec![0; BLOCKS * BLOCK];
-        let read = self.file.read_exact_at(&mut blocks, 0);
-        read.map_err(|error| LogError::Store(format!("{FILE_NAME}: {error}")))?;
-        let mut contents = Contents::default();
-        let (mut next, mut rest) = (0, blocks.as_slice());
-        while !rest.is_empty() {
-            let used = match frame(rest, epoch) {
-                // Numbers only grow: a smaller one would be no frame of ours.
-                Some((number, payload)) if number >= next => {
-                    contents.lost += u64::from(number - next);
-                    next = number.saturating_add(1);
-                    match BatchRow::decode(payload) {
-                        Ok(row) => contents.batches.push(row.into()),
-                        Err(_) => contents.lost += 1,
-                    }
-                    (HEADER + payload.len()).next_multiple_of(BLOCK)
-                }
-                _ => BLOCK,
-            };
-            rest = rest.get(used..).unwrap_or_default();
-        }
-        Ok(contents)
+    /// Prepares blocks for a journal; [`read`] comes before, and [`Self::start`] after it.
+    pub(super) fn open(mut blocks: Box<dyn Blocks>) -> Result<Self, LogError> {
+        let prepared = blocks.prepare();
+        prepared.map_err(|error| LogError::io(Path::new(FILE_NAME), &error))?;
+        Ok(Self { blocks, buffer: Buffer::new(), epoch: 0, number: 0, block: 0 })
     }
 
     /// Goes on with an empty journal.
@@ -151,26 +109,56 @@ impl Journal {
         for (at, byte) in bytes.iter_mut().zip(sum) {
             *at = byte;
         }
-        let flushed = self.write(blocks);
+        let written = self.blocks.write(self.block, self.buffer.blocks(blocks));
+        let flushed = written.and_then(|()| self.blocks.flush());
         flushed.map_err(|error| LogError::io(Path::new(FILE_NAME), &error))?;
         self.number += 1;
         self.block += blocks;
         Ok(true)
     }
+}
 
-    /// Writes the buffer's first blocks to the next ones of the file, and flushes them.
-    fn write(&mut self, blocks: usize) -> std::io::Result<()> {
-        let (at, bytes) = ((self.block * BLOCK) as u64, self.buffer.blocks(blocks));
-        if let Some(direct) = &self.direct {
-            match direct.write_all_at(bytes, at) {
-                // Blocks may have to be larger there: not worth more than going the usual way.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => self.direct = None,
-                written => return written.and_then(|()| direct.sync_data()),
+/// What was flushed in an epoch. A frame that is not whole and has none after it was never acknowledged, unless a part of
+/// it is there and cannot be read.
+pub(super) fn read(blocks: &dyn Blocks, epoch: u64) -> Contents {
+    let mut bytes = vec![0; BLOCKS * BLOCK];
+    let mut gaps = BTreeSet::new();
+    for (number, block) in bytes.chunks_exact_mut(BLOCK).enumerate() {
+        // One bad sector must not hide all others.
+        if let Err(error) = blocks.read(number, block) {
+            if gaps.is_empty() {
+                tracing::warn!(block = number, %error, "the log's journal cannot be read in full");
             }
+            gaps.insert(number);
         }
-        self.file.write_all_at(bytes, at)?;
-        self.file.sync_data()
     }
+    let mut contents = Contents::default();
+    let (mut next, mut at, mut end) = (0, 0, 0);
+    while let Some(rest) = bytes.get(at * BLOCK..).filter(|rest| !rest.is_empty()) {
+        match frame(rest, epoch) {
+            // Numbers only grow: a smaller one would be no frame of ours.
+            Some((number, payload)) if number >= next => {
+                contents.lost += u64::from(number - next);
+                next = number.saturating_add(1);
+                match BatchRow::decode(payload) {
+                    Ok(row) => contents.batches.push(row.into()),
+                    Err(_) => contents.lost += 1,
+                }
+                at += (HEADER + payload.len()).div_ceil(BLOCK);
+                end = at;
+            }
+            _ => at += 1,
+        }
+    }
+    contents.lost += u64::from(may_hide_more(&bytes, &gaps, end, epoch));
+    contents
+}
+
+/// Whether a frame may have been in the blocks from `end` on that cannot be read.
+fn may_hide_more(bytes: &[u8], gaps: &BTreeSet<usize>, end: usize, epoch: u64) -> bool {
+    // Frames follow each other: the next one would begin there.
+    let begins = gaps.contains(&end) || bytes.get(end * BLOCK..).and_then(epoch_of) == Some(epoch);
+    begins && gaps.range(end..end + (HEADER + MAX_FRAME).div_ceil(BLOCK)).next().is_some()
 }
 
 /// Bytes that begin on a block in memory, too: that is what a write past the cache asks for.
@@ -198,9 +186,13 @@ fn checksum(frame: &[u8]) -> [u8; 8] {
     xxh3_64(frame.get(8..).unwrap_or_default()).to_le_bytes()
 }
 
+fn epoch_of(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?))
+}
+
 /// Number and batch of the frame that bytes begin with, if it is whole and of that epoch.
 fn frame(bytes: &[u8], epoch: u64) -> Option<(u32, &[u8])> {
-    let found = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
+    let found = epoch_of(bytes)?;
     let number = u32::from_le_bytes(bytes.get(16..20)?.try_into().ok()?);
     let length = u32::from_le_bytes(bytes.get(20..24)?.try_into().ok()?);
     let end = HEADER.checked_add(usize::try_from(length).ok()?)?;

@@ -6,13 +6,34 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use tempfile::TempDir;
+use redb::StorageBackend;
 
+use super::journal::{BLOCK, BLOCKS, Blocks};
 use super::*;
 
-/// A disk that knows what was flushed.
+/// A disk that knows what was flushed: the file of the tables, and that of the journal.
 #[derive(Clone, Debug, Default)]
-struct Disk(Arc<Mutex<Image>>);
+struct Disk {
+    faults: Arc<Mutex<Faults>>,
+    tables: File,
+    journal: File,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    /// Writes until the power goes.
+    left: Option<usize>,
+    /// Writes until one finds no room.
+    full_in: Option<usize>,
+    /// So far.
+    writes: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct File {
+    faults: Arc<Mutex<Faults>>,
+    image: Arc<Mutex<Image>>,
+}
 
 #[derive(Debug, Default)]
 struct Image {
@@ -20,8 +41,6 @@ struct Image {
     since: Vec<Write>,
     /// With `since`.
     now: Vec<u8>,
-    /// Writes until the power goes.
-    left: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,61 +63,121 @@ impl Write {
 }
 
 impl Disk {
-    fn write(&self, write: Write) -> io::Result<()> {
-        let image = &mut *self.0.lock();
-        match &mut image.left {
-            Some(0) => return Err(io::Error::other("the power is gone")),
-            Some(left) => *left -= 1,
-            None => {}
+    fn new() -> Self {
+        Self::of(Image::default(), Image::default())
+    }
+
+    fn of(tables: Image, journal: Image) -> Self {
+        let faults = Arc::<Mutex<Faults>>::default();
+        let file = |image| File { faults: Arc::clone(&faults), image: Arc::new(Mutex::new(image)) };
+        Self { tables: file(tables), journal: file(journal), faults: Arc::clone(&faults) }
+    }
+
+    /// The same disk when the power is back.
+    fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
+        let tables = self.tables.after_power_cut(&mut survives);
+        Self::of(tables, self.journal.after_power_cut(&mut survives))
+    }
+}
+
+impl Image {
+    fn of(bytes: Vec<u8>) -> Self {
+        Self { flushed: bytes.clone(), since: Vec::new(), now: bytes }
+    }
+}
+
+impl File {
+    fn add(&self, write: Write) -> io::Result<()> {
+        let faults = &mut *self.faults.lock();
+        faults.writes += 1;
+        let gone = |left: &mut Option<usize>| match left {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if gone(&mut faults.left) {
+            return Err(io::Error::other("the power is gone"));
         }
+        if gone(&mut faults.full_in) {
+            faults.full_in = None;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let image = &mut *self.image.lock();
         write.apply(&mut image.now);
         image.since.push(write);
         Ok(())
     }
 
-    /// The same disk when the power is back.
-    fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
-        let image = self.0.lock();
-        let mut left = image.flushed.clone();
-        for write in image.since.iter().filter(|_write| survives()) {
-            write.apply(&mut left);
-        }
-        Self(Arc::new(Mutex::new(Image { flushed: left.clone(), now: left, ..Image::default() })))
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().now.len() as u64)
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let at = usize::try_from(offset).unwrap();
-        let image = self.0.lock();
+    fn load(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+        let image = self.image.lock();
         let bytes = image.now.get(at..at + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.write(Write::Length(usize::try_from(len).unwrap()))
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        let image = &mut *self.0.lock();
-        if image.left == Some(0) {
+
+    fn sync(&self) -> io::Result<()> {
+        if self.faults.lock().left == Some(0) {
             return Err(io::Error::other("the power is gone"));
         }
+        let image = &mut *self.image.lock();
         image.flushed.clone_from(&image.now);
         image.since.clear();
         Ok(())
     }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.write(Write::Bytes(usize::try_from(offset).unwrap(), data.to_vec()))
+
+    fn after_power_cut(&self, mut survives: impl FnMut() -> bool) -> Image {
+        let image = self.image.lock();
+        let mut left = image.flushed.clone();
+        for write in image.since.iter().filter(|_write| survives()) {
+            write.apply(&mut left);
+        }
+        Image::of(left)
     }
 }
 
-fn open(disk: &Disk, dir: &TempDir) -> Result<Store, LogError> {
-    let mut store = Store::with_backend(disk.clone(), 1 << 20)?;
-    store.use_journal(dir.path())?;
-    Ok(store)
+impl StorageBackend for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.image.lock().now.len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.load(usize::try_from(offset).unwrap(), out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.add(Write::Length(usize::try_from(len).unwrap()))
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.add(Write::Bytes(usize::try_from(offset).unwrap(), data.to_vec()))
+    }
+}
+
+impl Blocks for File {
+    fn read(&self, block: usize, out: &mut [u8]) -> io::Result<()> {
+        self.load(block * BLOCK, out)
+    }
+    fn prepare(&mut self) -> io::Result<()> {
+        self.add(Write::Length(BLOCKS * BLOCK))?;
+        self.sync()
+    }
+    fn write(&mut self, block: usize, bytes: &[u8]) -> io::Result<()> {
+        // Any of them may be the last, and any may be lost.
+        for (block, bytes) in (block..).zip(bytes.chunks(BLOCK)) {
+            self.add(Write::Bytes(block * BLOCK, bytes.to_vec()))?;
+        }
+        Ok(())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.sync()
+    }
+}
+
+fn open(disk: &Disk) -> Result<Store, LogError> {
+    Store::open_on(|| Ok(disk.tables.clone()), Box::new(disk.journal.clone()), 1 << 20)
 }
 
 type Events = BTreeMap<Place, Vec<u8>>;
@@ -204,21 +283,20 @@ proptest! {
             (proptest::collection::vec(step(), 1..25), proptest::option::of(0_usize..200)), 1..4),
         survivors in proptest::collection::vec(any::<bool>(), 1..64),
     ) {
-        let dir = TempDir::new().unwrap();
-        let (mut disk, mut bounds, mut acknowledged) = (Disk::default(), Bounds::default(), Events::new());
+            let (mut disk, mut bounds, mut acknowledged) = (Disk::new(), Bounds::default(), Events::new());
         let mut survivors = survivors.iter().cycle();
         for (steps, writes) in &lives {
-            let mut store = open(&disk, &dir).unwrap();
+            let mut store = open(&disk).unwrap();
             let found = events(&store);
             prop_assert_eq!(&found, &acknowledged);
-            disk.0.lock().left = *writes;
+            disk.faults.lock().left = *writes;
             let wanted = run(&mut store, steps, &mut bounds, &mut acknowledged);
             // Closing would write more.
-            disk.0.lock().left = Some(0);
+            disk.faults.lock().left = Some(0);
             let after = disk.after_power_cut(|| *survivors.next().unwrap());
             drop(store);
             disk = after;
-            let store = open(&disk, &dir).unwrap();
+            let store = open(&disk).unwrap();
             let found = events(&store);
             prop_assert!(found == acknowledged || found == wanted);
             prop_assert_eq!(store.lost_batches(), 0);
@@ -230,52 +308,49 @@ proptest! {
 
 #[test]
 fn a_full_journal_goes_into_the_tables() {
-    let dir = TempDir::new().unwrap();
-    let disk = Disk::default();
-    let mut store = open(&disk, &dir).unwrap();
+    let disk = Disk::new();
+    let mut store = open(&disk).unwrap();
     let mut bounds = Bounds::default();
     let mut acknowledged = Events::new();
     let steps = vec![Step::Append { events: 1, bytes: 10 }; 2500];
     run(&mut store, &steps, &mut bounds, &mut acknowledged);
     let after = disk.after_power_cut(|| false);
     drop(store);
-    assert_eq!(events(&open(&after, &dir).unwrap()), acknowledged);
+    assert_eq!(events(&open(&after).unwrap()), acknowledged);
 }
 
 #[test]
 fn the_journal_of_another_life_is_left_alone() {
-    let dir = TempDir::new().unwrap();
-    let disk = Disk::default();
+    let disk = Disk::new();
     let mut bounds = Bounds::default();
     let mut acknowledged = Events::new();
-    let mut store = open(&disk, &dir).unwrap();
+    let mut store = open(&disk).unwrap();
     run(
         &mut store,
         &vec![Step::Append { events: 1, bytes: 10 }; 20],
         &mut bounds,
         &mut acknowledged,
     );
-    let journal = fs::read(dir.path().join(journal::FILE_NAME)).unwrap();
+    let journal = disk.journal.after_power_cut(|| true);
     drop(store);
-    drop(open(&disk, &dir).unwrap());
+    drop(open(&disk).unwrap());
     // An older journal comes back.
-    fs::write(dir.path().join(journal::FILE_NAME), journal).unwrap();
-    let store = open(&disk, &dir).unwrap();
+    *disk.journal.image.lock() = journal;
+    let store = open(&disk).unwrap();
     assert_eq!(events(&store), acknowledged);
     assert_eq!(store.lost_batches(), 0);
 }
 
 #[test]
 fn a_store_from_before_the_journal_is_taken_over() {
-    let dir = TempDir::new().unwrap();
-    let disk = Disk::default();
-    let old = Store::with_backend(disk.clone(), 1 << 20).unwrap();
+    let disk = Disk::new();
+    let old = Store::with_backend(disk.tables.clone(), 1 << 20).unwrap();
     let write = old.database.begin_write().unwrap();
     write.open_table(META).unwrap().insert("format", FORMAT_WITHOUT_JOURNAL).unwrap();
     write.open_table(EVENTS).unwrap().insert((1, 1), [7_u8; 9].as_slice()).unwrap();
     write.commit().unwrap();
     drop(old);
-    let store = open(&disk, &dir).unwrap();
+    let store = open(&disk).unwrap();
     assert_eq!(events(&store), Events::from([((1, 1), vec![7; 9])]));
     let meta = store.database.begin_read().unwrap().open_table(META).unwrap();
     // What knows of no journal must not open it any more.
@@ -284,8 +359,7 @@ fn a_store_from_before_the_journal_is_taken_over() {
 
 #[test]
 fn what_was_removed_is_not_found_any_more() {
-    let dir = TempDir::new().unwrap();
-    let mut store = open(&Disk::default(), &dir).unwrap();
+    let mut store = open(&Disk::new()).unwrap();
     let put = Batch { events: vec![((1, 1), vec![7; 9])], ..Batch::default() };
     store.commit(put).unwrap();
     assert!(
@@ -295,4 +369,124 @@ fn what_was_removed_is_not_found_any_more() {
     let remove = Batch { trims: vec![(1, 1..2)], ..Batch::default() };
     store.commit(remove).unwrap();
     assert!(matches!(store.find((1, 1)), Ok(Found::Nothing)));
+}
+
+/// A store with some events in its tables, and the events.
+fn some_events(disk: &Disk) -> Events {
+    let (mut bounds, mut acknowledged) = (Bounds::default(), Events::new());
+    let mut store = open(disk).unwrap();
+    let steps = vec![Step::Append { events: 1, bytes: 3000 }; 20];
+    run(&mut store, &steps, &mut bounds, &mut acknowledged);
+    store.settle().unwrap();
+    acknowledged
+}
+
+#[test]
+fn what_only_the_journal_has_survives_a_power_cut() {
+    let disk = Disk::new();
+    let mut store = open(&disk).unwrap();
+    let batch = Batch { events: vec![((1, 1), vec![7; 5000])], ..Batch::default() };
+    store.commit(batch.clone()).unwrap();
+    assert!(store.is_behind());
+    let after = disk.after_power_cut(|| false);
+    drop(store);
+    assert_eq!(events(&open(&after).unwrap()), batch.events.into_iter().collect());
+}
+
+#[test]
+fn what_only_the_journal_has_is_in_the_tables_after_some_seconds() {
+    let disk = Disk::new();
+    let mut store = open(&disk).unwrap();
+    let batch = Batch { events: vec![((1, 1), vec![7; 9])], ..Batch::default() };
+    store.commit(batch.clone()).unwrap();
+    store.catch_up(false).unwrap();
+    let lose_journal =
+        |disk: &Disk| Disk::of(disk.tables.after_power_cut(|| false), Image::default());
+    let without = lose_journal(&disk);
+    store.journaled_since = Instant::now().checked_sub(LONGEST_IN_JOURNAL);
+    store.catch_up(false).unwrap();
+    let with = lose_journal(&disk);
+    drop(store);
+    assert_eq!(events(&open(&without).unwrap()), Events::new());
+    assert_eq!(events(&open(&with).unwrap()), batch.events.into_iter().collect());
+}
+
+#[test]
+fn a_journal_that_is_gone_is_reported() {
+    let disk = Disk::new();
+    some_events(&disk);
+    let gone = Disk::of(disk.tables.after_power_cut(|| true), Image::default());
+    assert_eq!(open(&gone).unwrap().lost_batches(), 1);
+    assert_eq!(open(&gone).unwrap().lost_batches(), 0, "there is a new one");
+}
+
+#[test]
+fn a_full_disk_does_not_keep_a_store_closed_whose_journal_is_empty() {
+    let disk = Disk::new();
+    let mut acknowledged = some_events(&disk);
+    // How much the tables alone write when they are opened is not ours.
+    let before = disk.faults.lock().writes;
+    let tables = Store::with_backend(disk.tables.clone(), 1 << 20).unwrap();
+    let own = disk.faults.lock().writes - before;
+    drop(tables);
+    let mut went_without = 0;
+    for writes in own..own + 12 {
+        disk.faults.lock().full_in = Some(writes);
+        let mut store = open(&disk).unwrap();
+        disk.faults.lock().full_in = None;
+        went_without += u32::from(store.journal.is_none());
+        let position = acknowledged.len() as u64;
+        let batch = Batch { events: vec![((1, position), vec![7; 9])], ..Batch::default() };
+        write_to(&mut acknowledged, &batch);
+        store.commit(batch).unwrap();
+        drop(store);
+        assert_eq!(events(&open(&disk.after_power_cut(|| false)).unwrap()), acknowledged);
+    }
+    assert!(went_without > 1, "{went_without}");
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_is_given_up() {
+    let disk = Disk::new();
+    let mut acknowledged = some_events(&disk);
+    let mut store = open(&disk).unwrap();
+    disk.faults.lock().full_in = Some(0);
+    let batch = Batch { events: vec![((1, 100), vec![7; 9])], ..Batch::default() };
+    write_to(&mut acknowledged, &batch);
+    store.commit(batch).unwrap();
+    assert!(store.journal.is_none());
+    let after = disk.after_power_cut(|| false);
+    drop(store);
+    let store = open(&after).unwrap();
+    assert_eq!((events(&store), store.lost_batches()), (acknowledged, 0));
+}
+
+#[test]
+fn batches_that_damaged_tables_do_not_take_are_counted_and_the_store_opens() {
+    let disk = Disk::new();
+    some_events(&disk);
+    let mut store = open(&disk).unwrap();
+    // The first goes where the damage is, the second does not.
+    let event = Batch { events: vec![((1, 100), vec![7; 9])], ..Batch::default() };
+    store.commit(event).unwrap();
+    let topic = Batch { topics: [("t".to_owned(), vec![1])].into(), ..Batch::default() };
+    store.commit(topic).unwrap();
+    let after = disk.after_power_cut(|| false);
+    drop(store);
+    // Without a cache, so that it reads what comes now.
+    let mut store = Store::with_backend(after.tables.clone(), 0).unwrap();
+    // Pages of events lose what says how they are laid out.
+    for page in after.tables.image.lock().now.chunks_mut(4096).skip(1) {
+        let is_event =
+            |part: &[u8]| part.iter().all(|byte| (1..20).contains(byte) && *byte == part[0]);
+        if page.windows(1000).any(is_event) {
+            page[..16].fill(0xff);
+        }
+    }
+    let epoch = store.named_epoch().unwrap().unwrap();
+    let contents = journal::read(&after.journal, epoch);
+    store.begin_journal(Box::new(after.journal.clone()), &contents.batches).unwrap();
+    assert_eq!(store.lost_batches(), 1);
+    assert_eq!(store.contents().unwrap().topics, [("t".to_owned(), vec![1])]);
+    drop(store);
 }

@@ -1,5 +1,7 @@
 //! The journal as a file: what is found in it again, whatever happened to its bytes.
 
+use std::fs::OpenOptions;
+
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -9,8 +11,34 @@ fn batch(position: u64, bytes: usize) -> Batch {
     Batch { events: vec![((1, position), vec![7; bytes])], ..Batch::default() }
 }
 
+fn blocks(dir: &TempDir) -> Box<dyn Blocks> {
+    Box::new(FileBlocks::open(dir.path()).unwrap())
+}
+
+/// Blocks some of which cannot be read.
+#[derive(Debug)]
+struct Unreadable<'a>(&'a TempDir, &'a [usize]);
+
+impl Blocks for Unreadable<'_> {
+    fn read(&self, block: usize, out: &mut [u8]) -> std::io::Result<()> {
+        if self.1.contains(&block) {
+            return Err(std::io::Error::other("bad sector"));
+        }
+        blocks(self.0).read(block, out)
+    }
+    fn prepare(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn write(&mut self, _: usize, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn fill(dir: &TempDir, epoch: u64, batches: impl IntoIterator<Item = Batch>) -> Journal {
-    let mut journal = Journal::open(dir.path()).unwrap();
+    let mut journal = Journal::open(blocks(dir)).unwrap();
     journal.start(epoch);
     for batch in batches {
         assert!(journal.append(&batch).unwrap());
@@ -19,7 +47,7 @@ fn fill(dir: &TempDir, epoch: u64, batches: impl IntoIterator<Item = Batch>) -> 
 }
 
 fn read(dir: &TempDir, epoch: u64) -> Contents {
-    Journal::open(dir.path()).unwrap().read(epoch).unwrap()
+    super::read(&*blocks(dir), epoch)
 }
 
 /// Changes one byte of a block.
@@ -82,8 +110,49 @@ fn a_short_file_is_made_whole_and_keeps_what_it_has() {
     let path = dir.path().join(FILE_NAME);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(2 * BLOCK as u64 + 7).unwrap();
-    assert_eq!(read(&dir, 5).batches, [batch(1, 10)]);
+    // Another would begin in what is left of the third block, or in the second, which is there.
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
+    drop(Journal::open(blocks(&dir)).unwrap());
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
     assert_eq!(file.metadata().unwrap().len(), (BLOCKS * BLOCK) as u64);
+}
+
+#[test]
+fn a_file_that_ends_within_an_epoch_may_have_had_more() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    let file = OpenOptions::new().write(true).open(dir.path().join(FILE_NAME)).unwrap();
+    file.set_len(2 * BLOCK as u64).unwrap();
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 1 });
+    file.set_len(BLOCK as u64).unwrap();
+    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 1 });
+    std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    assert_eq!(read(&dir, 5), Contents { batches: vec![], lost: 1 });
+}
+
+#[test]
+fn a_block_that_cannot_be_read_hides_no_other() {
+    let dir = TempDir::new().unwrap();
+    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    let read = |unreadable: &[usize]| {
+        let contents = super::read(&Unreadable(&dir, unreadable), 5);
+        let positions = contents.batches.iter().map(|batch| batch.events[0].0.1);
+        (positions.collect::<Vec<_>>(), contents.lost)
+    };
+    assert_eq!(read(&[2]), (vec![1, 3], 1));
+    assert_eq!(read(&[3]), (vec![1, 2], 1), "the last");
+    assert_eq!(read(&[4]), (vec![1, 2, 3], 1), "nobody knows");
+    assert_eq!(read(&[5, 300]), (vec![1, 2, 3], 0), "another would begin before");
+    assert_eq!(read(&(0..BLOCKS).collect::<Vec<_>>()), (vec![], 1));
+}
+
+#[test]
+fn no_room_for_a_journal_is_a_full_disk() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join(FILE_NAME);
+    // A name for a device on which there never is room.
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    assert_eq!(Journal::open(blocks(&dir)).unwrap_err(), LogError::DiskFull);
 }
 
 fn rows() -> impl Strategy<Value = Option<Vec<u8>>> {
