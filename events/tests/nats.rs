@@ -94,6 +94,7 @@ macro_rules! on_nats {
 
 on_nats!(
     a_key_keeps_its_order_through_retries_and_restarts,
+    events_of_a_source_keep_their_order,
     an_event_for_later_waits,
     an_expired_event_is_not_delivered,
     a_redriven_event_goes_to_its_subscription_only,

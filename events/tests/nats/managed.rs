@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use duet_events::Event;
-use duet_events::bus::{Settle, Start, SubscriptionSpec};
+use duet_events::bus::{Settle, Start, SubscriptionSpec, TopicConfig};
 
 use super::behaviour::{
     Bus, events, lag_becomes, next, next_ids, nothing, publish, settle_all, spec,
@@ -38,6 +38,22 @@ pub(crate) async fn a_key_keeps_its_order_through_retries_and_restarts(bus: &Bus
     seen.sort();
     assert_eq!(seen, ["2", "3"]);
     nothing(&mut consumer).await;
+}
+
+pub(crate) async fn events_of_a_source_keep_their_order(bus: &Bus) {
+    let bus = bus.open().await;
+    let config = TopicConfig { order_by: "source".to_owned(), ..TopicConfig::default() };
+    bus.ensure_topic("orders", config).await.unwrap();
+    let of = |id: &str, source: &str| Event::new(id, source, "t").unwrap();
+    bus.publish("orders", vec![of("1", "/a"), of("2", "/a"), of("3", "/b")]).await.unwrap();
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/s") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let one = next(&mut consumer).await;
+    let three = next(&mut consumer).await;
+    assert_eq!((one.event.id(), three.event.id()), ("1", "3"));
+    nothing(&mut consumer).await;
+    consumer.settler().settle(one.id, Settle::Ack);
+    assert_eq!(next(&mut consumer).await.event.id(), "2");
 }
 
 fn at(ms: u64) -> String {

@@ -176,7 +176,7 @@ impl Hub {
     }
 
     fn hold(&mut self, position: u64, reply: Subject, event: Event, stage: Stage) {
-        let key = event.attribute(&self.topic.order_by).filter(|_| self.spec.ordered);
+        let key = event.order_key(&self.topic.order_by).filter(|_| self.spec.ordered);
         let key = key.map(str::to_owned);
         let held = Held { event, reply, attempt: 1, stage, key, heard: Instant::now() };
         self.hands.insert(position, held);
