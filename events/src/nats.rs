@@ -9,6 +9,7 @@
 mod held;
 mod hub;
 mod import;
+mod later;
 mod manage;
 mod message;
 mod metrics;

@@ -12,6 +12,8 @@
 
 #[path = "nats/behaviour.rs"]
 mod behaviour;
+#[path = "nats/later.rs"]
+mod later;
 #[path = "nats/managed.rs"]
 mod managed;
 #[path = "nats/server.rs"]
@@ -96,6 +98,9 @@ on_nats!(
     a_key_keeps_its_order_through_retries_and_restarts,
     events_of_a_source_keep_their_order,
     an_event_for_later_waits,
+    any_number_of_events_for_later_holds_up_nobody,
+    an_event_for_later_comes_once_to_those_who_are_there_then,
+    an_event_for_later_outlasts_the_retention,
     an_expired_event_is_not_delivered,
     a_redriven_event_goes_to_its_subscription_only,
     a_moved_subscription_sees_everything_again,

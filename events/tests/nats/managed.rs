@@ -77,6 +77,59 @@ pub(crate) async fn an_event_for_later_waits(bus: &Bus) {
     assert!(now >= due, "{now} is before {due}");
 }
 
+fn later(id: u32, ms: u64) -> Event {
+    let event = Event::new(id.to_string(), "/test", "t").unwrap();
+    event.with_attribute("deliverat", &at(ms)).unwrap()
+}
+
+pub(crate) async fn any_number_of_events_for_later_holds_up_nobody(bus: &Bus) {
+    const HOUR: u64 = 3_600_000;
+    let bus = bus.open().await;
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/ordered") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    // More than what JetStream lets an ordered subscription have in hand.
+    let waiting: Vec<_> = (10..2_510).map(|id| later(id, HOUR)).collect();
+    bus.publish("orders", waiting).await.unwrap();
+    publish(&*bus, [1]).await;
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
+    // Nor does one that starts while they wait.
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/new") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
+    let topics = bus.topics().await.unwrap();
+    assert_eq!(topics[0].events, 2_501, "what waits is there");
+    let in_flight = bus.subscriptions().await.unwrap().iter().map(|s| s.in_flight).max();
+    assert_eq!(in_flight, Some(1));
+}
+
+pub(crate) async fn an_event_for_later_comes_once_to_those_who_are_there_then(bus: &Bus) {
+    let open = bus.open().await;
+    let published = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    assert!(!published[0].duplicate);
+    let again = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    assert!(again[0].duplicate, "the same event is known while it waits");
+    open.close().await;
+    let open = bus.open().await;
+    let latest = SubscriptionSpec { start: Start::Latest, ..spec("a/latest") };
+    let mut consumer = open.consume(latest).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!((delivery.event.id(), delivery.attempt), ("1", 1));
+    consumer.settler().settle(delivery.id, Settle::Ack);
+    lag_becomes(&*open, "a/latest", 0).await;
+    nothing(&mut consumer).await;
+    assert_eq!(open.topics().await.unwrap()[0].events, 1, "it no longer waits");
+}
+
+pub(crate) async fn an_event_for_later_outlasts_the_retention(bus: &Bus) {
+    let bus = bus.open().await;
+    let config =
+        TopicConfig { retention_age: Some(Duration::from_secs(1)), ..TopicConfig::default() };
+    bus.ensure_topic("orders", config).await.unwrap();
+    bus.publish("orders", vec![later(1, 3_000)]).await.unwrap();
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
+}
+
 pub(crate) async fn an_expired_event_is_not_delivered(bus: &Bus) {
     let bus = bus.open().await;
     let expired = Event::new("expired", "/test", "t").unwrap();

@@ -156,6 +156,7 @@ impl Hub {
         }
         let wait = event.deliver_at_ms().unwrap_or(0).saturating_sub(now_ms());
         if wait > 0 {
+            // The server does not keep it until then, or its clock is ahead of ours.
             self.shared.answer(reply, AckKind::Nak(Some(Duration::from_millis(wait)))).await;
             return;
         }
