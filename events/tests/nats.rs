@@ -326,6 +326,32 @@ async fn gauges_say_what_waits_and_go_with_the_subscription() {
 }
 
 #[tokio::test]
+async fn nothing_is_left_of_a_subscription_that_was_idle_for_too_long() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    publish(&*bus, [1]).await;
+    let kept = spec("a/kept");
+    bus.ensure_subscription(kept).await.unwrap();
+    let idle_expiry = Some(Duration::from_secs(1));
+    let reader = duet_events::bus::SubscriptionSpec { idle_expiry, ..spec("a/reader") };
+    let mut consumer = bus.consume(reader).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    consumer.settler().settle(delivery.id, Settle::Retry { delay: Duration::ZERO });
+    assert_eq!(next(&mut consumer).await.attempt, 2);
+    let js = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let state = js.get_key_value("duet-state").await.unwrap();
+    let keys = async || {
+        use futures::TryStreamExt as _;
+        let mut keys: Vec<String> = state.keys().await.unwrap().try_collect().await.unwrap();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys().await, ["a.a_2Freader.1", "s.a_2Fkept", "s.a_2Freader"]);
+    drop(consumer);
+    behaviour::eventually("its record is gone", async || keys().await == ["s.a_2Fkept"]).await;
+}
+
+#[tokio::test]
 async fn a_subscription_that_becomes_ordered_keeps_its_place() {
     let Some(server) = Server::start("").await else { return };
     let bus = connect(options(&server)).await;
