@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use behaviour::{Bus, events, next, publish, spec};
+use duet_events::Event;
 use duet_events::bus::{EventBus as _, ManagedBus as _, PublishErrorKind, Settle, Start};
 use duet_events::nats::{NatsBus, NatsLogin, NatsOptions, NatsTls};
 use server::Server;
@@ -323,6 +324,17 @@ async fn gauges_say_what_waits_and_go_with_the_subscription() {
         gauge(&registry, "duet_bus_subscription_lag_events").is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_event_that_the_server_does_not_take_is_refused_at_once_and_says_why() {
+    let Some(server) = Server::start("max_payload: 65536").await else { return };
+    let bus = connect(options(&server)).await;
+    let large = Event::new("1", "/test", "t").unwrap().with_data("x".repeat(70_000));
+    let error = bus.publish("orders", vec![large]).await.unwrap_err();
+    assert_eq!(error.kind, PublishErrorKind::Invalid);
+    assert!(error.message.contains("max_payload") && error.message.contains("65536"), "{error}");
+    publish(&*bus, [2]).await;
 }
 
 #[tokio::test]

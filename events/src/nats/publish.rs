@@ -74,7 +74,8 @@ impl Shared {
         sent.map_err(|error| {
             let kind = error.kind();
             if kind == Kind::MaxPayloadExceeded {
-                return NatsError::Refused(error.to_string());
+                let text = "the event is larger than the servers' max_payload; see docs/nats.md";
+                return NatsError::Refused(format!("{text}: {error}"));
             }
             if kind == Kind::MaxAckPending {
                 return NatsError::Full("too many publishes are open".to_owned());

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::hub::now_ms;
+use super::payload::payload_warning;
 use super::shared::{NatsError, Shared};
 
 /// How often it is asked.
@@ -14,6 +17,7 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Asks until the bus is closed or gone.
 pub(super) fn start(shared: &Arc<Shared>) {
     let weak = Arc::downgrade(shared);
+    tokio::spawn(judge_connections(Weak::clone(&weak), shared.connects.clone()));
     let closed = shared.closed.subscribe();
     tokio::spawn(async move {
         let mut known = Known::default();
@@ -24,6 +28,17 @@ pub(super) fn start(shared: &Arc<Shared>) {
             }
         }
     });
+}
+
+/// Says of each server that it is connected to whether it takes less than sidecars do.
+async fn judge_connections(shared: Weak<Shared>, mut connects: watch::Receiver<u64>) {
+    while connects.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        let max_payload = shared.client.max_payload() as u64;
+        if let Some(warning) = payload_warning(max_payload) {
+            tracing::warn!(bus = shared.name, "{warning}");
+        }
+    }
 }
 
 /// What the last look saw.
