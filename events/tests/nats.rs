@@ -12,6 +12,8 @@
 
 #[path = "nats/behaviour.rs"]
 mod behaviour;
+#[path = "nats/cluster.rs"]
+mod cluster;
 #[path = "nats/later.rs"]
 mod later;
 #[path = "nats/managed.rs"]
