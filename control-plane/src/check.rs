@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use duet_api::resource::{BusBackend, Field, ParseError, Resource};
 
-use crate::bus::monitor::durability;
+use crate::bus::monitor::{durability, payload};
 use crate::compile::validate::validate;
 use crate::index::{Change, Index, Replica};
 use crate::sources::files::{self, FileSet};
@@ -57,7 +57,7 @@ fn clusters(index: &Index) -> Vec<ParseError> {
             && let BusBackend::Nats(nats) = &bus.spec.backend
         {
             let path = ["spec", "backend", "nats"].map(Field::Name);
-            let found = durability(nats).into_iter();
+            let found = durability(nats).into_iter().chain(payload(nats));
             warnings.extend(found.map(|warning| located.origin.error(&path, warning)));
         }
     }

@@ -17,8 +17,8 @@ use duet_api::proto;
 pub(crate) use attribute::clean_text;
 pub use decode::{WrapContext, decode, decode_opaque};
 pub use encode::{encode_batch, encode_binary, encode_structured};
-pub(crate) use schedule::millis;
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
+pub(crate) use schedule::{millis, order_key};
 
 /// Content type of one structured event.
 pub const STRUCTURED_CONTENT_TYPE: &str = "application/cloudevents+json";

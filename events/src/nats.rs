@@ -9,10 +9,12 @@
 mod held;
 mod hub;
 mod import;
+mod later;
 mod manage;
 mod message;
 mod metrics;
 mod names;
+mod payload;
 mod publish;
 mod settle;
 mod shared;
@@ -36,6 +38,7 @@ use crate::bus::{
 use crate::cloudevent::Event;
 use hub::{Command, Hub};
 use metrics::NatsMetrics;
+pub use payload::payload_warning;
 use shared::Shared;
 pub use shared::{NatsError, NatsLogin, NatsOptions, NatsTls};
 

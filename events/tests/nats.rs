@@ -12,6 +12,10 @@
 
 #[path = "nats/behaviour.rs"]
 mod behaviour;
+#[path = "nats/cluster.rs"]
+mod cluster;
+#[path = "nats/later.rs"]
+mod later;
 #[path = "nats/managed.rs"]
 mod managed;
 #[path = "nats/server.rs"]
@@ -21,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use behaviour::{Bus, events, next, publish, spec};
+use duet_events::Event;
 use duet_events::bus::{EventBus as _, ManagedBus as _, PublishErrorKind, Settle, Start};
 use duet_events::nats::{NatsBus, NatsLogin, NatsOptions, NatsTls};
 use server::Server;
@@ -94,7 +99,11 @@ macro_rules! on_nats {
 
 on_nats!(
     a_key_keeps_its_order_through_retries_and_restarts,
+    events_of_a_source_keep_their_order,
     an_event_for_later_waits,
+    any_number_of_events_for_later_holds_up_nobody,
+    an_event_for_later_comes_once_to_those_who_are_there_then,
+    an_event_for_later_outlasts_the_retention,
     an_expired_event_is_not_delivered,
     a_redriven_event_goes_to_its_subscription_only,
     a_moved_subscription_sees_everything_again,
@@ -317,6 +326,43 @@ async fn gauges_say_what_waits_and_go_with_the_subscription() {
         gauge(&registry, "duet_bus_subscription_lag_events").is_empty()
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_event_that_the_server_does_not_take_is_refused_at_once_and_says_why() {
+    let Some(server) = Server::start("max_payload: 65536").await else { return };
+    let bus = connect(options(&server)).await;
+    let large = Event::new("1", "/test", "t").unwrap().with_data("x".repeat(70_000));
+    let error = bus.publish("orders", vec![large]).await.unwrap_err();
+    assert_eq!(error.kind, PublishErrorKind::Invalid);
+    assert!(error.message.contains("max_payload") && error.message.contains("65536"), "{error}");
+    publish(&*bus, [2]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_subscription_that_was_idle_for_too_long() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    publish(&*bus, [1]).await;
+    let kept = spec("a/kept");
+    bus.ensure_subscription(kept).await.unwrap();
+    let idle_expiry = Some(Duration::from_secs(1));
+    let reader = duet_events::bus::SubscriptionSpec { idle_expiry, ..spec("a/reader") };
+    let mut consumer = bus.consume(reader).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    consumer.settler().settle(delivery.id, Settle::Retry { delay: Duration::ZERO });
+    assert_eq!(next(&mut consumer).await.attempt, 2);
+    let js = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let state = js.get_key_value("duet-state").await.unwrap();
+    let keys = async || {
+        use futures::TryStreamExt as _;
+        let mut keys: Vec<String> = state.keys().await.unwrap().try_collect().await.unwrap();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys().await, ["a.a_2Freader.1", "s.a_2Fkept", "s.a_2Freader"]);
+    drop(consumer);
+    behaviour::eventually("its record is gone", async || keys().await == ["s.a_2Fkept"]).await;
 }
 
 #[tokio::test]

@@ -19,23 +19,38 @@ use std::time::Duration;
 
 use duet_tests::app::{App, Asked, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::{SOON, eventually, http, metrics};
+use duet_tests::nats::Backend;
+use duet_tests::{SOON, eventually, http, metrics, on_both_buses};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 const REPLICAS: usize = 4;
-const ROUNDS: usize = 10;
 /// Publishers, each with a key of its own, together 500 events a second.
 const KEYS: usize = 10;
 const EACH: Duration = Duration::from_millis(20);
 /// Each test wants the machine for itself: it is its load that counts.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-/// How long the bus is away.
-const AWAY: Duration = Duration::from_secs(60);
 
-fn resources(more: &str) -> String {
+/// Rounds of restarts. Fewer on NATS: what the sidecars do is the same.
+fn rounds(backend: &Backend) -> usize {
+    match backend {
+        Backend::Embedded => 10,
+        Backend::Nats(_) => 2,
+    }
+}
+
+/// How long the bus is away.
+fn away(backend: &Backend) -> Duration {
+    match backend {
+        Backend::Embedded => Duration::from_secs(60),
+        Backend::Nats(_) => Duration::from_secs(8),
+    }
+}
+
+fn resources(backend: &Backend, more: &str) -> String {
+    let bus = backend.yaml();
     format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: reader}}\nspec: {{ports: [{{port: 80, targetPort: http}}]}}\n---\napiVersion: duet.dev/v1alpha1\nkind: Subscription\nmetadata: {{name: read}}\nspec:\n  topic: news\n  subscriber: {{service: reader, path: /news}}\n  retry: {{maxAttempts: 2, backoff: 100ms}}\n{more}"
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: reader}}\nspec: {{ports: [{{port: 80, targetPort: http}}]}}\n---\napiVersion: duet.dev/v1alpha1\nkind: Subscription\nmetadata: {{name: read}}\nspec:\n  topic: news\n  subscriber: {{service: reader, path: /news}}\n  retry: {{maxAttempts: 2, backoff: 100ms}}\n{more}{bus}"
     )
 }
 
@@ -185,10 +200,11 @@ async fn all_arrive(arrivals: &Arrivals, acknowledged: &BTreeSet<String>) {
     .await;
 }
 
-/// Restarts every replica, ten times, in turn, while 500 events a second come in.
-async fn rolling_restart(more: &str, allowed: f64) {
+/// Restarts every replica, several times, in turn, while 500 events a second come in.
+async fn rolling_restart(backend: &Backend, more: &str, allowed: f64) {
     let _alone = ALONE.lock().await;
-    let control_plane = ControlPlane::start(&[("news.yaml", &resources(more))]).await;
+    let news = resources(backend, more);
+    let control_plane = ControlPlane::start(&[("news.yaml", &news)]).await;
     let arrivals = Arrivals::default();
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
@@ -196,7 +212,7 @@ async fn rolling_restart(more: &str, allowed: f64) {
     }
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let load = Load::start(writer.ports.api);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds(backend) {
         for _ in 0..REPLICAS {
             let before = arrivals.count();
             let replica = replicas.remove(0).roll(&arrivals).await;
@@ -232,31 +248,45 @@ async fn assert_nothing_given_up(replica: &Sidecar) {
     assert!(dead < 0.5, "{dead} dead letters");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rolling_restart_loses_nothing_and_spends_nothing() {
-    rolling_restart("", 0.001).await;
+on_both_buses!(
+    a_rolling_restart_loses_nothing_and_spends_nothing,
+    with_once_a_rolling_restart_delivers_nothing_again,
+    while_the_bus_is_away_publishing_goes_on_and_keeps_its_order,
+);
+
+async fn a_rolling_restart_loses_nothing_and_spends_nothing(backend: &Backend) {
+    rolling_restart(backend, "", 0.001).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_once_a_rolling_restart_delivers_nothing_again() {
-    rolling_restart("  delivery: {once: true}\n", 0.0).await;
+async fn with_once_a_rolling_restart_delivers_nothing_again(backend: &Backend) {
+    rolling_restart(backend, "  delivery: {once: true}\n", 0.0).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_bus_is_away_publishing_goes_on_and_keeps_its_order() {
+/// Kills what keeps the events: the control plane, or the server.
+async fn take_away(backend: &mut Backend, control_plane: &mut ControlPlane) {
+    let away = away(backend);
+    match backend {
+        Backend::Embedded => control_plane.kill(),
+        Backend::Nats(server) => server.kill(),
+    }
+    tokio::time::sleep_until(Instant::now() + away).await;
+    match backend {
+        Backend::Embedded => control_plane.restart().await,
+        Backend::Nats(server) => server.restart().await,
+    }
+}
+
+async fn while_the_bus_is_away_publishing_goes_on_and_keeps_its_order(backend: &mut Backend) {
     let _alone = ALONE.lock().await;
-    let more = "  delivery: {ordered: true}\n";
-    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources(more))]).await;
+    let news = resources(backend, "  delivery: {ordered: true}\n");
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &news)]).await;
     let arrivals = Arrivals::default();
     let app = arrivals.new_app().await;
     let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let load = Load::start(writer.ports.api);
     eventually("events flow", SOON, || async { (arrivals.count() > 100).then_some(()) }).await;
-    control_plane.kill();
-    let back = Instant::now() + AWAY;
-    tokio::time::sleep_until(back).await;
-    control_plane.restart().await;
+    take_away(backend, &mut control_plane).await;
     let before = arrivals.count();
     eventually("events flow again", SOON, || async { (arrivals.count() > before).then_some(()) })
         .await;

@@ -32,8 +32,9 @@ mod event_table {
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use duet_tests::nats::Backend;
 use event_table::case::Case;
-use event_table::world::{Backend, World};
+use event_table::world::World;
 use event_table::{answers, envelopes, operate, order, selection, time};
 use futures::{FutureExt as _, StreamExt as _};
 

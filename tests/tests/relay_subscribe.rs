@@ -18,7 +18,8 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use duet_tests::app::{App, Asked, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::{SOON, eventually, http, metrics};
+use duet_tests::nats::Backend;
+use duet_tests::{SOON, eventually, http, metrics, on_both_buses};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -55,9 +56,13 @@ fn delivered(app: &App, path: &str) -> Vec<Asked> {
     app.asked().into_iter().filter(|asked| asked.path == path).collect()
 }
 
-#[tokio::test]
-async fn an_acknowledgement_that_was_lost_does_not_reach_the_application_twice() {
-    let resources = subscription("  delivery: {once: true}");
+on_both_buses!(
+    an_acknowledgement_that_was_lost_does_not_reach_the_application_twice,
+    a_reader_starts_where_it_says_and_resumes_where_it_was,
+);
+
+async fn an_acknowledgement_that_was_lost_does_not_reach_the_application_twice(backend: &Backend) {
+    let resources = subscription("  delivery: {once: true}") + &backend.yaml();
     let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
     let app = App::replying(|asked| match asked.path.as_str() {
         "/news" => Reply::new(200, "").after(Duration::from_secs(1)),
@@ -232,9 +237,8 @@ async fn a_reader_that_stalls_holds_up_nobody_and_misses_nothing() {
     assert_eq!(numbers(events(stalled, EVENTS as usize).await), all);
 }
 
-#[tokio::test]
-async fn a_reader_starts_where_it_says_and_resumes_where_it_was() {
-    let resources = subscription("");
+async fn a_reader_starts_where_it_says_and_resumes_where_it_was(backend: &Backend) {
+    let resources = subscription("") + &backend.yaml();
     let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
     let client = Sidecar::ready(&control_plane, Options::client("page")).await;
     let api = client.ports.api;

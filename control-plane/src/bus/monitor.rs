@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use duet_api::resource::NatsBackend;
+use duet_events::nats::payload_warning;
 
 /// Bound on one answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -27,13 +28,32 @@ pub fn durability(nats: &NatsBackend) -> Vec<String> {
     judged.flatten().collect()
 }
 
+/// Which servers take less than sidecars do. A connection tells the same. Blocks for some seconds at most.
+#[must_use]
+pub fn payload(nats: &NatsBackend) -> Vec<String> {
+    let judged = nats.monitor_urls.iter().filter_map(|url| {
+        // One that does not answer is told of by `durability`.
+        let warning = payload_warning(max_payload(&ask(url, "varz").ok()?)?)?;
+        Some(format!("{url}: {warning}"))
+    });
+    judged.collect()
+}
+
+fn max_payload(text: &str) -> Option<u64> {
+    let answer: serde_json::Value = serde_json::from_str(text).ok()?;
+    answer.get("max_payload")?.as_u64()
+}
+
 /// Whether JetStream flushes each write before it acknowledges it.
 fn flushes(url: &str) -> Result<bool, String> {
-    let request = ureq::get(format!("{url}/jsz")).config().timeout_global(Some(TIMEOUT)).build();
+    judge(&ask(url, "jsz")?)
+}
+
+fn ask(url: &str, page: &str) -> Result<String, String> {
+    let request = ureq::get(format!("{url}/{page}")).config().timeout_global(Some(TIMEOUT)).build();
     let mut answer = request.call().map_err(|error| error.to_string())?;
     let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string();
-    let text = text.map_err(|error| error.to_string())?;
-    judge(&text)
+    text.map_err(|error| error.to_string())
 }
 
 fn judge(text: &str) -> Result<bool, String> {
@@ -58,6 +78,8 @@ mod tests {
         let lazy = r#"{"config": {"store_dir": "/s", "sync_interval": 120000000000}}"#;
         let always = r#"{"config": {"store_dir": "/s", "sync_interval": 120000000000, "sync_always": true}}"#;
         assert_eq!((judge(lazy), judge(always)), (Ok(false), Ok(true)));
+        let whole = r#"{"version": "2.15.1", "max_payload": 1048576}"#;
+        assert_eq!((max_payload(whole), max_payload("<html>")), (Some(1 << 20), None));
         assert!(judge(r#"{"config": {}}"#).is_err() && judge("<html>").is_err());
     }
 }

@@ -25,6 +25,13 @@ impl Event {
         self.attribute(DELIVER_AT).and_then(millis)
     }
 
+    /// What it keeps its order by, in a topic that orders by this attribute.
+    #[must_use]
+    pub fn order_key(&self, order_by: &str) -> Option<&str> {
+        let required = [self.id(), self.source(), self.event_type()];
+        order_key(order_by, required, |name| self.attribute(name))
+    }
+
     /// Checks what this module reads: a time that cannot be read must not be ignored.
     ///
     /// # Errors
@@ -39,6 +46,22 @@ impl Event {
     }
 }
 
+/// The attribute by which an event keeps its order with others, the same for every bus: any of them, also one that is
+/// required.
+pub(crate) fn order_key<'a>(
+    order_by: &str,
+    [id, source, event_type]: [&'a str; 3],
+    attribute: impl FnOnce(&str) -> Option<&'a str>,
+) -> Option<&'a str> {
+    match order_by {
+        "" => None,
+        "id" => Some(id),
+        "source" => Some(source),
+        "type" => Some(event_type),
+        other => attribute(other),
+    }
+}
+
 /// A time, in milliseconds since the epoch; one before it is 0.
 pub(crate) fn millis(text: &str) -> Option<u64> {
     let time: Timestamp = text.parse().ok()?;
@@ -48,6 +71,22 @@ pub(crate) fn millis(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_attribute_can_be_what_an_event_is_ordered_by() {
+        let event = Event::new("1", "/s", "t").unwrap();
+        let event = event.with_attribute(PARTITION_KEY, "k").unwrap();
+        for (order_by, key) in [
+            ("id", Some("1")),
+            ("source", Some("/s")),
+            ("type", Some("t")),
+            (PARTITION_KEY, Some("k")),
+            ("subject", None),
+            ("", None),
+        ] {
+            assert_eq!(event.order_key(order_by), key, "{order_by}");
+        }
+    }
 
     #[test]
     fn times_are_read_and_bad_ones_named() {

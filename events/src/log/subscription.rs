@@ -14,6 +14,7 @@ use super::progress::{Progress, RowChange};
 use super::record::{AttemptRow, ProgressRow, SubscriptionRow};
 use super::store::{Batch, Contents};
 use crate::bus::SubscriptionSpec;
+use crate::cloudevent::order_key;
 
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -72,13 +73,9 @@ impl Subscription {
 
     /// The lane of an event, if it has one.
     pub(super) fn key(&self, event: &proto::Event) -> Option<u64> {
-        let key = match self.row.order_by.as_str() {
-            "" => return None,
-            "id" => &event.id,
-            "source" => &event.source,
-            "type" => &event.r#type,
-            other => event.attributes.get(other)?,
-        };
+        let required = [event.id.as_str(), event.source.as_str(), event.r#type.as_str()];
+        let attribute = |name: &str| event.attributes.get(name).map(String::as_str);
+        let key = order_key(&self.row.order_by, required, attribute)?;
         Some(xxh3_64_with_seed(key.as_bytes(), self.row.seed).max(1))
     }
 

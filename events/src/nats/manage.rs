@@ -83,7 +83,7 @@ impl ManagedBus for NatsBus {
         Box::pin(async {
             let mut all = Vec::new();
             for record in self.shared.records().await? {
-                all.extend(self.subscription(record).await?);
+                all.extend(self.subscription(record.record).await?);
             }
             Ok(all)
         })

@@ -5,9 +5,10 @@ use std::future::IntoFuture as _;
 use async_nats::jetstream::context::{PublishAckFuture, PublishErrorKind as Kind};
 use async_nats::jetstream::message::PublishMessage;
 
+use super::hub::now_ms;
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
-use super::{message, stream::Topic};
+use super::{later, message, stream::Topic};
 use crate::bus::{PublishError, PublishErrorKind, Published, TopicConfig};
 use crate::cloudevent::Event;
 
@@ -60,17 +61,21 @@ impl Shared {
         event: &Event,
         id: Option<String>,
     ) -> Result<PublishAckFuture, NatsError> {
-        let (headers, data) = message::encode(event);
+        let (mut headers, data) = message::encode(event);
+        let later = event.deliver_at_ms().filter(|at| topic.keeps_later && *at > now_ms());
+        let waits = later.and_then(|at| later::schedule(&mut headers, &topic.subject, at));
+        let subject = waits.unwrap_or_else(|| topic.subject.clone());
         let mut publish = PublishMessage::build().headers(headers).payload(data);
         if let Some(id) = id {
             publish = publish.message_id(id);
         }
         let publish = publish.expected_stream(&topic.stream);
-        let sent = self.js.send_publish(topic.subject.clone(), publish).await;
+        let sent = self.js.send_publish(subject, publish).await;
         sent.map_err(|error| {
             let kind = error.kind();
             if kind == Kind::MaxPayloadExceeded {
-                return NatsError::Refused(error.to_string());
+                let text = "the event is larger than the servers' max_payload; see docs/nats.md";
+                return NatsError::Refused(format!("{text}: {error}"));
             }
             if kind == Kind::MaxAckPending {
                 return NatsError::Full("too many publishes are open".to_owned());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 
+use super::later;
 use super::names::token;
 use super::shared::{NatsError, Shared};
 use crate::bus::{TopicConfig, check_name};
@@ -23,6 +24,8 @@ pub(super) struct Topic {
     /// Publishes carry an identity.
     pub(super) dedup: bool,
     pub(super) order_by: String,
+    /// The server keeps events for later until they are due.
+    pub(super) keeps_later: bool,
 }
 
 /// Name of a stream's topic, where it is one of ours.
@@ -44,6 +47,11 @@ impl Shared {
         if let Some(topic) = self.topics.lock().get(name) {
             return Ok(topic.clone());
         }
+        // Rare, and large.
+        Box::pin(self.make(name, default)).await
+    }
+
+    async fn make(&self, name: &str, default: TopicConfig) -> Result<Topic, NatsError> {
         check_name(name).map_err(|why| NatsError::Refused(format!("the topic's name {why}")))?;
         self.connected()?;
         let wanted = self.config(name, &default);
@@ -53,7 +61,30 @@ impl Shared {
             found = self.js.get_or_create_stream(self.config(name, &default)).await;
         }
         let found = found.map_err(|error| self.error("the topic's stream", &error))?;
-        Ok(self.know(name, &found.cached_info().config))
+        let config = self.brought_up_to_date(name, found.cached_info().config.clone()).await;
+        Ok(self.know(name, &config))
+    }
+
+    /// A stream that was made by an older server, or by an older version of this program, learns to keep events for
+    /// later.
+    async fn brought_up_to_date(&self, name: &str, found: stream::Config) -> stream::Config {
+        let subject = self.subject(name);
+        let ours = topic_of(&found) == Some(name);
+        if !ours || !self.has_schedules() || later::allowed(&found, &subject) {
+            return found;
+        }
+        match self.js.update_stream(later::allow(found.clone(), &subject)).await {
+            Ok(updated) => updated.config,
+            Err(error) => {
+                tracing::warn!(bus = self.name, topic = name, %error, "the stream keeps no events for later");
+                found
+            }
+        }
+    }
+
+    fn has_schedules(&self) -> bool {
+        let (major, minor, patch) = later::SINCE;
+        self.client.is_server_compatible(major, minor, patch)
     }
 
     /// Brings the topic's stream to these settings.
@@ -85,6 +116,7 @@ impl Shared {
             stream: config.name.clone(),
             subject: self.subject(name),
             dedup: metadata(DEDUP) != Some("false"),
+            keeps_later: later::allowed(config, &self.subject(name)),
             order_by: metadata(ORDER_BY).unwrap_or(crate::cloudevent::PARTITION_KEY).to_owned(),
         };
         self.topics.lock().insert(name.to_owned(), topic.clone());
@@ -101,7 +133,7 @@ impl Shared {
         let window = if max_age.is_zero() { window } else { window.min(max_age) };
         let dedup = !config.dedup_window.is_zero();
         let bytes = config.retention_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-        stream::Config {
+        let config = stream::Config {
             name: self.stream_name(name),
             subjects: vec![self.subject(name)],
             description: Some(format!("Duet: topic {name}")),
@@ -121,6 +153,7 @@ impl Shared {
                 (DEDUP.to_owned(), dedup.to_string()),
             ]),
             ..stream::Config::default()
-        }
+        };
+        if self.has_schedules() { later::allow(config, &self.subject(name)) } else { config }
     }
 }

@@ -27,6 +27,17 @@ pub(super) struct Record {
     /// Empty in one that was written before this was part of it.
     #[serde(default)]
     dead_letter_topic: String,
+    /// JetStream forgets the subscription when nobody consumes it for a while. `None` in a record that was written
+    /// before this was part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<bool>,
+}
+
+/// A record, and which writing of it.
+#[derive(Clone, Debug)]
+pub(super) struct Recorded {
+    pub(super) record: Record,
+    pub(super) revision: u64,
 }
 
 impl Record {
@@ -35,6 +46,11 @@ impl Record {
             "" => format!("{}.dead-letter", self.topic),
             named => named.to_owned(),
         }
+    }
+
+    /// Whether it goes when its consumer is gone. One that does not expire waits for its consumer to be made anew.
+    pub(super) fn may_expire(&self) -> bool {
+        self.expires != Some(false)
     }
 }
 
@@ -56,7 +72,7 @@ impl Shared {
     }
 
     /// Every record, by name.
-    pub(super) async fn records(&self) -> Result<Vec<Record>, NatsError> {
+    pub(super) async fn records(&self) -> Result<Vec<Recorded>, NatsError> {
         use futures::TryStreamExt as _;
         let store = self.state().await?;
         let keys = store.keys().await.map_err(|error| self.error("the records", &error))?;
@@ -64,11 +80,14 @@ impl Shared {
             keys.try_collect().await.map_err(|error| self.error("the records", &error))?;
         let mut records = Vec::new();
         for key in keys.into_iter().filter(|key| key.starts_with("s.")) {
-            let found = store.get(key).await;
+            let found = store.entry(key).await;
             let found = found.map_err(|error| self.error("a subscription's record", &error))?;
-            records.extend(found.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok()));
+            records.extend(found.and_then(|entry| {
+                let record = serde_json::from_slice(&entry.value).ok()?;
+                Some(Recorded { record, revision: entry.revision })
+            }));
         }
-        records.sort_by(|a, b| a.name.cmp(&b.name));
+        records.sort_by(|a, b| a.record.name.cmp(&b.record.name));
         Ok(records)
     }
 
@@ -89,6 +108,7 @@ impl Shared {
             name: spec.name.clone(),
             topic: spec.topic.clone(),
             dead_letter_topic: spec.dead_letter_topic.clone(),
+            expires: Some(spec.idle_expiry.is_some()),
         };
         if record.as_ref() != Some(&wanted) {
             let bytes = serde_json::to_vec(&wanted).unwrap_or_default();
@@ -212,6 +232,20 @@ impl Shared {
             self.purge_state(&record_key(name)).await?;
         }
         Ok(())
+    }
+
+    /// Forgets what is left of a subscription whose consumer JetStream forgot, unless it was written again since.
+    pub(super) async fn forget_expired(&self, gone: &Recorded) -> Result<(), NatsError> {
+        let Record { name, topic, .. } = &gone.record;
+        let topic = self.topic(topic, TopicConfig::default()).await?;
+        if self.consumer(&topic, name).await?.is_some() {
+            return Ok(());
+        }
+        self.purge_state(&format!("a.{}.>", token(name))).await?;
+        let store = self.state().await?;
+        let filter = format!("$KV.{}.{}", store.name, record_key(name));
+        let purged = store.stream.purge().sequence(gone.revision.saturating_add(1)).filter(filter);
+        purged.await.map(drop).map_err(|error| self.error("the bucket of state", &error))
     }
 
     /// Attempts spent on an event.

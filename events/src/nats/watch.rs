@@ -1,10 +1,14 @@
-//! Keeps the gauges of subscriptions: JetStream tells them only when it is asked.
+//! Looks at every subscription now and then. Keeps their gauges, which JetStream tells only when it is asked, and
+//! removes the records of those that JetStream forgot: each reader of a stream leaves one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::hub::now_ms;
+use super::payload::payload_warning;
 use super::shared::{NatsError, Shared};
 
 /// How often it is asked.
@@ -13,9 +17,10 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Asks until the bus is closed or gone.
 pub(super) fn start(shared: &Arc<Shared>) {
     let weak = Arc::downgrade(shared);
+    tokio::spawn(judge_connections(Weak::clone(&weak), shared.connects.clone()));
     let closed = shared.closed.subscribe();
     tokio::spawn(async move {
-        let mut known = BTreeSet::new();
+        let mut known = Known::default();
         while !*closed.borrow() {
             tokio::time::sleep(EVERY).await;
             if !look(&weak, &mut known).await {
@@ -25,14 +30,33 @@ pub(super) fn start(shared: &Arc<Shared>) {
     });
 }
 
-async fn look(shared: &Weak<Shared>, known: &mut BTreeSet<String>) -> bool {
+/// Says of each server that it is connected to whether it takes less than sidecars do.
+async fn judge_connections(shared: Weak<Shared>, mut connects: watch::Receiver<u64>) {
+    while connects.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        let max_payload = shared.client.max_payload() as u64;
+        if let Some(warning) = payload_warning(max_payload) {
+            tracing::warn!(bus = shared.name, "{warning}");
+        }
+    }
+}
+
+/// What the last look saw.
+#[derive(Debug, Default)]
+struct Known {
+    measured: BTreeSet<String>,
+    /// Subscriptions without a consumer, and the revision of their record.
+    gone: BTreeMap<String, u64>,
+}
+
+async fn look(shared: &Weak<Shared>, known: &mut Known) -> bool {
     let Some(shared) = shared.upgrade() else { return false };
-    match measure(&shared).await {
-        Ok(seen) => {
-            for gone in known.difference(&seen) {
+    match measure(&shared, &known.gone).await {
+        Ok(now) => {
+            for gone in known.measured.difference(&now.measured) {
                 shared.metrics.forget_subscription(gone);
             }
-            *known = seen;
+            *known = now;
         }
         // The last values stay: that the cluster is away is said elsewhere.
         Err(error) => tracing::debug!(bus = shared.name, %error, "subscriptions are not measured"),
@@ -40,14 +64,25 @@ async fn look(shared: &Weak<Shared>, known: &mut BTreeSet<String>) -> bool {
     true
 }
 
-async fn measure(shared: &Shared) -> Result<BTreeSet<String>, NatsError> {
-    let mut seen = BTreeSet::new();
-    for record in shared.records().await? {
-        if let Some(status) = shared.status(record).await? {
-            let age_ms = status.oldest_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
-            shared.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
-            seen.insert(status.name);
+async fn measure(shared: &Shared, gone: &BTreeMap<String, u64>) -> Result<Known, NatsError> {
+    let mut now = Known::default();
+    for recorded in shared.records().await? {
+        let name = recorded.record.name.clone();
+        match shared.status(recorded.record.clone()).await? {
+            Some(status) => {
+                let age_ms = status.oldest_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
+                shared.metrics.subscription(&name, status.lag, age_ms, status.in_flight);
+                now.measured.insert(name);
+            }
+            // At the second look only: one that is being moved has no consumer for a moment.
+            None if gone.get(&name) == Some(&recorded.revision) => {
+                shared.forget_expired(&recorded).await?;
+            }
+            None if recorded.record.may_expire() => {
+                now.gone.insert(name, recorded.revision);
+            }
+            None => {}
         }
     }
-    Ok(seen)
+    Ok(now)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use duet_events::Event;
-use duet_events::bus::{Settle, Start, SubscriptionSpec};
+use duet_events::bus::{Settle, Start, SubscriptionSpec, TopicConfig};
 
 use super::behaviour::{
     Bus, events, lag_becomes, next, next_ids, nothing, publish, settle_all, spec,
@@ -40,6 +40,22 @@ pub(crate) async fn a_key_keeps_its_order_through_retries_and_restarts(bus: &Bus
     nothing(&mut consumer).await;
 }
 
+pub(crate) async fn events_of_a_source_keep_their_order(bus: &Bus) {
+    let bus = bus.open().await;
+    let config = TopicConfig { order_by: "source".to_owned(), ..TopicConfig::default() };
+    bus.ensure_topic("orders", config).await.unwrap();
+    let of = |id: &str, source: &str| Event::new(id, source, "t").unwrap();
+    bus.publish("orders", vec![of("1", "/a"), of("2", "/a"), of("3", "/b")]).await.unwrap();
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/s") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let one = next(&mut consumer).await;
+    let three = next(&mut consumer).await;
+    assert_eq!((one.event.id(), three.event.id()), ("1", "3"));
+    nothing(&mut consumer).await;
+    consumer.settler().settle(one.id, Settle::Ack);
+    assert_eq!(next(&mut consumer).await.event.id(), "2");
+}
+
 fn at(ms: u64) -> String {
     let now = jiff::Timestamp::now().as_millisecond();
     jiff::Timestamp::from_millisecond(now + i64::try_from(ms).unwrap()).unwrap().to_string()
@@ -59,6 +75,59 @@ pub(crate) async fn an_event_for_later_waits(bus: &Bus) {
     let due = delivery.event.deliver_at_ms().unwrap();
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
     assert!(now >= due, "{now} is before {due}");
+}
+
+fn later(id: u32, ms: u64) -> Event {
+    let event = Event::new(id.to_string(), "/test", "t").unwrap();
+    event.with_attribute("deliverat", &at(ms)).unwrap()
+}
+
+pub(crate) async fn any_number_of_events_for_later_holds_up_nobody(bus: &Bus) {
+    const HOUR: u64 = 3_600_000;
+    let bus = bus.open().await;
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/ordered") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    // More than what JetStream lets an ordered subscription have in hand.
+    let waiting: Vec<_> = (10..2_510).map(|id| later(id, HOUR)).collect();
+    bus.publish("orders", waiting).await.unwrap();
+    publish(&*bus, [1]).await;
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
+    // Nor does one that starts while they wait.
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/new") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
+    let topics = bus.topics().await.unwrap();
+    assert_eq!(topics[0].events, 2_501, "what waits is there");
+    let in_flight = bus.subscriptions().await.unwrap().iter().map(|s| s.in_flight).max();
+    assert_eq!(in_flight, Some(1));
+}
+
+pub(crate) async fn an_event_for_later_comes_once_to_those_who_are_there_then(bus: &Bus) {
+    let open = bus.open().await;
+    let published = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    assert!(!published[0].duplicate);
+    let again = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    assert!(again[0].duplicate, "the same event is known while it waits");
+    open.close().await;
+    let open = bus.open().await;
+    let latest = SubscriptionSpec { start: Start::Latest, ..spec("a/latest") };
+    let mut consumer = open.consume(latest).await.unwrap();
+    let delivery = next(&mut consumer).await;
+    assert_eq!((delivery.event.id(), delivery.attempt), ("1", 1));
+    consumer.settler().settle(delivery.id, Settle::Ack);
+    lag_becomes(&*open, "a/latest", 0).await;
+    nothing(&mut consumer).await;
+    assert_eq!(open.topics().await.unwrap()[0].events, 1, "it no longer waits");
+}
+
+pub(crate) async fn an_event_for_later_outlasts_the_retention(bus: &Bus) {
+    let bus = bus.open().await;
+    let config =
+        TopicConfig { retention_age: Some(Duration::from_secs(1)), ..TopicConfig::default() };
+    bus.ensure_topic("orders", config).await.unwrap();
+    bus.publish("orders", vec![later(1, 3_000)]).await.unwrap();
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
 }
 
 pub(crate) async fn an_expired_event_is_not_delivered(bus: &Bus) {

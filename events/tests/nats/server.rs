@@ -16,18 +16,38 @@ impl Server {
     /// A server with these settings besides the port and JetStream; `None`, loudly, without the program.
     pub(crate) async fn start(settings: &str) -> Option<Self> {
         let program = find()?;
+        let server = Self::start_on(program, free_port(), settings);
+        server.answers().await;
+        Some(server)
+    }
+
+    /// Three servers that are one cluster, named `n0` to `n2`.
+    pub(crate) async fn cluster() -> Option<Vec<Self>> {
+        let program = find()?;
+        let ports = [free_port(), free_port(), free_port()];
+        let routes = ports.map(|port| format!("\"nats://127.0.0.1:{port}\"")).join(", ");
+        let start = |(number, port): (usize, u16)| {
+            let settings = format!(
+                "server_name: n{number}\ncluster {{ name: c, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}"
+            );
+            Self::start_on(program.clone(), free_port(), &settings)
+        };
+        let servers: Vec<Self> = ports.into_iter().enumerate().map(start).collect();
+        for server in &servers {
+            server.answers().await;
+        }
+        Some(servers)
+    }
+
+    fn start_on(program: PathBuf, port: u16, settings: &str) -> Self {
         let dir = TempDir::new().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
         let store = dir.path().join("store");
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{settings}\n"
         );
         std::fs::write(dir.path().join("nats.conf"), config).unwrap();
         let child = run(&program, &dir);
-        let server = Self { program, dir, port, child };
-        server.answers().await;
-        Some(server)
+        Self { program, dir, port, child }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -57,6 +77,16 @@ impl Drop for Server {
     fn drop(&mut self) {
         if self.child.kill().is_ok() {
             self.child.wait().ok();
+        }
+    }
+}
+
+/// Below those that the kernel gives to connections: one of these could take it before the server does.
+fn free_port() -> u16 {
+    loop {
+        let port = u16::try_from(10_000 + uuid::Uuid::new_v4().as_u128() % 20_000).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }

@@ -8,7 +8,8 @@ use duet_api::dapr::runtime::v1::{
     SubscribeTopicEventsRequestProcessedAlpha1, TopicEventResponse,
 };
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::{SOON, eventually, http};
+use duet_tests::nats::Backend;
+use duet_tests::{SOON, eventually, http, on_both_buses};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -62,9 +63,13 @@ async fn next(events: &mut Streaming<Said1>) -> String {
     }
 }
 
-#[tokio::test]
-async fn the_end_of_a_stream_gives_unanswered_events_back_unspent() {
-    let control_plane = ControlPlane::start(&[]).await;
+on_both_buses!(
+    the_end_of_a_stream_gives_unanswered_events_back_unspent,
+    a_stream_goes_on_after_a_restart_of_the_control_plane,
+);
+
+async fn the_end_of_a_stream_gives_unanswered_events_back_unspent(backend: &Backend) {
+    let control_plane = ControlPlane::start(&[("bus.yaml", &backend.yaml())]).await;
     let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
     let mut dapr = DaprClient::new(channel(&sidecar).await);
     let (answers, mut events) = open(&mut dapr, "orders").await;
@@ -108,9 +113,8 @@ async fn the_end_of_a_stream_gives_unanswered_events_back_unspent() {
     assert_eq!(next(&mut events).await, "c");
 }
 
-#[tokio::test]
-async fn a_stream_goes_on_after_a_restart_of_the_control_plane() {
-    let mut control_plane = ControlPlane::start(&[]).await;
+async fn a_stream_goes_on_after_a_restart_of_the_control_plane(backend: &Backend) {
+    let mut control_plane = ControlPlane::start(&[("bus.yaml", &backend.yaml())]).await;
     let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
     let mut dapr = DaprClient::new(channel(&sidecar).await);
     let (answers, mut events) = open(&mut dapr, "orders").await;

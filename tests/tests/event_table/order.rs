@@ -99,6 +99,8 @@ pub(crate) fn cases() -> Vec<Case> {
         .resources(
             "apiVersion: duet.dev/v1alpha1\nkind: Topic\nmetadata: {name: TOPIC}\nspec: {orderBy: subject}\n",
         ),
+        required_attribute("source"),
+        required_attribute("type"),
         Case::new("order", "the key of the publish query", |world, names| async move {
             for number in 0..6 {
                 let id = format!("k-{number:03}");
@@ -112,6 +114,24 @@ pub(crate) fn cases() -> Vec<Case> {
     ];
     cases.extend(deduplication());
     cases
+}
+
+/// Events that have no key besides an attribute that every event has.
+fn required_attribute(name: &str) -> Case {
+    Case::new("order", &format!("by the required attribute {name}"), |world, names| async move {
+        world.script(&names.path, &[(500, ""), (500, ""), (200, "")]);
+        for number in 0..6 {
+            world.publish(&names, json!({"id": format!("r-{number}")})).await;
+        }
+        world.wait(&names.path, 8).await;
+        let ids = world.ids(&names.path);
+        assert_eq!(ids[..4], ["r-0", "r-0", "r-0", "r-1"], "{ids:?}");
+        assert!(ids.is_sorted(), "{ids:?}");
+    })
+    .with(ORDERED_RETRY)
+    .resources(&format!(
+        "apiVersion: duet.dev/v1alpha1\nkind: Topic\nmetadata: {{name: TOPIC}}\nspec: {{orderBy: {name}}}\n"
+    ))
 }
 
 fn deduplication() -> Vec<Case> {

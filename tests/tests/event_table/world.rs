@@ -9,38 +9,11 @@ use std::time::Duration;
 
 use duet_tests::app::{App, Asked, Reply};
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::nats::NatsServer;
+use duet_tests::nats::Backend;
 use duet_tests::{SOON, eventually, http};
 use serde_json::{Value, json};
 
 use super::case::{Case, Names};
-
-/// Where the events are kept.
-pub(crate) enum Backend {
-    Embedded,
-    Nats(NatsServer),
-}
-
-impl Backend {
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Embedded => "embedded",
-            Self::Nats(_) => "nats",
-        }
-    }
-
-    /// A `nats-server` of its own. `None` where there is none: skipped.
-    pub(crate) async fn nats() -> Option<Self> {
-        NatsServer::start().await.map(Self::Nats)
-    }
-
-    fn yaml(&self) -> String {
-        match self {
-            Self::Embedded => String::new(),
-            Self::Nats(server) => server.default_bus(),
-        }
-    }
-}
 
 /// Answers of the application for one path, in turn; the last goes on.
 pub(crate) type Script = Vec<(u16, &'static str)>;

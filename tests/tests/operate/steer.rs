@@ -3,19 +3,25 @@
 use std::process::Command;
 
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
+use duet_tests::nats::Backend;
 use duet_tests::process::program;
-use duet_tests::{SOON, eventually};
+use duet_tests::{SOON, eventually, on_both_buses};
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::operator::{Operator, SERVICES, arrive, arrives, cells, ids, subscription, willing};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replay_is_for_one_subscription_from_where_it_is_asked() {
+on_both_buses!(
+    a_replay_is_for_one_subscription_from_where_it_is_asked,
+    a_pause_survives_a_restart_of_the_control_plane,
+);
+
+async fn a_replay_is_for_one_subscription_from_where_it_is_asked(backend: &Backend) {
     let ordered = "  delivery: {ordered: true}\n";
     let resources =
         [SERVICES, &subscription("read", "reader", ordered), &subscription("other", "reader", "")];
-    let control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let resources = resources.concat() + &backend.yaml();
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
     let app = willing().await;
     let options = Options::service("reader", app.port());
     let _reader = Sidecar::ready(&control_plane, options).await;
@@ -70,11 +76,11 @@ async fn a_replay_is_for_one_subscription_from_where_it_is_asked() {
     assert!(error.contains("\"noon\""), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pause_survives_a_restart_of_the_control_plane() {
+async fn a_pause_survives_a_restart_of_the_control_plane(backend: &Backend) {
     let resources =
         [SERVICES, &subscription("read", "reader", ""), &subscription("other", "reader", "")];
-    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let resources = resources.concat() + &backend.yaml();
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
     let app = willing().await;
     let options = Options::service("reader", app.port());
     let _reader = Sidecar::ready(&control_plane, options).await;

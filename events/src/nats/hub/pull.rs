@@ -156,6 +156,7 @@ impl Hub {
         }
         let wait = event.deliver_at_ms().unwrap_or(0).saturating_sub(now_ms());
         if wait > 0 {
+            // The server does not keep it until then, or its clock is ahead of ours.
             self.shared.answer(reply, AckKind::Nak(Some(Duration::from_millis(wait)))).await;
             return;
         }
@@ -176,7 +177,7 @@ impl Hub {
     }
 
     fn hold(&mut self, position: u64, reply: Subject, event: Event, stage: Stage) {
-        let key = event.attribute(&self.topic.order_by).filter(|_| self.spec.ordered);
+        let key = event.order_key(&self.topic.order_by).filter(|_| self.spec.ordered);
         let key = key.map(str::to_owned);
         let held = Held { event, reply, attempt: 1, stage, key, heard: Instant::now() };
         self.hands.insert(position, held);
