@@ -73,6 +73,11 @@ enum Action {
         /// `<namespace>/<name>`.
         subscription: String,
     },
+    /// Forget a subscription that nobody declares or consumes any more; what waits for it is kept no longer.
+    Forget {
+        /// `<namespace>/<name>`.
+        subscription: String,
+    },
     /// Move what an embedded bus held to the cluster that it is on now.
     Migrate(migrate::Args),
     /// Copy everything that an embedded bus has stored into a file, while it goes on.
@@ -102,6 +107,7 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::Publish(args) => publish::publish(&session, &args),
         Action::DeadLetters(args) => dead_letters::dead_letters(&session, &args),
         Action::Replay { subscription, from } => replay(&session, &subscription, &from),
+        Action::Forget { subscription } => forget(&session, &subscription),
         Action::Migrate(args) => migrate::migrate(&session, &args),
         Action::Backup(args) => backup::backup(&session, &args),
         Action::Pause { subscription } => pause(&session, &subscription, true),
@@ -118,6 +124,14 @@ fn replay(session: &Session, subscription: &str, from: &str) -> anyhow::Result<(
     let body = json!({ "bus": session.bus, "subscription": subscription, "start": start });
     let answer = session.client.post("/v1/seek", &body)?;
     session.say(&answer, &format!("{subscription} goes on from {from}"));
+    Ok(())
+}
+
+fn forget(session: &Session, subscription: &str) -> anyhow::Result<()> {
+    let body = json!({ "bus": session.bus, "subscription": subscription });
+    let answer = session.client.post("/v1/forget", &body)?;
+    let lag = answer.get("lag").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    session.say(&answer, &format!("{subscription} is forgotten; {lag} events waited for it"));
     Ok(())
 }
 

@@ -145,6 +145,12 @@ impl Buses {
         }
     }
 
+    /// Whether a resource declares a subscription.
+    #[must_use]
+    pub fn declares(&self, bus: &str, subscription: &str) -> bool {
+        self.store.read(|view| compile::declares_subscription(view.index, bus, subscription))
+    }
+
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {
         *self.held_back.write() = topics;
     }

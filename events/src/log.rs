@@ -189,7 +189,7 @@ impl Log {
 
     /// Declares a subscription, durably.
     pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
-        self.run(move |engine, _now| engine.declare(&spec)).await
+        self.run(move |engine, _now| engine.declare_for_resource(&spec)).await
     }
 
     /// Forgets a subscription.

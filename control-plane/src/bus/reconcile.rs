@@ -1,5 +1,6 @@
 //! Keeps topics and subscriptions on the buses as the resources declare them. A subscription exists from its
-//! declaration on, whether or not anybody consumes.
+//! declaration on, whether or not anybody consumes. The bus remembers which ones resources declared, so that one whose
+//! resource went while no control plane ran is forgotten as well.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use duet_events::bus::{ConsumeError, SubscriptionSpec, TopicConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Buses;
+use super::{BusError, Buses};
 use crate::compile;
 use crate::index::Index;
 use crate::store::Store;
@@ -51,6 +52,13 @@ fn declared(index: &Index) -> Declared {
     declared
 }
 
+impl Declared {
+    /// Whether a subscription is to be on a bus.
+    fn has(&self, bus: &str, subscription: &str) -> bool {
+        self.subscriptions.get(subscription).is_some_and(|spec| spec.bus == bus)
+    }
+}
+
 /// Brings buses to what is declared, and keeps them there.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -61,8 +69,10 @@ pub struct Reconciler {
     seen: u64,
     /// Everything is as declared.
     settled: bool,
-    /// Subscriptions, by name, that the bus still keeps: where, and until when.
-    undeclared: HashMap<String, (String, Instant)>,
+    /// Buses whose own record of what was declared has been read.
+    compared: BTreeSet<String>,
+    /// Subscriptions, by bus and name, that are kept for now, and until when.
+    undeclared: HashMap<(String, String), Instant>,
 }
 
 impl Reconciler {
@@ -75,6 +85,7 @@ impl Reconciler {
             done: Declared::default(),
             seen: 0,
             settled: false,
+            compared: BTreeSet::new(),
             undeclared: HashMap::new(),
         };
         reconciler.look().await;
@@ -88,7 +99,7 @@ impl Reconciler {
         changes.mark_changed();
         loop {
             let again = match self.settled {
-                true => self.undeclared.values().map(|(_, until)| *until).min(),
+                true => self.undeclared.values().copied().min(),
                 false => Some(Instant::now() + RETRY),
             };
             let again = again.unwrap_or_else(|| Instant::now() + UNDECLARED_GRACE);
@@ -115,10 +126,45 @@ impl Reconciler {
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
-        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        self.compared.retain(|bus| wanted.buses.contains(bus));
         for name in &wanted.buses {
-            settled &= succeeded("bus", name, self.buses.get(name).await.map(drop));
+            let compared = self.compare(name, &wanted).await;
+            settled &= succeeded("bus", name, compared);
         }
+        let known = std::mem::take(&mut self.done.subscriptions);
+        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            known.into_iter().partition(|(name, spec)| wanted.has(&spec.bus, name));
+        self.done.subscriptions = kept;
+        for (name, spec) in gone {
+            self.undeclare(spec.bus, name);
+        }
+        settled &= self.topics(&wanted).await;
+        settled & self.subscriptions(&wanted).await
+    }
+
+    /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
+    async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
+        let bus = self.buses.get(name).await?;
+        if self.compared.contains(name) {
+            return Ok(());
+        }
+        for kept in bus.subscriptions().await? {
+            if kept.declared && !wanted.has(name, &kept.name) {
+                self.undeclare(name.to_owned(), kept.name);
+            }
+        }
+        self.compared.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Starts the time that a bus still keeps a subscription for.
+    fn undeclare(&mut self, bus: String, subscription: String) {
+        tracing::warn!(bus, subscription, "no longer declared; the bus forgets it in 10 minutes");
+        self.undeclared.insert((bus, subscription), Instant::now() + UNDECLARED_GRACE);
+    }
+
+    async fn topics(&mut self, wanted: &Declared) -> bool {
+        let mut settled = true;
         for (name, topic) in &wanted.topics {
             if self.done.topics.get(name) != Some(topic) {
                 let outcome = self.topic(name, topic).await;
@@ -130,8 +176,14 @@ impl Reconciler {
             }
         }
         self.done.topics.retain(|name, _| wanted.topics.contains_key(name));
+        settled
+    }
+
+    async fn subscriptions(&mut self, wanted: &Declared) -> bool {
+        let mut settled = true;
+        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, spec) in &wanted.subscriptions {
-            self.undeclared.remove(name);
+            self.undeclared.remove(&(spec.bus.clone(), name.clone()));
             if self.done.subscriptions.get(name) != Some(spec) {
                 let outcome = self.subscription(spec).await;
                 // What the bus will never take must not stop the topic's publishers.
@@ -147,18 +199,6 @@ impl Reconciler {
             }
         }
         self.buses.hold_back(held_back);
-        let until = Instant::now() + UNDECLARED_GRACE;
-        let known = std::mem::take(&mut self.done.subscriptions);
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            known.into_iter().partition(|(name, _)| wanted.subscriptions.contains_key(name));
-        self.done.subscriptions = kept;
-        for (name, spec) in gone {
-            tracing::warn!(
-                subscription = name,
-                "no longer declared; the bus forgets it in 10 minutes"
-            );
-            self.undeclared.insert(name, (spec.bus, until));
-        }
         settled
     }
 
@@ -178,18 +218,19 @@ impl Reconciler {
     }
 
     async fn forget_undeclared(&mut self, now: Instant) {
-        let over = self.undeclared.extract_if(|_, (_, until)| *until <= now);
+        let over = self.undeclared.extract_if(|_, until| *until <= now);
         let over: Vec<_> = over.collect();
-        for (name, (bus, _)) in over {
+        for ((bus, name), _) in over {
             let outcome = match self.buses.get(&bus).await {
                 Ok(bus) => bus.remove_subscription(&name).await.map_err(anyhow::Error::from),
-                // The bus went with it.
-                Err(_) => Ok(()),
+                // The bus went with it, and is compared again should it come back.
+                Err(BusError::Unknown(_)) => Ok(()),
+                Err(error) => Err(error.into()),
             };
             if succeeded("removal of the subscription", &name, outcome) {
-                tracing::info!(subscription = name, "forgotten");
+                tracing::info!(bus, subscription = name, "forgotten");
             } else {
-                self.undeclared.insert(name, (bus, now + RETRY));
+                self.undeclared.insert((bus, name), now + RETRY);
             }
         }
     }
@@ -210,3 +251,6 @@ fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,6 +85,7 @@ pub(super) async fn subscriptions(
             "retrying": subscription.retrying,
             "consumers": subscription.consumers,
             "paused": subscription.paused,
+            "declared": subscription.declared,
         })
     };
     let found: Vec<_> = found.iter().map(subscription).collect();
@@ -285,6 +286,41 @@ pub(super) async fn pause(
     operate.bus(&name).await?.pause(&subscription, paused).await?;
     tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
     Ok(Json(json!({ "paused": paused })))
+}
+
+/// A subscription.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfSubscription {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+}
+
+/// Only what would stay away: whoever declares or consumes a subscription makes it anew, without what waited for it.
+pub(super) async fn forget(
+    State(operate): State<Operate>,
+    body: Result<Json<OfSubscription>, JsonRejection>,
+) -> Answer {
+    let Json(OfSubscription { bus: name, subscription }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    let bus = operate.bus(&name).await?;
+    let found = bus.subscriptions().await?.into_iter().find(|found| found.name == subscription);
+    let Some(found) = found else {
+        return Err(ManageError::Unknown { kind: "subscription", name: subscription }.into());
+    };
+    let refused = |why: &str| ManageError::Refused(format!("{subscription}: {why}"));
+    if operate.buses.declares(&name, &subscription) {
+        return Err(refused("a Subscription resource declares it: remove that first").into());
+    }
+    if found.consumers > 0 {
+        let why = "an application consumes it and would make it anew: stop that first, or skip what waits with a \
+                   replay from latest";
+        return Err(refused(why).into());
+    }
+    bus.remove_subscription(&subscription).await?;
+    tracing::warn!(bus = name, subscription, lag = found.lag, "forgotten by an operator");
+    Ok(Json(json!({ "forgotten": true, "lag": found.lag })))
 }
 
 /// A move to where the bus is now.

@@ -56,7 +56,8 @@ impl ManagedBus for Memory {
     fn ensure_subscription(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
         Box::pin(async { Ok(()) })
     }
-    fn remove_subscription<'a>(&'a self, _: &'a str) -> Outcome<'a, ()> {
+    fn remove_subscription<'a>(&'a self, name: &'a str) -> Outcome<'a, ()> {
+        self.note(format!("forget {name}"));
         Box::pin(async { Ok(()) })
     }
     fn topics(&self) -> Outcome<'_, Vec<TopicStatus>> {
@@ -75,8 +76,16 @@ impl ManagedBus for Memory {
             retrying: 1,
             consumers: 2,
             paused: false,
+            declared: false,
         };
-        Box::pin(async { Ok(vec![status]) })
+        let named = |name: &str, consumers| SubscriptionStatus {
+            name: name.into(),
+            consumers,
+            ..status.clone()
+        };
+        let more = [named("shop/gone", 0), named("shop/declared", 0)];
+        let all = [vec![status.clone()], more.to_vec()].concat();
+        Box::pin(async { Ok(all) })
     }
     fn read<'a>(
         &'a self,
@@ -134,6 +143,9 @@ impl Shelf for One {
             }
             _ => Ok(()),
         }
+    }
+    fn declares(&self, bus: &str, subscription: &str) -> bool {
+        (bus, subscription) == ("default", "shop/declared")
     }
     fn migrate<'a>(
         &'a self,
@@ -345,4 +357,23 @@ async fn a_migration_is_asked_for_with_its_bounds() {
     assert_eq!(error(&asked), (409, "other {} true 2000"));
     let asked = port.post("/v1/migrate", json!({"to": "x"})).await;
     assert_eq!(asked.0, 400);
+}
+
+#[tokio::test]
+async fn only_a_subscription_that_would_not_come_back_is_forgotten() {
+    let port = Port::new();
+    let forget = async |name: &str| port.post("/v1/forget", json!({"subscription": name})).await;
+    let expected = json!({"forgotten": true, "lag": 3});
+    assert_eq!(forget("shop/gone").await, (200, expected));
+    assert_eq!(*port.bus.asked.lock(), ["forget shop/gone"]);
+    for (name, status, part) in [
+        ("shop/declared", 409, "a Subscription resource declares it"),
+        ("shop/fulfil", 409, "an application consumes it"),
+        ("shop/nope", 404, "there is no subscription \"shop/nope\""),
+    ] {
+        let answer = forget(name).await;
+        let (was, text) = error(&answer);
+        assert!(was == status && text.contains(part), "{answer:?}");
+    }
+    assert_eq!(port.bus.asked.lock().len(), 1, "nothing else was touched");
 }

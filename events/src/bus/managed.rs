@@ -130,6 +130,8 @@ pub struct SubscriptionStatus {
     pub consumers: u64,
     /// Nothing is handed out.
     pub paused: bool,
+    /// By [`ManagedBus::ensure_subscription`], and not only by whoever consumes it. Survives a restart.
+    pub declared: bool,
 }
 
 /// An event in its topic.

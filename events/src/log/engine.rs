@@ -145,6 +145,15 @@ impl Engine {
         self.add(spec)
     }
 
+    /// Declares a subscription for a resource.
+    pub(super) fn declare_for_resource(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
+        self.declare(spec)?;
+        if let Some(subscription) = self.subscriptions.get_mut(&spec.name) {
+            subscription.mark_declared(&spec.name, &mut self.batch);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
         let cursor = self.start_of(&spec.topic, spec.start)?;
         let row = subscription::new_row(self.new_id(), spec);

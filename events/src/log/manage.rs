@@ -47,6 +47,7 @@ impl Engine {
                 retrying: subscription.progress.retrying(),
                 consumers: subscription.consumers.len() as u64,
                 paused: row.paused,
+                declared: row.declared,
                 name,
             });
         }

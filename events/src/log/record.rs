@@ -77,6 +77,9 @@ pub(super) struct SubscriptionRow {
     /// Since when it has no consumer; 0: it has one, or nobody looked yet.
     #[prost(uint64, tag = "9")]
     pub(super) idle_since_ms: u64,
+    /// A resource declared it: whoever looks after the bus may forget it when there is none any more.
+    #[prost(bool, tag = "10")]
+    pub(super) declared: bool,
 }
 
 /// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with

@@ -44,6 +44,13 @@ impl Subscription {
         }
     }
 
+    /// Notes that a resource declares it, whoever made it.
+    pub(super) fn mark_declared(&mut self, name: &str, batch: &mut Batch) {
+        if !std::mem::replace(&mut self.row.declared, true) {
+            batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
+        }
+    }
+
     /// Counts how long nobody consumes it. True: for longer than it asked for.
     pub(super) fn is_forgotten(&mut self, name: &str, now_ms: u64, batch: &mut Batch) -> bool {
         let since = self.row.idle_since_ms;
@@ -119,6 +126,7 @@ pub(super) fn new_row(id: u32, spec: &SubscriptionSpec) -> SubscriptionRow {
         seed: RandomState::new().hash_one(&spec.name),
         idle_expiry_ms,
         idle_since_ms: 0,
+        declared: false,
     }
 }
 

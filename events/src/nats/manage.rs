@@ -35,6 +35,8 @@ impl ManagedBus for NatsBus {
             Box::pin(self.shared.ensure(&spec))
                 .await
                 .map_err(|error| consume_error(&spec, &error))?;
+            let marked = self.shared.mark_declared(&spec.name).await;
+            marked.map_err(|error| consume_error(&spec, &error))?;
             if before.is_some_and(|before| before.topic != spec.topic) {
                 self.tell(&spec.name, Command::End("its topic is another one now".to_owned()));
             } else if self.differs(&spec) {
@@ -245,6 +247,7 @@ impl Shared {
             retrying: info.num_redelivered as u64,
             consumers: 0,
             paused: info.paused,
+            declared: record.declared,
             dead_letter_topic: record.dead_letter_topic(),
             name: record.name,
             topic: record.topic,

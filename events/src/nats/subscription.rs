@@ -27,6 +27,9 @@ pub(super) struct Record {
     /// Empty in one that was written before this was part of it.
     #[serde(default)]
     dead_letter_topic: String,
+    /// A resource declared it.
+    #[serde(default)]
+    pub(super) declared: bool,
 }
 
 impl Record {
@@ -89,13 +92,28 @@ impl Shared {
             name: spec.name.clone(),
             topic: spec.topic.clone(),
             dead_letter_topic: spec.dead_letter_topic.clone(),
+            declared: record.as_ref().is_some_and(|record| record.declared),
         };
         if record.as_ref() != Some(&wanted) {
-            let bytes = serde_json::to_vec(&wanted).unwrap_or_default();
-            let put = self.state().await?.put(record_key(&spec.name), bytes.into()).await;
-            put.map_err(|error| self.error("a subscription's record", &error))?;
+            self.put_record(&wanted).await?;
         }
         Ok(topic)
+    }
+
+    /// Notes that a resource declares a subscription, whoever made it.
+    pub(super) async fn mark_declared(&self, name: &str) -> Result<(), NatsError> {
+        match self.record(name).await? {
+            Some(record) if !record.declared => {
+                self.put_record(&Record { declared: true, ..record }).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        let put = self.state().await?.put(record_key(&record.name), bytes.into()).await;
+        put.map(drop).map_err(|error| self.error("a subscription's record", &error))
     }
 
     pub(super) async fn create(

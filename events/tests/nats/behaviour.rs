@@ -301,3 +301,17 @@ pub(crate) async fn a_closed_bus_says_so(bus: &Bus) {
     assert_eq!(error.kind, PublishErrorKind::Internal);
     assert!(bus.consume(spec("a/s")).await.is_err());
 }
+
+pub(crate) async fn a_declared_subscription_says_so_also_after_a_restart(bus: &Bus) {
+    let open = bus.open().await;
+    drop(open.consume(spec("a/own")).await.unwrap());
+    // Whoever comes first.
+    drop(open.consume(spec("a/s")).await.unwrap());
+    open.ensure_subscription(spec("a/s")).await.unwrap();
+    open.close().await;
+    let open = bus.open().await;
+    drop(open.consume(spec("a/s")).await.unwrap());
+    let told = open.subscriptions().await.unwrap();
+    let told: Vec<_> = told.iter().map(|told| (told.name.as_str(), told.declared)).collect();
+    assert_eq!(told, [("a/own", false), ("a/s", true)]);
+}

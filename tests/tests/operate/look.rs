@@ -41,6 +41,7 @@ async fn topics_and_subscriptions_say_what_waits() {
     let expected = json!({
         "name": "default/read", "topic": "news", "deadLetterTopic": "news.dead-letter", "lag": 2,
         "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "consumers": 1, "paused": false,
+        "declared": true,
     });
     assert_eq!(read, expected);
     let nobody = operator.status("default/nobody");

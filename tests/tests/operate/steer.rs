@@ -134,3 +134,30 @@ async fn what_does_not_exist_is_named() {
     let error = operator.fails(&["topics"]);
     assert!(error.contains(&at) && error.contains("--operator"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_is_forgotten_when_nobody_declares_or_consumes_it_any_more() {
+    let resources =
+        [SERVICES, &subscription("read", "reader", ""), &subscription("old", "absent", "")];
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let app = willing().await;
+    let options = Options::service("reader", app.port());
+    let _reader = Sidecar::ready(&control_plane, options).await;
+    let operator = Operator::of(&control_plane);
+    operator.publish("e1", 1);
+    arrives(&app, "/read", "e1").await;
+    let error = operator.fails(&["forget", "default/old"]);
+    assert!(error.contains("a Subscription resource declares it"), "{error}");
+    let error = operator.fails(&["forget", "default/nope"]);
+    assert!(error.contains("there is no subscription \"default/nope\""), "{error}");
+
+    control_plane.write("news.yaml", &[SERVICES, &subscription("read", "reader", "")].concat());
+    eventually("the resource is gone", SOON, || async {
+        let output = operator.run(&["forget", "default/old"], "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        (said == "default/old is forgotten; 1 events waited for it\n").then_some(())
+    })
+    .await;
+    assert_eq!(operator.status("default/old"), serde_json::Value::Null);
+    operator.becomes("default/read", "consumers", json!(1)).await;
+}

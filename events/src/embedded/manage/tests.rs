@@ -60,6 +60,7 @@ async fn the_status_says_how_a_subscription_is() {
         retrying: 1,
         consumers: 1,
         paused: false,
+        declared: false,
     };
     assert_eq!(status, expected);
     let topic = topic(&bus, "orders").await;
