@@ -124,6 +124,8 @@ pub(crate) struct LogDelivery {
     pub(crate) id: u64,
     pub(crate) position: u64,
     pub(crate) attempt: u32,
+    /// See [`crate::bus::Delivery::generation`].
+    pub(crate) generation: u64,
     pub(crate) record: Record,
 }
 

@@ -84,6 +84,7 @@ impl Session {
                         delivery: delivery.id,
                         position: delivery.position,
                         attempt: delivery.attempt,
+                        generation: delivery.generation,
                         event: Some(delivery.event.into()),
                         path,
                     };

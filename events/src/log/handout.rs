@@ -48,7 +48,7 @@ impl Engine {
             return;
         };
         for open in subscription.consumers.remove(id) {
-            if open.epoch == subscription.epoch {
+            if open.epoch == subscription.row.epoch {
                 subscription.progress.give_back(open.position);
             }
         }
@@ -75,7 +75,7 @@ impl Engine {
         else {
             return Ok(false);
         };
-        if epoch != subscription.epoch {
+        if epoch != subscription.row.epoch {
             return Ok(false);
         }
         if let Settle::DeadLetter { reason, status } = outcome {
@@ -273,7 +273,7 @@ impl Engine {
         let Some(subscription) = self.subscriptions.get_mut(name) else {
             return;
         };
-        let open = Open { position, epoch: subscription.epoch };
+        let open = Open { position, epoch: subscription.row.epoch };
         if subscription.consumers.send(id, open, attempt, record) {
             return;
         }

@@ -173,7 +173,7 @@ impl Engine {
         let topic = subscription.row.topic.clone();
         let position = self.start_of(&topic, to)?;
         if let Some(subscription) = self.subscriptions.get_mut(name) {
-            subscription.move_to(position, &mut self.batch);
+            subscription.move_to(name, position, &mut self.batch);
         }
         self.urgent = true;
         tracing::info!(subscription = name, topic, position, "subscription moved");

@@ -80,6 +80,10 @@ pub(super) struct SubscriptionRow {
     /// A resource declared it: whoever looks after the bus may forget it when there is none any more.
     #[prost(bool, tag = "10")]
     pub(super) declared: bool,
+    /// Counts how often it was moved; see [`super::consumers::Open`]. Tells receivers an event that is replayed from one
+    /// whose acknowledgement was lost, so it is never used again.
+    #[prost(uint32, tag = "11")]
+    pub(super) epoch: u32,
 }
 
 /// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with

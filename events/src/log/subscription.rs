@@ -22,14 +22,12 @@ pub(super) struct Subscription {
     /// Progress is ahead of what the store knows.
     pub(super) dirty: bool,
     pub(super) consumers: Consumers,
-    /// Counts how often it was moved; see [`super::consumers::Open`].
-    pub(super) epoch: u32,
 }
 
 impl Subscription {
     /// A new one, not in the store yet.
     pub(super) fn new(row: SubscriptionRow, progress: Progress) -> Self {
-        Self { row, progress, dirty: true, consumers: Consumers::default(), epoch: 0 }
+        Self { row, progress, dirty: true, consumers: Consumers::default() }
     }
 
     /// Takes new settings; what it has handled stays handled.
@@ -102,9 +100,10 @@ impl Subscription {
     }
 
     /// Starts anew elsewhere. What is in flight is no longer part of it.
-    pub(super) fn move_to(&mut self, position: u64, batch: &mut Batch) {
+    pub(super) fn move_to(&mut self, name: &str, position: u64, batch: &mut Batch) {
         self.progress = Progress::starting_at(position);
-        self.epoch += 1;
+        self.row.epoch = self.row.epoch.wrapping_add(1);
+        batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
         self.dirty = true;
         let id = self.row.id;
         batch.attempts.retain(|place, _row| place.0 != id);
@@ -127,6 +126,7 @@ pub(super) fn new_row(id: u32, spec: &SubscriptionSpec) -> SubscriptionRow {
         idle_expiry_ms,
         idle_since_ms: 0,
         declared: false,
+        epoch: 0,
     }
 }
 

@@ -338,10 +338,13 @@ impl Shared {
     }
 
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
-        let record = self.known(subscription).await?;
+        let mut record = self.known(subscription).await?;
         let topic = self.topic(&record.topic, TopicConfig::default()).await?;
         let old = self.consumer(&topic, subscription).await?;
         let old = old.map(|consumer| consumer.cached_info().clone());
+        // First: what the new consumer hands out is of the new generation, whatever happens between.
+        record.epoch = record.epoch.wrapping_add(1);
+        self.put_record(&record).await?;
         self.delete_consumer(&record.topic, subscription).await?;
         let made = self.recreate(&topic, subscription, old.as_ref(), to).await;
         Ok(made?)

@@ -30,6 +30,9 @@ pub(super) struct Record {
     /// A resource declared it.
     #[serde(default)]
     pub(super) declared: bool,
+    /// Counts how often it was moved: what its deliveries carry as their generation.
+    #[serde(default)]
+    pub(super) epoch: u64,
 }
 
 impl Record {
@@ -93,6 +96,7 @@ impl Shared {
             topic: spec.topic.clone(),
             dead_letter_topic: spec.dead_letter_topic.clone(),
             declared: record.as_ref().is_some_and(|record| record.declared),
+            epoch: record.as_ref().map_or(0, |record| record.epoch),
         };
         if record.as_ref() != Some(&wanted) {
             self.put_record(&wanted).await?;
@@ -110,7 +114,7 @@ impl Shared {
         }
     }
 
-    async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
+    pub(super) async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
         let bytes = serde_json::to_vec(record).unwrap_or_default();
         let put = self.state().await?.put(record_key(&record.name), bytes.into()).await;
         put.map(drop).map_err(|error| self.error("a subscription's record", &error))

@@ -198,9 +198,14 @@ impl Stream {
             subscription: self.subscription.clone(),
             reason: format!("the event at position {} is not valid: {error}", raw.position),
         })?;
-        let (id, position, attempt) = (raw.delivery, raw.position, raw.attempt);
-        let path = Some(raw.path).filter(|path| !path.is_empty());
-        Ok(Delivery { id, position, attempt, event, path })
+        Ok(Delivery {
+            id: raw.delivery,
+            position: raw.position,
+            attempt: raw.attempt,
+            generation: raw.generation,
+            event,
+            path: Some(raw.path).filter(|path| !path.is_empty()),
+        })
     }
 
     /// Ends the sending half and waits for the bus to end its own, so that the last settles arrive.

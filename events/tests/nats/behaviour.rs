@@ -315,3 +315,25 @@ pub(crate) async fn a_declared_subscription_says_so_also_after_a_restart(bus: &B
     let told: Vec<_> = told.iter().map(|told| (told.name.as_str(), told.declared)).collect();
     assert_eq!(told, [("a/own", false), ("a/s", true)]);
 }
+
+pub(crate) async fn each_move_of_a_subscription_is_another_generation_also_after_a_restart(
+    bus: &Bus,
+) {
+    let open = bus.open().await;
+    let mut consumer = open.consume(spec("a/s")).await.unwrap();
+    publish(&*open, [1]).await;
+    let mut seen = vec![next(&mut consumer).await];
+    for _ in 0..2 {
+        open.seek("a/s", Start::Earliest).await.unwrap();
+        seen.push(next(&mut consumer).await);
+    }
+    open.close().await;
+    let open = bus.open().await;
+    let mut consumer = open.consume(spec("a/s")).await.unwrap();
+    // Never acknowledged, so delivered again: of the same generation.
+    seen.push(next(&mut consumer).await);
+    open.seek("a/s", Start::Earliest).await.unwrap();
+    seen.push(next(&mut consumer).await);
+    let generations: Vec<u64> = seen.iter().map(|delivery| delivery.generation).collect();
+    assert_eq!(generations, [0, 1, 2, 2, 3]);
+}

@@ -298,7 +298,8 @@ mod tests {
     #[test]
     fn line_breaks_in_the_data_do_not_end_the_event() {
         let event = Event::new("1", "/s", "t").unwrap().with_data("{\n\"a\":\r\n1}");
-        let delivery = Delivery { id: 1, position: 5, attempt: 1, event, path: None };
+        let delivery =
+            Delivery { id: 1, position: 5, attempt: 1, generation: 0, event, path: None };
         let spec = SubscriptionSpec::new("a/b", "default", "x").unwrap();
         let frame = String::from_utf8(frame(&delivery, &spec).to_vec()).unwrap();
         let data: Vec<&str> =

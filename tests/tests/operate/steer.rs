@@ -161,3 +161,29 @@ async fn a_subscription_is_forgotten_when_nobody_declares_or_consumes_it_any_mor
     assert_eq!(operator.status("default/old"), serde_json::Value::Null);
     operator.becomes("default/read", "consumers", json!(1)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_reaches_an_application_that_gets_each_event_once() {
+    let once = "  delivery: {once: true, ordered: true}\n";
+    let resources = [SERVICES, &subscription("read", "reader", once)];
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let app = willing().await;
+    let options = Options::service("reader", app.port());
+    let _reader = Sidecar::ready(&control_plane, options).await;
+    let operator = Operator::of(&control_plane);
+    for number in 1..=2 {
+        operator.text(&["publish", "news", "1", "--id", &format!("e{number}"), "--key", "k"]);
+    }
+    arrive(&app, "/read", 2).await;
+    operator.becomes("default/read", "lag", json!(0)).await;
+    operator.text(&["replay", "default/read", "--from", "earliest"]);
+    arrive(&app, "/read", 4).await;
+    // Which replay is which is known after a restart as well.
+    operator.becomes("default/read", "lag", json!(0)).await;
+    control_plane.restart().await;
+    operator.becomes("default/read", "consumers", json!(1)).await;
+    operator.text(&["replay", "default/read", "--from", "2"]);
+    arrive(&app, "/read", 5).await;
+    operator.becomes("default/read", "lag", json!(0)).await;
+    assert_eq!(ids(&app, "/read"), ["e1", "e2", "e1", "e2", "e2"]);
+}

@@ -121,7 +121,7 @@ mod tests {
 
     fn delivery(id: u64) -> Delivery {
         let event = Event::new(id.to_string(), "/s", "t").unwrap().with_data("x");
-        Delivery { id, position: id, attempt: 2, event, path: None }
+        Delivery { id, position: id, attempt: 2, generation: 0, event, path: None }
     }
 
     #[test]
@@ -151,8 +151,8 @@ mod tests {
         let event = Event::new("1", "/s", "t").unwrap().with_data("{}");
         let event = event.with_attribute("subject", "me").unwrap();
         let event = event.with_attribute("datacontenttype", "text/plain").unwrap();
-        let delivery =
-            Delivery { id: 7, position: 1, attempt: 1, event, path: Some("/route".to_owned()) };
+        let path = Some("/route".to_owned());
+        let delivery = Delivery { id: 7, position: 1, attempt: 1, generation: 0, event, path };
         let spec = SubscriptionSpec::new("shop/a", "default", "news").unwrap();
         let request = request(&delivery, &spec);
         assert_eq!((&*request.id, &*request.source, &*request.r#type), ("1", "/s", "t"));
