@@ -239,7 +239,7 @@ impl Stream {
     }
 
     /// Sends an event down; `None` when the application has left.
-    fn send(&self, delivery: &Delivery) -> Option<oneshot::Receiver<AppAnswer>> {
+    fn send(&self, delivery: &Delivery, token: &str) -> Option<oneshot::Receiver<AppAnswer>> {
         let (sender, receiver) = oneshot::channel();
         let mut open = self.open.lock();
         if open.left {
@@ -252,7 +252,7 @@ impl Stream {
                 !waiting.is_empty()
             });
         }
-        let event = topic_event::request(delivery, &self.spec);
+        let event = topic_event::streamed(delivery, token, &self.spec);
         let id = event.id.clone();
         // Full: the application reads slower than its time to answer. Not its fault that this one is too much.
         self.events.try_send(message(Said::EventMessage(event))).ok()?;
@@ -264,7 +264,7 @@ impl Stream {
 impl Receiver for Stream {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
-            let sent: Vec<_> = work.deliveries.iter().map(|delivery| self.send(delivery)).collect();
+            let sent: Vec<_> = work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
             let mut answers = Vec::with_capacity(sent.len());
             for waiting in sent {
                 let answer = match waiting {
