@@ -13,6 +13,7 @@ use tonic::{Request, Status};
 
 use super::super::api::Api;
 use super::super::problem::Problem;
+use super::super::publish::bulk::single;
 use super::super::publish::options::Options;
 use super::super::publish::store::check_name;
 use crate::http::deadline;
@@ -59,10 +60,11 @@ pub(super) async fn bulk(
     for entry in &batch.entries {
         let read = options.clone().with(pairs(&entry.metadata)).and_then(|options| {
             let headers = headers(&metadata, &entry.content_type)?;
-            publishing.read((bus, topic), &headers, entry.event.clone(), &options, left)
+            let data = entry.event.clone();
+            single(publishing.read((bus, topic), &headers, data, &options, left)?)
         });
         match read {
-            Ok(read) => events.extend(read),
+            Ok(event) => events.push(event),
             Err(problem) => failed.push(BulkPublishResponseFailedEntry {
                 entry_id: entry.entry_id.clone(),
                 error: format!("{}: {}", problem.code, problem.message),
