@@ -206,6 +206,7 @@ fn closed() -> Status {
 fn status(error: &ConsumeError) -> Status {
     match error {
         ConsumeError::Refused { .. } => Status::failed_precondition(error.to_string()),
+        ConsumeError::Denied { .. } => Status::permission_denied(error.to_string()),
         ConsumeError::Unavailable { .. } => Status::unavailable(error.to_string()),
         ConsumeError::Internal { .. } => Status::internal(error.to_string()),
     }

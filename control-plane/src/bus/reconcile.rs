@@ -238,7 +238,7 @@ impl Reconciler {
 
 /// Whether another try can do better.
 fn may_come(error: &anyhow::Error) -> bool {
-    !matches!(error.downcast_ref(), Some(ConsumeError::Refused { .. }))
+    error.downcast_ref().is_none_or(ConsumeError::is_retryable)
 }
 
 fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(), E>) -> bool {

@@ -88,9 +88,11 @@ pub(super) async fn open(
 
 fn refusal(bus: &str, subscription: &str, status: &Status) -> ConsumeError {
     let reason = describe(status);
-    let refused = [Code::InvalidArgument, Code::NotFound, Code::PermissionDenied];
-    if refused.contains(&status.code()) {
+    if [Code::InvalidArgument, Code::NotFound].contains(&status.code()) {
         return ConsumeError::Refused { subscription: subscription.to_owned(), reason };
+    }
+    if status.code() == Code::PermissionDenied {
+        return ConsumeError::Denied { subscription: subscription.to_owned(), reason };
     }
     ConsumeError::Unavailable { bus: bus.to_owned(), reason }
 }

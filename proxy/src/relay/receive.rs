@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-use crate::http::headers::TRACEPARENT;
+use crate::http::headers::{TRACEPARENT, TRACESTATE};
 
 /// Number of the try, from 1.
 pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
@@ -28,9 +28,11 @@ impl Work {
         headers.insert(ATTEMPT, HeaderValue::from(delivery.attempt));
         self.name(headers);
         // One that cannot be a header stays in the envelope only; it must not cost the event.
-        if let Some(Ok(trace)) = delivery.event.attribute("traceparent").map(HeaderValue::from_str)
-        {
-            headers.insert(TRACEPARENT, trace);
+        for name in [TRACEPARENT, TRACESTATE] {
+            let attribute = delivery.event.attribute(name.as_str());
+            if let Some(Ok(trace)) = attribute.map(HeaderValue::from_str) {
+                headers.insert(name, trace);
+            }
         }
     }
 

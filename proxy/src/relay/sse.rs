@@ -258,8 +258,12 @@ fn is_local(origin: &HeaderValue) -> bool {
 
 fn refused(error: &ConsumeError) -> Problem {
     match error {
-        ConsumeError::Refused { .. } => {
+        ConsumeError::Denied { .. } => {
             Problem::new(StatusCode::FORBIDDEN, "ERR_PUBSUB_SUBSCRIBE", error.to_string())
+        }
+        // The filter, most likely: all else was looked at before.
+        ConsumeError::Refused { .. } => {
+            Problem::new(StatusCode::BAD_REQUEST, "ERR_PUBSUB_SUBSCRIBE", error.to_string())
         }
         ConsumeError::Unavailable { .. } | ConsumeError::Internal { .. } => {
             busy(&error.to_string())

@@ -17,7 +17,7 @@ use super::super::publish::bulk::single;
 use super::super::publish::options::Options;
 use super::super::publish::store::check_name;
 use crate::http::deadline;
-use crate::http::headers::TRACEPARENT;
+use crate::http::headers::{TRACEPARENT, TRACESTATE};
 
 /// Most entries of one bulk publish; the largest message has no room for many more anyway.
 const MAX_ENTRIES: usize = 10_000;
@@ -110,7 +110,7 @@ fn pairs(metadata: &HashMap<String, String>) -> impl Iterator<Item = (&str, &str
 fn headers(metadata: &MetadataMap, content_type: &str) -> Result<HeaderMap, Problem> {
     let given: &HeaderMap = metadata.as_ref();
     let mut headers = HeaderMap::with_capacity(3);
-    for name in [TRACEPARENT, header::HeaderName::from_static("tracestate")] {
+    for name in [TRACEPARENT, TRACESTATE] {
         if let Some(value) = given.get(&name) {
             headers.insert(name, value.clone());
         }

@@ -13,7 +13,7 @@ use duet_api::dapr::runtime::v1::{
     TopicEventResponse,
 };
 use duet_api::proto::Subscription;
-use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use duet_events::bus::{AppAnswer, ConsumeError, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -171,9 +171,10 @@ fn check_bus(api: &Api, bus: &str) -> Result<(), Status> {
 async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status> {
     let bus = api.buses.bus(&spec.bus);
     match tokio::time::timeout(FIRST_TIMEOUT, bus.consume(spec.clone())).await {
-        Ok(Err(error)) if !error.is_retryable() => {
+        Ok(Err(error @ ConsumeError::Denied { .. })) => {
             Err(Status::permission_denied(error.to_string()))
         }
+        Ok(Err(error)) if !error.is_retryable() => Err(Status::invalid_argument(error.to_string())),
         Ok(Ok(_) | Err(_)) | Err(_) => Ok(()),
     }
 }
