@@ -27,6 +27,7 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         ("OLDEST", "oldest"),
         ("IN FLIGHT", "inFlight"),
         ("RETRYING", "retrying"),
+        ("ATTEMPTS", "attempts"),
         ("CONSUMERS", "consumers"),
         ("PAUSED", "paused"),
     ];

@@ -83,6 +83,7 @@ pub(super) async fn subscriptions(
             "oldest": subscription.oldest_ms.map(time),
             "inFlight": subscription.in_flight,
             "retrying": subscription.retrying,
+            "attempts": subscription.attempts,
             "consumers": subscription.consumers,
             "paused": subscription.paused,
             "declared": subscription.declared,

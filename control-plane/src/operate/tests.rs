@@ -74,6 +74,7 @@ impl ManagedBus for Memory {
             oldest_ms: Some(1_500),
             in_flight: 1,
             retrying: 1,
+            attempts: 4,
             consumers: 2,
             paused: false,
             declared: false,
@@ -231,6 +232,7 @@ async fn what_is_published_can_be_read() {
     let (_, answer) = port.get("/v1/subscriptions?bus=default").await;
     let subscription = &answer["subscriptions"][0];
     assert_eq!(subscription["deadLetterTopic"], "poison");
+    assert_eq!(subscription["attempts"], 4);
     assert_eq!(
         (&subscription["lag"], &subscription["oldest"]),
         (&json!(3), &json!("1970-01-01T00:00:01.5Z"))

@@ -126,6 +126,8 @@ pub struct SubscriptionStatus {
     pub in_flight: u64,
     /// Events that wait after a failed attempt.
     pub retrying: u64,
+    /// Most attempts that were spent on one event that is not handled yet.
+    pub attempts: u32,
     /// Connected consumers.
     pub consumers: u64,
     /// Nothing is handed out.

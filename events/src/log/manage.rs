@@ -45,6 +45,7 @@ impl Engine {
                 oldest_ms,
                 in_flight: subscription.consumers.in_flight() as u64,
                 retrying: subscription.progress.retrying(),
+                attempts: subscription.progress.most_spent(),
                 consumers: subscription.consumers.len() as u64,
                 paused: row.paused,
                 declared: row.declared,

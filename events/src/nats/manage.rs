@@ -208,7 +208,11 @@ impl NatsBus {
     ) -> Result<Option<SubscriptionStatus>, ManageError> {
         let Some(status) = self.shared.status(record).await? else { return Ok(None) };
         let consumers = self.consumers(&status.name).await;
-        Ok(Some(SubscriptionStatus { consumers, ..status }))
+        let attempts = match status.lag {
+            0 => 0,
+            _ => self.shared.most_spent(&status.name).await?,
+        };
+        Ok(Some(SubscriptionStatus { consumers, attempts, ..status }))
     }
 
     async fn consumers(&self, name: &str) -> u64 {
@@ -219,7 +223,7 @@ impl NatsBus {
 }
 
 impl Shared {
-    /// A subscription without the count of its consumers. `None` for one whose consumer is gone: it was idle for too
+    /// A subscription without the count of its consumers and of attempts. `None` for one whose consumer is gone: it was idle for too
     /// long.
     pub(super) async fn status(
         &self,
@@ -245,6 +249,7 @@ impl Shared {
             oldest_ms,
             in_flight,
             retrying: info.num_redelivered as u64,
+            attempts: 0,
             consumers: 0,
             paused: info.paused,
             declared: record.declared,

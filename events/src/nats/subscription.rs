@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::stream::{ConsumerErrorKind, RawMessageErrorKind};
 use serde::{Deserialize, Serialize};
 
 use super::names::token;
@@ -18,6 +18,9 @@ pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
 const MAX_ACK_PENDING: i64 = 10_000;
 /// The same where order is kept: those are all held in memory.
 pub(super) const MAX_ORDERED_PENDING: i64 = 2_000;
+
+/// Events that are asked for how often they were tried, for an operator: each is a question of its own.
+const MOST_LOOKED_AT: usize = 500;
 
 /// What the bucket says of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +245,25 @@ impl Shared {
         let found = found.map_err(|error| self.error("spent attempts", &error))?;
         let text = found.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
         Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
+    /// Most attempts spent on one event that is not handled, as far as that many are looked at.
+    pub(super) async fn most_spent(&self, name: &str) -> Result<u32, NatsError> {
+        let store = self.state().await?;
+        let filter = format!("$KV.{}.a.{}.>", store.name, token(name));
+        let (mut most, mut next) = (0, 1);
+        for _ in 0..MOST_LOOKED_AT {
+            let question = store.stream.raw_message_builder().sequence(next);
+            let found = match question.next_by_subject(filter.clone()).send().await {
+                Ok(found) => found,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+                Err(error) => return Err(self.error("spent attempts", &error)),
+            };
+            next = found.sequence.saturating_add(1);
+            let text = std::str::from_utf8(&found.payload).ok();
+            most = most.max(text.and_then(|text| text.parse().ok()).unwrap_or(0));
+        }
+        Ok(most)
     }
 
     pub(super) async fn spend(

@@ -40,8 +40,8 @@ async fn topics_and_subscriptions_say_what_waits() {
     let stored = operator.json_lines(&["tail", "news", "--from", "earliest", "--no-follow"]);
     let expected = json!({
         "name": "default/read", "topic": "news", "deadLetterTopic": "news.dead-letter", "lag": 2,
-        "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "consumers": 1, "paused": false,
-        "declared": true,
+        "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "attempts": 1, "consumers": 1,
+        "paused": false, "declared": true,
     });
     assert_eq!(read, expected);
     let nobody = operator.status("default/nobody");
@@ -52,11 +52,11 @@ async fn topics_and_subscriptions_say_what_waits() {
     );
 
     let table = operator.text(&["subscriptions"]);
-    let head = ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "IN FLIGHT", "RETRYING", "CONSUMERS"];
+    let head = ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "IN FLIGHT", "RETRYING", "ATTEMPTS"];
     let titles = table.lines().next().unwrap();
     assert!(head.iter().all(|title| titles.contains(title)), "{titles}");
     let oldest = stored[1]["published"].as_str().unwrap();
-    assert_eq!(cells(&table)[1], ["default/read", "news", "2", oldest, "1", "1", "1", "-"]);
+    assert_eq!(cells(&table)[1], ["default/read", "news", "2", oldest, "1", "1", "1", "1", "-"]);
 
     let topics = operator.json(&["topics"])["topics"].clone();
     let news = topics.as_array().unwrap().iter().find(|topic| topic["name"] == "news").unwrap();

@@ -89,7 +89,7 @@ async fn a_pause_survives_a_restart_of_the_control_plane() {
     let status = operator.becomes("default/read", "consumers", json!(1)).await;
     assert_eq!((&status["paused"], &status["lag"]), (&json!(true), &json!(2)));
     let table = operator.text(&["subscriptions"]);
-    assert!(cells(&table).iter().any(|row| row[0] == "default/read" && row[7] == "yes"), "{table}");
+    assert!(cells(&table).iter().any(|row| row[0] == "default/read" && row[8] == "yes"), "{table}");
     assert_eq!(ids(&app, "/read"), [""; 0]);
     assert_eq!(operator.text(&["resume", "default/read"]), "default/read is resumed\n");
     arrive(&app, "/read", 2).await;

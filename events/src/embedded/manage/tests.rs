@@ -58,6 +58,7 @@ async fn the_status_says_how_a_subscription_is() {
         oldest_ms: Some(published_ms),
         in_flight: 2,
         retrying: 1,
+        attempts: 1,
         consumers: 1,
         paused: false,
         declared: false,
