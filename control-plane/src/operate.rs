@@ -4,7 +4,7 @@
 //!
 //! | request | what |
 //! | --- | --- |
-//! | `GET /v1/buses` | names |
+//! | `GET /v1/buses` | names, and those that have another backend from the next start on |
 //! | `GET /v1/topics?bus=` | topics of a bus |
 //! | `GET /v1/subscriptions?bus=` | subscriptions of a bus |
 //! | `GET /v1/events?bus=&topic=&from=&limit=&filter=` | events of a topic from a position on |
@@ -49,6 +49,8 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Why it does not.
     fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError>;
+    /// Whether a bus has another backend from the next start on.
+    fn needs_restart(&self, bus: &str) -> bool;
     /// Whether a resource declares a subscription.
     fn declares(&self, bus: &str, subscription: &str) -> bool;
     /// Moves some of what a bus held on another backend before.
@@ -72,6 +74,10 @@ impl Shelf for Buses {
 
     fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError> {
         self.takes(bus, topic)
+    }
+
+    fn needs_restart(&self, bus: &str) -> bool {
+        self.needs_restart(bus)
     }
 
     fn declares(&self, bus: &str, subscription: &str) -> bool {

@@ -130,6 +130,7 @@ impl Reconciler {
         for name in &wanted.buses {
             let compared = self.compare(name, &wanted).await;
             settled &= succeeded("bus", name, compared);
+            self.buses.notice_backend(name);
         }
         let known = std::mem::take(&mut self.done.subscriptions);
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =

@@ -47,7 +47,10 @@ pub(super) struct OfBus {
 }
 
 pub(super) async fn buses(State(operate): State<Operate>) -> Json<Value> {
-    Json(json!({ "buses": operate.buses.names() }))
+    let names = operate.buses.names();
+    let outdated: Vec<_> =
+        names.iter().filter(|name| operate.buses.needs_restart(name)).cloned().collect();
+    Json(json!({ "buses": names, "needRestart": outdated }))
 }
 
 pub(super) async fn topics(

@@ -145,6 +145,9 @@ impl Shelf for One {
             _ => Ok(()),
         }
     }
+    fn needs_restart(&self, _: &str) -> bool {
+        true
+    }
     fn declares(&self, bus: &str, subscription: &str) -> bool {
         (bus, subscription) == ("default", "shop/declared")
     }
@@ -237,7 +240,7 @@ async fn what_is_published_can_be_read() {
         (&subscription["lag"], &subscription["oldest"]),
         (&json!(3), &json!("1970-01-01T00:00:01.5Z"))
     );
-    assert_eq!(port.get("/v1/buses").await.1, json!({"buses": ["default"]}));
+    assert_eq!(port.get("/v1/buses").await.1, json!({"buses": ["default"], "needRestart": ["default"]}));
 }
 
 #[tokio::test]

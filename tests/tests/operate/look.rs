@@ -67,6 +67,23 @@ async fn topics_and_subscriptions_say_what_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_backend_is_said_beside_the_tables() {
+    let bus = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: other}, spec: {backend: BACKEND}}";
+    let embedded = bus.replace("BACKEND", "{embedded: {}}");
+    let control_plane = ControlPlane::start(&[("bus.yaml", &embedded)]).await;
+    let operator = Operator::of(&control_plane);
+    assert!(!operator.text(&["topics", "--bus", "other"]).is_empty());
+    control_plane.write("bus.yaml", &bus.replace("BACKEND", "{nats: {servers: ['nats://127.0.0.1:1']}}"));
+    eventually("the change is said", SOON, || async {
+        let output = operator.run(&["topics", "--bus", "other"], "");
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.success() && said.contains("another backend")).then_some(())
+    })
+    .await;
+    assert!(!operator.text(&["topics"]).is_empty(), "nothing of another bus");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tail_shows_what_is_asked_for() {
     let control_plane = ControlPlane::start(&[]).await;
     let operator = Operator::of(&control_plane);

@@ -113,3 +113,17 @@ async fn a_subscription_that_changes_its_bus_leaves_the_old_one() {
     assert_eq!(state.subscriptions("default").await, ["shop/read"]);
     assert_eq!(state.subscriptions("other").await, [""; 0]);
 }
+
+#[tokio::test]
+async fn a_changed_backend_is_noticed_until_it_is_changed_back() {
+    let nats = OTHER_BUS.replace("embedded: {}", "nats: {servers: ['nats://127.0.0.1:1']}");
+    let (state, mut reconciler) = State::start(OTHER_BUS).await;
+    assert!(!state.buses.needs_restart("other"));
+    state.say(&nats);
+    reconciler.look().await;
+    assert!(state.buses.needs_restart("other") && !state.buses.needs_restart("default"));
+    assert_eq!(state.subscriptions("other").await, [""; 0], "it works as it did");
+    state.say(OTHER_BUS);
+    reconciler.look().await;
+    assert!(!state.buses.needs_restart("other"));
+}
