@@ -189,6 +189,12 @@ impl Log {
         self.run(move |engine, now_ms| engine.ensure_topic(&name, &config, now_ms)).await
     }
 
+    /// Gives a topic the settings of those that nobody declares.
+    pub(crate) async fn reset_topic(&self, name: &str) -> Result<(), LogError> {
+        let name = name.to_owned();
+        self.run(move |engine, now_ms| engine.reset_topic(&name, now_ms)).await
+    }
+
     /// Declares a subscription, durably.
     pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
         self.run(move |engine, _now| engine.declare_for_resource(&spec)).await

@@ -77,6 +77,7 @@ on_both!(
     dead_letters_carry_the_reason_and_the_original_is_handled,
     a_removed_subscription_ends_its_consumers_and_starts_anew,
     a_declared_subscription_says_so_also_after_a_restart,
+    a_topic_that_is_no_longer_declared_is_as_if_it_never_was,
     each_move_of_a_subscription_is_another_generation_also_after_a_restart,
     bad_topic_names_are_invalid,
     any_printable_topic_name_is_a_topic_of_its_own,

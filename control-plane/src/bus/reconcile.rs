@@ -16,8 +16,8 @@ use crate::compile;
 use crate::index::Index;
 use crate::store::Store;
 
-/// How long the bus keeps a subscription that is no longer declared: a file that somebody is still editing must not
-/// cost the events that wait.
+/// How long the bus keeps a subscription, or the settings of a topic, that is no longer declared: a file that somebody is
+/// still editing must not cost the events that wait.
 const UNDECLARED_GRACE: Duration = Duration::from_secs(600);
 /// Wait before another try after a bus refused something.
 const RETRY: Duration = Duration::from_secs(2);
@@ -53,9 +53,41 @@ fn declared(index: &Index) -> Declared {
 }
 
 impl Declared {
-    /// Whether a subscription is to be on a bus.
-    fn has(&self, bus: &str, subscription: &str) -> bool {
-        self.subscriptions.get(subscription).is_some_and(|spec| spec.bus == bus)
+    /// Whether something is to be on a bus.
+    fn has(&self, kept: &Kept) -> bool {
+        match kept {
+            Kept::Topic { bus, name } => {
+                self.topics.get(name).is_some_and(|topic| topic.bus == *bus)
+            }
+            Kept::Subscription { bus, name } => {
+                self.subscriptions.get(name).is_some_and(|spec| spec.bus == *bus)
+            }
+        }
+    }
+}
+
+/// What a bus keeps because a resource declares it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Kept {
+    Topic { bus: String, name: String },
+    Subscription { bus: String, name: String },
+}
+
+impl Kept {
+    fn topic(bus: &str, name: &str) -> Self {
+        Self::Topic { bus: bus.to_owned(), name: name.to_owned() }
+    }
+
+    fn subscription(bus: &str, name: &str) -> Self {
+        Self::Subscription { bus: bus.to_owned(), name: name.to_owned() }
+    }
+
+    /// The bus, and what people call it.
+    fn parts(&self) -> (&str, &'static str, &str) {
+        match self {
+            Self::Topic { bus, name } => (bus, "topic", name),
+            Self::Subscription { bus, name } => (bus, "subscription", name),
+        }
     }
 }
 
@@ -71,8 +103,8 @@ pub struct Reconciler {
     settled: bool,
     /// Buses whose own record of what was declared has been read.
     compared: BTreeSet<String>,
-    /// Subscriptions, by bus and name, that are kept for now, and until when.
-    undeclared: HashMap<(String, String), Instant>,
+    /// What no resource declares any more and is kept for now, and until when.
+    undeclared: HashMap<Kept, Instant>,
 }
 
 impl Reconciler {
@@ -132,12 +164,13 @@ impl Reconciler {
             settled &= succeeded("bus", name, compared);
             self.buses.notice_backend(name);
         }
-        let known = std::mem::take(&mut self.done.subscriptions);
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            known.into_iter().partition(|(name, spec)| wanted.has(&spec.bus, name));
-        self.done.subscriptions = kept;
-        for (name, spec) in gone {
-            self.undeclare(spec.bus, name);
+        let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
+        let subscriptions = self.done.subscriptions.iter();
+        let subscriptions = subscriptions.map(|(name, spec)| Kept::subscription(&spec.bus, name));
+        let gone: Vec<_> =
+            topics.chain(subscriptions).filter(|kept| !wanted.has(kept)).collect();
+        for kept in gone {
+            self.undeclare(kept);
         }
         settled &= self.topics(&wanted).await;
         settled & self.subscriptions(&wanted).await
@@ -149,24 +182,32 @@ impl Reconciler {
         if self.compared.contains(name) {
             return Ok(());
         }
-        for kept in bus.subscriptions().await? {
-            if kept.declared && !wanted.has(name, &kept.name) {
-                self.undeclare(name.to_owned(), kept.name);
-            }
+        let topics = bus.topics().await?.into_iter();
+        let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
+        let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
+        let subscriptions = subscriptions.map(|it| Kept::subscription(name, &it.name));
+        for kept in topics.chain(subscriptions).filter(|kept| !wanted.has(kept)) {
+            self.undeclare(kept);
         }
         self.compared.insert(name.to_owned());
         Ok(())
     }
 
-    /// Starts the time that a bus still keeps a subscription for.
-    fn undeclare(&mut self, bus: String, subscription: String) {
-        tracing::warn!(bus, subscription, "no longer declared; the bus forgets it in 10 minutes");
-        self.undeclared.insert((bus, subscription), Instant::now() + UNDECLARED_GRACE);
+    /// Starts the time that a bus still keeps something for.
+    fn undeclare(&mut self, kept: Kept) {
+        let (bus, kind, name) = kept.parts();
+        tracing::warn!(bus, kind, name, "no longer declared; the bus forgets that in 10 minutes");
+        match &kept {
+            Kept::Topic { name, .. } => drop(self.done.topics.remove(name)),
+            Kept::Subscription { name, .. } => drop(self.done.subscriptions.remove(name)),
+        }
+        self.undeclared.insert(kept, Instant::now() + UNDECLARED_GRACE);
     }
 
     async fn topics(&mut self, wanted: &Declared) -> bool {
         let mut settled = true;
         for (name, topic) in &wanted.topics {
+            self.undeclared.remove(&Kept::topic(&topic.bus, name));
             if self.done.topics.get(name) != Some(topic) {
                 let outcome = self.topic(name, topic).await;
                 if succeeded("topic", name, outcome) {
@@ -176,7 +217,6 @@ impl Reconciler {
                 }
             }
         }
-        self.done.topics.retain(|name, _| wanted.topics.contains_key(name));
         settled
     }
 
@@ -184,7 +224,7 @@ impl Reconciler {
         let mut settled = true;
         let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, spec) in &wanted.subscriptions {
-            self.undeclared.remove(&(spec.bus.clone(), name.clone()));
+            self.undeclared.remove(&Kept::subscription(&spec.bus, name));
             if self.done.subscriptions.get(name) != Some(spec) {
                 let outcome = self.subscription(spec).await;
                 // What the bus will never take must not stop the topic's publishers.
@@ -221,19 +261,29 @@ impl Reconciler {
     async fn forget_undeclared(&mut self, now: Instant) {
         let over = self.undeclared.extract_if(|_, until| *until <= now);
         let over: Vec<_> = over.collect();
-        for ((bus, name), _) in over {
-            let outcome = match self.buses.get(&bus).await {
-                Ok(bus) => bus.remove_subscription(&name).await.map_err(anyhow::Error::from),
-                // The bus went with it, and is compared again should it come back.
-                Err(BusError::Unknown(_)) => Ok(()),
-                Err(error) => Err(error.into()),
-            };
-            if succeeded("removal of the subscription", &name, outcome) {
-                tracing::info!(bus, subscription = name, "forgotten");
+        for (kept, _) in over {
+            let (bus, kind, name) = kept.parts();
+            if succeeded("forgetting", name, self.forget(&kept).await) {
+                tracing::info!(bus, kind, name, "forgotten");
             } else {
-                self.undeclared.insert((bus, name), now + RETRY);
+                self.undeclared.insert(kept, now + RETRY);
             }
         }
+    }
+
+    /// Subscriptions go; topics stay, with the settings of those that nobody declares.
+    async fn forget(&self, kept: &Kept) -> anyhow::Result<()> {
+        let bus = match self.buses.get(kept.parts().0).await {
+            Ok(bus) => bus,
+            // It went as well, and is compared again should it come back.
+            Err(BusError::Unknown(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match kept {
+            Kept::Topic { name, .. } => bus.reset_topic(name).await?,
+            Kept::Subscription { name, .. } => bus.remove_subscription(name).await?,
+        }
+        Ok(())
     }
 }
 

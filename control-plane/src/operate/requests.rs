@@ -66,6 +66,7 @@ pub(super) async fn topics(
             "next": topic.next,
             "events": topic.events,
             "bytes": topic.bytes,
+            "declared": topic.declared,
         })
     };
     Ok(Json(json!({ "topics": topics.iter().map(topic).collect::<Vec<_>>() })))

@@ -53,6 +53,9 @@ impl ManagedBus for Memory {
     fn ensure_topic<'a>(&'a self, _: &'a str, _: TopicConfig) -> Outcome<'a, ()> {
         Box::pin(async { Ok(()) })
     }
+    fn reset_topic<'a>(&'a self, _: &'a str) -> Outcome<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
     fn ensure_subscription(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
         Box::pin(async { Ok(()) })
     }
@@ -62,7 +65,8 @@ impl ManagedBus for Memory {
     }
     fn topics(&self) -> Outcome<'_, Vec<TopicStatus>> {
         let events = self.events.lock().len() as u64;
-        let topic = TopicStatus { name: "t".into(), first: 1, next: events + 1, events, bytes: 99 };
+        let (name, next) = ("t".into(), events + 1);
+        let topic = TopicStatus { name, first: 1, next, events, bytes: 99, declared: true };
         Box::pin(async { Ok(vec![topic]) })
     }
     fn subscriptions(&self) -> Outcome<'_, Vec<SubscriptionStatus>> {
@@ -230,7 +234,7 @@ async fn what_is_published_can_be_read() {
     let (_, answer) = port.get("/v1/topics").await;
     assert_eq!(
         answer["topics"][0],
-        json!({"name": "t", "first": 1, "next": 4, "events": 3, "bytes": 99})
+        json!({"name": "t", "first": 1, "next": 4, "events": 3, "bytes": 99, "declared": true})
     );
     let (_, answer) = port.get("/v1/subscriptions?bus=default").await;
     let subscription = &answer["subscriptions"][0];

@@ -17,6 +17,10 @@ pub trait ManagedBus: EventBus {
         config: TopicConfig,
     ) -> BoxFuture<'a, Result<(), ManageError>>;
 
+    /// Forgets that a resource declared a topic: it gets the settings of those that nobody declares. One that does not
+    /// exist is fine.
+    fn reset_topic<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>>;
+
     /// Declares a subscription: from now on events wait for it, whether or not anyone consumes. One that exists keeps
     /// its place; if its topic is another one now, it starts anew there.
     fn ensure_subscription(
@@ -107,6 +111,8 @@ pub struct TopicStatus {
     pub events: u64,
     /// Bytes that they take.
     pub bytes: u64,
+    /// By [`ManagedBus::ensure_topic`], and not only by whoever publishes or subscribes. Survives a restart.
+    pub declared: bool,
 }
 
 /// A subscription, as it is.

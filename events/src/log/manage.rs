@@ -8,7 +8,7 @@ use super::engine::Engine;
 use super::progress::RowChange;
 use super::record::Record;
 use super::store::{Found, Snapshot};
-use super::{LogError, TopicConfig};
+use super::LogError;
 use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
 
 impl Engine {
@@ -22,6 +22,7 @@ impl Engine {
                 next: row.next,
                 events: (row.next - row.first).saturating_sub(row.holes),
                 bytes: row.bytes,
+                declared: row.declared,
             }
         });
         topics.collect()
@@ -141,7 +142,7 @@ impl Engine {
                 continue;
             };
             // It exists: the subscription is on it.
-            self.topic(&topic, &TopicConfig::default())?;
+            self.topic(&topic, &self.undeclared(&topic))?;
             self.push(&topic, &record);
             self.remove_event(dead_letter_topic, position, length);
             moved += 1;

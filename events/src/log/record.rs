@@ -49,6 +49,9 @@ pub(super) struct TopicRow {
     /// The attribute by which ordered subscriptions order; empty for the default.
     #[prost(string, tag = "10")]
     pub(super) order_by: String,
+    /// A resource declared it.
+    #[prost(bool, tag = "11")]
+    pub(super) declared: bool,
 }
 
 /// A declared subscription.

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::hub::Command;
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
-use super::stream::topic_of;
+use super::stream::{is_declared, topic_of};
 use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
@@ -23,6 +23,10 @@ impl ManagedBus for NatsBus {
         config: TopicConfig,
     ) -> BoxFuture<'a, Result<(), ManageError>> {
         Box::pin(async move { Ok(self.shared.set_topic(name, &config).await?) })
+    }
+
+    fn reset_topic<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move { Ok(self.shared.reset_topic(name).await?) })
     }
 
     fn ensure_subscription(
@@ -73,6 +77,7 @@ impl ManagedBus for NatsBus {
                     next: info.state.last_sequence.saturating_add(1),
                     events: info.state.messages,
                     bytes: info.state.bytes,
+                    declared: is_declared(&info.config),
                 })
             };
             let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();

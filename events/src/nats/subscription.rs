@@ -87,7 +87,7 @@ impl Shared {
         if let Some(old) = record.as_ref().filter(|old| old.topic != spec.topic) {
             self.delete_consumer(&old.topic, &old.name).await?;
         }
-        let topic = self.topic(&spec.topic, TopicConfig::default()).await?;
+        let topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
         match self.consumer(&topic, &spec.name).await? {
             Some(consumer) => {
                 Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;

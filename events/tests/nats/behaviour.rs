@@ -337,3 +337,20 @@ pub(crate) async fn each_move_of_a_subscription_is_another_generation_also_after
     let generations: Vec<u64> = seen.iter().map(|delivery| delivery.generation).collect();
     assert_eq!(generations, [0, 1, 2, 2, 3]);
 }
+
+pub(crate) async fn a_topic_that_is_no_longer_declared_is_as_if_it_never_was(bus: &Bus) {
+    let open = bus.open().await;
+    let off = TopicConfig { dedup_window: Duration::ZERO, ..TopicConfig::default() };
+    open.ensure_topic("orders", off).await.unwrap();
+    publish(&*open, [1, 1]).await;
+    assert_eq!(open.topics().await.unwrap()[0].events, 2, "no window");
+    open.close().await;
+    let open = bus.open().await;
+    assert!(open.topics().await.unwrap()[0].declared);
+    open.reset_topic("orders").await.unwrap();
+    open.reset_topic("nobody.knows.it").await.unwrap();
+    publish(&*open, [2, 2]).await;
+    let topics = open.topics().await.unwrap();
+    let [topic] = &topics[..] else { panic!("{topics:?}") };
+    assert_eq!((topic.declared, topic.events), (false, 3));
+}

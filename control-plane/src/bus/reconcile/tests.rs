@@ -127,3 +127,22 @@ async fn a_changed_backend_is_noticed_until_it_is_changed_back() {
     reconciler.look().await;
     assert!(!state.buses.needs_restart("other"));
 }
+
+#[tokio::test]
+async fn a_topic_whose_resource_went_gets_the_defaults_after_the_grace() {
+    let topic = "{apiVersion: duet.dev/v1alpha1, kind: Topic, metadata: {name: news}, spec: {retention: {age: 1h}}}";
+    let declared = async |state: &State| {
+        let topics = state.buses.get("default").await.unwrap().topics().await.unwrap();
+        topics.iter().find(|topic| topic.name == "news").unwrap().declared
+    };
+    let (state, mut reconciler) = State::start(topic).await;
+    state.say("");
+    reconciler.look().await;
+    assert!(declared(&state).await, "for ten minutes");
+    drop(reconciler);
+    // The time begins anew: nobody knows how long nobody looked.
+    let (state, mut reconciler) = state.restart("").await;
+    assert!(declared(&state).await);
+    reconciler.forget_undeclared(after_grace()).await;
+    assert!(!declared(&state).await);
+}
