@@ -5,6 +5,7 @@ mod backup;
 mod client;
 mod dead_letters;
 mod migrate;
+mod outbox;
 mod publish;
 mod show;
 mod tail;
@@ -80,6 +81,8 @@ enum Action {
     },
     /// Move what an embedded bus held to the cluster that it is on now.
     Migrate(migrate::Args),
+    /// List, send again or drop what a sidecar accepted and its bus will never take.
+    Outbox(outbox::Args),
     /// Copy everything that an embedded bus has stored into a file, while it goes on.
     Backup(backup::Args),
     /// Go on after a pause.
@@ -98,7 +101,11 @@ struct Session {
 }
 
 pub(crate) fn events(args: Args) -> anyhow::Result<()> {
-    let client = Client::find(args.operator.as_deref(), args.mesh.as_deref())?;
+    let client = if let Action::Outbox(args) = &args.action {
+        args.client()?
+    } else {
+        Client::find(args.operator.as_deref(), args.mesh.as_deref())?
+    };
     let session = Session { client, bus: args.bus, format: args.printing.format() };
     match args.action {
         Action::Topics => show::topics(&session),
@@ -109,6 +116,7 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::Replay { subscription, from } => replay(&session, &subscription, &from),
         Action::Forget { subscription } => forget(&session, &subscription),
         Action::Migrate(args) => migrate::migrate(&session, &args),
+        Action::Outbox(args) => outbox::outbox(&session, &args),
         Action::Backup(args) => backup::backup(&session, &args),
         Action::Pause { subscription } => pause(&session, &subscription, true),
         Action::Resume { subscription } => pause(&session, &subscription, false),

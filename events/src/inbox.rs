@@ -123,10 +123,7 @@ impl Inbox {
 
 /// A control character is in no name and no attribute, so it separates. The first generation has none in its keys: those
 /// written before there were generations are of it.
-fn keys<'e>(
-    subscription: &str,
-    events: impl IntoIterator<Item = (&'e Event, u64)>,
-) -> Vec<String> {
+fn keys<'e>(subscription: &str, events: impl IntoIterator<Item = (&'e Event, u64)>) -> Vec<String> {
     let key = |(event, generation): (&Event, u64)| {
         let (source, id) = (event.source(), event.id());
         match generation {

@@ -149,7 +149,10 @@ async fn a_bulk_publish_stores_what_is_valid_and_names_the_entries_that_failed()
     let batch = json!([{"specversion": "1.0", "id": "in", "source": "/s", "type": "t"}]);
     let batch = json!([batch[0].clone(), batch[0].clone()]);
     for (body, text) in [
-        (json!([{"entryId": "a", "event": batch, "contentType": "application/cloudevents-batch+json"}]), "not a batch"),
+        (
+            json!([{"entryId": "a", "event": batch, "contentType": "application/cloudevents-batch+json"}]),
+            "not a batch",
+        ),
         (json!([{"event": 1}]), "entryId"),
         (json!([{"entryId": "a", "event": 1}, {"entryId": "a", "event": 1}]), "twice"),
         (json!({}), "array"),
@@ -358,7 +361,8 @@ spec:
 
     let other = get("").header("origin", "https://elsewhere.example").send().await.unwrap();
     assert!(!other.headers().contains_key("access-control-allow-origin"));
-    let queries = [("?start=yesterday", 400), ("?what=1", 400), ("?filter=event.data.n%20%3E", 400)];
+    let queries =
+        [("?start=yesterday", 400), ("?what=1", 400), ("?filter=event.data.n%20%3E", 400)];
     for (query, status) in queries {
         assert_eq!(get(query).send().await.unwrap().status(), status, "{query}");
     }

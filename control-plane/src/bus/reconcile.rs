@@ -167,8 +167,7 @@ impl Reconciler {
         let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
         let subscriptions = self.done.subscriptions.iter();
         let subscriptions = subscriptions.map(|(name, spec)| Kept::subscription(&spec.bus, name));
-        let gone: Vec<_> =
-            topics.chain(subscriptions).filter(|kept| !wanted.has(kept)).collect();
+        let gone: Vec<_> = topics.chain(subscriptions).filter(|kept| !wanted.has(kept)).collect();
         for kept in gone {
             self.undeclare(kept);
         }

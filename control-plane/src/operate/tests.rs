@@ -244,7 +244,10 @@ async fn what_is_published_can_be_read() {
         (&subscription["lag"], &subscription["oldest"]),
         (&json!(3), &json!("1970-01-01T00:00:01.5Z"))
     );
-    assert_eq!(port.get("/v1/buses").await.1, json!({"buses": ["default"], "needRestart": ["default"]}));
+    assert_eq!(
+        port.get("/v1/buses").await.1,
+        json!({"buses": ["default"], "needRestart": ["default"]})
+    );
 }
 
 #[tokio::test]

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 
+use super::LogError;
 use super::engine::Engine;
 use super::progress::RowChange;
 use super::record::Record;
 use super::store::{Found, Snapshot};
-use super::LogError;
 use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
 
 impl Engine {

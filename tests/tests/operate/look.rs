@@ -73,7 +73,8 @@ async fn a_changed_backend_is_said_beside_the_tables() {
     let control_plane = ControlPlane::start(&[("bus.yaml", &embedded)]).await;
     let operator = Operator::of(&control_plane);
     assert!(!operator.text(&["topics", "--bus", "other"]).is_empty());
-    control_plane.write("bus.yaml", &bus.replace("BACKEND", "{nats: {servers: ['nats://127.0.0.1:1']}}"));
+    control_plane
+        .write("bus.yaml", &bus.replace("BACKEND", "{nats: {servers: ['nats://127.0.0.1:1']}}"));
     eventually("the change is said", SOON, || async {
         let output = operator.run(&["topics", "--bus", "other"], "");
         let said = String::from_utf8(output.stderr).unwrap();

@@ -6,8 +6,7 @@ const SUBSCRIPTION: &str = "
 {apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {name: read, namespace: shop},
  spec: {topic: news, subscriber: {service: web, path: /news}, bus: BUS}}
 ";
-const OTHER_BUS: &str =
-    "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: other}, spec: {backend: {embedded: {}}}}";
+const OTHER_BUS: &str = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: other}, spec: {backend: {embedded: {}}}}";
 
 /// A control plane's state folder, and what its resources say.
 struct State {

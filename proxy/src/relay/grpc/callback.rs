@@ -192,7 +192,8 @@ mod tests {
         let event = Event::new("1", "/s", "t").unwrap();
         let event = event.with_attribute("traceparent", "00-1-2-01").unwrap();
         let event = event.with_attribute("tracestate", "a=b").unwrap();
-        let delivery = Delivery { id: 1, position: 1, attempt: 3, generation: 0, event, path: None };
+        let delivery =
+            Delivery { id: 1, position: 1, attempt: 3, generation: 0, event, path: None };
         let work = Work { token: "word".to_owned(), deliveries: vec![delivery] };
         let request = event_request(&spec, &work.deliveries[0], &work);
         assert_eq!(request.headers()["duet-delivery-attempt"], "3");

@@ -265,7 +265,8 @@ impl Stream {
 impl Receiver for Stream {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
-            let sent: Vec<_> = work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
+            let sent: Vec<_> =
+                work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
             let mut answers = Vec::with_capacity(sent.len());
             for waiting in sent {
                 let answer = match waiting {
