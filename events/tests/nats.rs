@@ -78,6 +78,7 @@ on_both!(
     a_removed_subscription_ends_its_consumers_and_starts_anew,
     a_declared_subscription_says_so_also_after_a_restart,
     a_topic_that_is_no_longer_declared_is_as_if_it_never_was,
+    dead_letters_are_all_kept_also_where_a_subscriber_came_first,
     each_move_of_a_subscription_is_another_generation_also_after_a_restart,
     bad_topic_names_are_invalid,
     any_printable_topic_name_is_a_topic_of_its_own,

@@ -354,3 +354,14 @@ pub(crate) async fn a_topic_that_is_no_longer_declared_is_as_if_it_never_was(bus
     let [topic] = &topics[..] else { panic!("{topics:?}") };
     assert_eq!((topic.declared, topic.events), (false, 3));
 }
+
+pub(crate) async fn dead_letters_are_all_kept_also_where_a_subscriber_came_first(bus: &Bus) {
+    let bus = bus.open().await;
+    let topic = "orders.dead-letter";
+    let read = SubscriptionSpec::new("a/read", "default", topic).unwrap();
+    bus.ensure_subscription(read).await.unwrap();
+    // What keeps everything has no window either.
+    bus.publish(topic, events([1])).await.unwrap();
+    bus.publish(topic, events([1])).await.unwrap();
+    assert_eq!(bus.topics().await.unwrap()[0].events, 2);
+}
