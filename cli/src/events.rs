@@ -5,6 +5,7 @@ mod backup;
 mod client;
 mod dead_letters;
 mod migrate;
+mod outbox;
 mod publish;
 mod show;
 mod tail;
@@ -73,8 +74,15 @@ enum Action {
         /// `<namespace>/<name>`.
         subscription: String,
     },
+    /// Forget a subscription that nobody declares or consumes any more; what waits for it is kept no longer.
+    Forget {
+        /// `<namespace>/<name>`.
+        subscription: String,
+    },
     /// Move what an embedded bus held to the cluster that it is on now.
     Migrate(migrate::Args),
+    /// List, send again or drop what a sidecar accepted and its bus will never take.
+    Outbox(outbox::Args),
     /// Copy everything that an embedded bus has stored into a file, while it goes on.
     Backup(backup::Args),
     /// Go on after a pause.
@@ -93,7 +101,11 @@ struct Session {
 }
 
 pub(crate) fn events(args: Args) -> anyhow::Result<()> {
-    let client = Client::find(args.operator.as_deref(), args.mesh.as_deref())?;
+    let client = if let Action::Outbox(args) = &args.action {
+        args.client()?
+    } else {
+        Client::find(args.operator.as_deref(), args.mesh.as_deref())?
+    };
     let session = Session { client, bus: args.bus, format: args.printing.format() };
     match args.action {
         Action::Topics => show::topics(&session),
@@ -102,7 +114,9 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::Publish(args) => publish::publish(&session, &args),
         Action::DeadLetters(args) => dead_letters::dead_letters(&session, &args),
         Action::Replay { subscription, from } => replay(&session, &subscription, &from),
+        Action::Forget { subscription } => forget(&session, &subscription),
         Action::Migrate(args) => migrate::migrate(&session, &args),
+        Action::Outbox(args) => outbox::outbox(&session, &args),
         Action::Backup(args) => backup::backup(&session, &args),
         Action::Pause { subscription } => pause(&session, &subscription, true),
         Action::Resume { subscription } => pause(&session, &subscription, false),
@@ -118,6 +132,14 @@ fn replay(session: &Session, subscription: &str, from: &str) -> anyhow::Result<(
     let body = json!({ "bus": session.bus, "subscription": subscription, "start": start });
     let answer = session.client.post("/v1/seek", &body)?;
     session.say(&answer, &format!("{subscription} goes on from {from}"));
+    Ok(())
+}
+
+fn forget(session: &Session, subscription: &str) -> anyhow::Result<()> {
+    let body = json!({ "bus": session.bus, "subscription": subscription });
+    let answer = session.client.post("/v1/forget", &body)?;
+    let lag = answer.get("lag").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    session.say(&answer, &format!("{subscription} is forgotten; {lag} events waited for it"));
     Ok(())
 }
 

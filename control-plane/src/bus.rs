@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use duet_api::proto::event_bus_server::EventBus;
+use duet_api::resource::BusBackend;
 use duet_api::{DEFAULT_BUS, proto};
 use duet_events::bus::{ManagedBus, PublishError, PublishErrorKind};
 use duet_events::log::LogError;
@@ -48,6 +49,10 @@ pub struct Buses {
     open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
     /// Topics of each bus that have a declared subscription which the bus does not know yet.
     held_back: RwLock<BTreeMap<String, BTreeSet<String>>>,
+    /// What each open bus is kept on.
+    backends: RwLock<BTreeMap<String, BusBackend>>,
+    /// Those that a resource has on something else by now.
+    outdated: RwLock<BTreeSet<String>>,
     /// Buses that were embedded before.
     moves: Moves,
 }
@@ -87,9 +92,10 @@ impl Buses {
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
+        let (backends, outdated) = (RwLock::default(), RwLock::default());
         let moves = Moves::default();
         backup::clean(&dir);
-        let buses = Self { dir, registry, store, open, held_back, moves };
+        let buses = Self { dir, registry, store, open, held_back, backends, outdated, moves };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)
     }
@@ -143,6 +149,12 @@ impl Buses {
             Some(why) => Err(PublishError::new(PublishErrorKind::Unavailable, why.to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// Whether a resource declares a subscription.
+    #[must_use]
+    pub fn declares(&self, bus: &str, subscription: &str) -> bool {
+        self.store.read(|view| compile::declares_subscription(view.index, bus, subscription))
     }
 
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {

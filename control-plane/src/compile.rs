@@ -35,7 +35,8 @@ use crate::index::{Index, ServiceKey};
 
 pub use authorize::{Decision, authorize};
 pub use events::{
-    bus_backend, bus_names, consumable, knows_bus, subscription, takes_topic, workload,
+    bus_backend, bus_names, consumable, declares_subscription, knows_bus, subscription,
+    takes_topic, workload,
 };
 
 /// Endpoints of one backend, by address.

@@ -4,13 +4,14 @@
 //!
 //! | request | what |
 //! | --- | --- |
-//! | `GET /v1/buses` | names |
+//! | `GET /v1/buses` | names, and those that have another backend from the next start on |
 //! | `GET /v1/topics?bus=` | topics of a bus |
 //! | `GET /v1/subscriptions?bus=` | subscriptions of a bus |
 //! | `GET /v1/events?bus=&topic=&from=&limit=&filter=` | events of a topic from a position on |
 //! | `POST /v1/publish?bus=&topic=` | CloudEvents in any mode |
 //! | `POST /v1/remove`, `/v1/redrive` `{bus, topic, positions}` | dead letters away, or back |
 //! | `POST /v1/seek` `{bus, subscription, start}` | replay |
+//! | `POST /v1/forget` `{bus, subscription}` | a subscription that nobody declares or consumes, away for good |
 //! | `POST /v1/migrate` `{bus, skip, leaveBehind, limit}` | what an embedded bus held, to the cluster that it is on now |
 //! | `GET /v1/backup?bus=` | a copy of everything that the bus has stored |
 //! | `POST /v1/pause` `{bus, subscription, paused}` | stop or go on |
@@ -48,6 +49,10 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Why it does not.
     fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError>;
+    /// Whether a bus has another backend from the next start on.
+    fn needs_restart(&self, bus: &str) -> bool;
+    /// Whether a resource declares a subscription.
+    fn declares(&self, bus: &str, subscription: &str) -> bool;
     /// Moves some of what a bus held on another backend before.
     fn migrate<'a>(
         &'a self,
@@ -69,6 +74,14 @@ impl Shelf for Buses {
 
     fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError> {
         self.takes(bus, topic)
+    }
+
+    fn needs_restart(&self, bus: &str) -> bool {
+        self.needs_restart(bus)
+    }
+
+    fn declares(&self, bus: &str, subscription: &str) -> bool {
+        self.declares(bus, subscription)
     }
 
     fn migrate<'a>(
@@ -111,6 +124,7 @@ impl Operate {
             .route("/v1/redrive", post(requests::redrive))
             .route("/v1/seek", post(requests::seek))
             .route("/v1/pause", post(requests::pause))
+            .route("/v1/forget", post(requests::forget))
             .route("/v1/migrate", post(requests::migrate))
             .route("/v1/backup", get(requests::backup))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -125,14 +125,14 @@ impl EventBus for EmbeddedBus {
 }
 
 fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, ConsumeError> {
-    let LogDelivery { id, position, attempt, record } = delivery;
+    let LogDelivery { id, position, attempt, generation, record } = delivery;
     let event = record.event.unwrap_or_default().try_into();
     // Events are checked before they are stored, and records when they are read.
     let event = event.map_err(|error| ConsumeError::Internal {
         subscription: subscription.to_owned(),
         reason: format!("the event at position {position} is not valid: {error}"),
     })?;
-    Ok(Delivery { id, position, attempt, event, path: None })
+    Ok(Delivery { id, position, attempt, generation, event, path: None })
 }
 
 pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {

@@ -69,14 +69,15 @@ impl Inbox {
         Arc::new(Self { options, thread: Mutex::default() })
     }
 
-    /// For each event, whether it was handled within the window.
+    /// For each event and the [generation](crate::bus::Delivery::generation) of its delivery, whether it was handled
+    /// within the window.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn handled<'e>(
         &self,
         subscription: &str,
-        events: impl IntoIterator<Item = &'e Event>,
+        events: impl IntoIterator<Item = (&'e Event, u64)>,
         now_ms: u64,
     ) -> Result<Vec<bool>, InboxError> {
         let keys = keys(subscription, events);
@@ -85,14 +86,14 @@ impl Inbox {
         answered.await.map_err(|_gone| InboxError("its thread ended".to_owned()))?
     }
 
-    /// Remembers events as handled; returns after the flush.
+    /// Remembers events as handled, each in its generation; returns after the flush.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn remember<'e>(
         &self,
         subscription: &str,
-        events: impl IntoIterator<Item = &'e Event>,
+        events: impl IntoIterator<Item = (&'e Event, u64)>,
         now_ms: u64,
     ) -> Result<(), InboxError> {
         let keys = keys(subscription, events);
@@ -120,9 +121,16 @@ impl Inbox {
     }
 }
 
-/// A control character is in no name and no attribute, so it separates.
-fn keys<'e>(subscription: &str, events: impl IntoIterator<Item = &'e Event>) -> Vec<String> {
-    let key = |event: &Event| format!("{subscription}\0{}\0{}", event.source(), event.id());
+/// A control character is in no name and no attribute, so it separates. The first generation has none in its keys: those
+/// written before there were generations are of it.
+fn keys<'e>(subscription: &str, events: impl IntoIterator<Item = (&'e Event, u64)>) -> Vec<String> {
+    let key = |(event, generation): (&Event, u64)| {
+        let (source, id) = (event.source(), event.id());
+        match generation {
+            0 => format!("{subscription}\0{source}\0{id}"),
+            _ => format!("{subscription}\0{source}\0{id}\0{generation}"),
+        }
+    };
     events.into_iter().map(key).collect()
 }
 
@@ -261,27 +269,37 @@ mod tests {
         let options =
             InboxOptions { dir: dir.path().join("inbox"), window: Duration::from_secs(1) };
         let inbox = Inbox::new(options.clone());
-        assert_eq!(inbox.handled("a/b", [&event("1")], 0).await, Ok(vec![false]));
-        inbox.remember("a/b", [&event("1"), &event("2")], 1000).await.unwrap();
-        let known = inbox.handled("a/b", [&event("1"), &event("3")], 1500).await;
+        assert_eq!(inbox.handled("a/b", [(&event("1"), 0)], 0).await, Ok(vec![false]));
+        inbox.remember("a/b", [(&event("1"), 0), (&event("2"), 0)], 1000).await.unwrap();
+        let known = inbox.handled("a/b", [(&event("1"), 0), (&event("3"), 0)], 1500).await;
         assert_eq!(known, Ok(vec![true, false]));
-        assert_eq!(inbox.handled("a/c", [&event("1")], 1500).await, Ok(vec![false]));
+        assert_eq!(inbox.handled("a/c", [(&event("1"), 0)], 1500).await, Ok(vec![false]));
         drop(inbox);
         let inbox = Inbox::new(options);
         // The former thread lets go of the file in its own time.
         let mut known = Err(InboxError(String::new()));
         for _ in 0..500 {
-            known = inbox.handled("a/b", [&event("2")], 1900).await;
+            known = inbox.handled("a/b", [(&event("2"), 0)], 1900).await;
             if known.is_ok() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(known, Ok(vec![true]));
-        assert_eq!(inbox.handled("a/b", [&event("2")], 2001).await, Ok(vec![false]));
-        inbox.remember("a/b", [&event("4")], 5000).await.unwrap();
+        assert_eq!(inbox.handled("a/b", [(&event("2"), 0)], 2001).await, Ok(vec![false]));
+        inbox.remember("a/b", [(&event("4"), 0)], 5000).await.unwrap();
         // Forgotten for good, even for a clock that goes back.
-        assert_eq!(inbox.handled("a/b", [&event("1")], 1000).await, Ok(vec![false]));
+        assert_eq!(inbox.handled("a/b", [(&event("1"), 0)], 1000).await, Ok(vec![false]));
+    }
+
+    #[tokio::test]
+    async fn what_was_handled_in_one_generation_is_not_in_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = InboxOptions { dir: dir.path().into(), window: Duration::from_secs(1) };
+        let (inbox, event) = (Inbox::new(options), event("1"));
+        inbox.remember("a/b", [(&event, 1)], 0).await.unwrap();
+        let known = inbox.handled("a/b", [(&event, 0), (&event, 1), (&event, 2)], 0).await;
+        assert_eq!(known, Ok(vec![false, true, false]));
     }
 
     #[tokio::test]
@@ -290,6 +308,6 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
         let inbox = Inbox::new(InboxOptions { dir: file, window: Duration::from_secs(1) });
-        assert!(inbox.remember("a/b", [&event("1")], 0).await.is_err());
+        assert!(inbox.remember("a/b", [(&event("1"), 0)], 0).await.is_err());
     }
 }

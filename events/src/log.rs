@@ -124,6 +124,8 @@ pub(crate) struct LogDelivery {
     pub(crate) id: u64,
     pub(crate) position: u64,
     pub(crate) attempt: u32,
+    /// See [`crate::bus::Delivery::generation`].
+    pub(crate) generation: u64,
     pub(crate) record: Record,
 }
 
@@ -187,9 +189,15 @@ impl Log {
         self.run(move |engine, now_ms| engine.ensure_topic(&name, &config, now_ms)).await
     }
 
+    /// Gives a topic the settings of those that nobody declares.
+    pub(crate) async fn reset_topic(&self, name: &str) -> Result<(), LogError> {
+        let name = name.to_owned();
+        self.run(move |engine, now_ms| engine.reset_topic(&name, now_ms)).await
+    }
+
     /// Declares a subscription, durably.
     pub(crate) async fn ensure_subscription(&self, spec: SubscriptionSpec) -> Result<(), LogError> {
-        self.run(move |engine, _now| engine.declare(&spec)).await
+        self.run(move |engine, _now| engine.declare_for_resource(&spec)).await
     }
 
     /// Forgets a subscription.

@@ -6,6 +6,7 @@
 
 mod forward;
 mod metrics;
+mod rejected;
 mod relay;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::embedded::publish_error;
 use crate::log::{Entry, Log, LogError, LogMetrics, LogOptions, store};
 use metrics::OutboxMetrics;
 
+pub use rejected::Rejected;
 pub use relay::{Accepted, RelayPublisher};
 
 /// Subscriptions of the forwarders are called this and the bus's name.
@@ -179,7 +181,7 @@ impl Outbox {
         let mut spec = spec.map_err(|error| LogError::Refused(error.to_string()))?;
         spec.start = Start::Earliest;
         spec.max_in_flight = IN_HAND;
-        spec.dead_letter_topic = format!("{}.rejected", spool.bus);
+        spec.dead_letter_topic = rejected::topic(&spool.bus);
         let declare = async {
             log.ensure_subscription(spec.clone()).await?;
             let forwarded_goes = TopicConfig {

@@ -1,13 +1,16 @@
 //! What operators, Prometheus and the kubelet ask.
 //!
 //! Two listeners: one for everybody (`/metrics`, `/live`, `/ready`), which changes nothing; one on loopback
-//! (`/config`, `POST /drain`).
+//! (`/config`, `POST /drain`, and what is below `/outbox/`).
+
+mod outbox;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use duet_api::proto;
+use duet_events::outbox::Outbox;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -42,6 +45,8 @@ pub struct Admin {
     pub drain: CancellationToken,
     /// Name of this replica.
     pub instance: Arc<str>,
+    /// Events that wait for their bus, once they can be read.
+    pub outbox: Arc<OnceLock<Arc<Outbox>>>,
 }
 
 /// What a listener may do.
@@ -72,8 +77,8 @@ impl Admin {
                 Ending { graceful: stop.clone(), force: stop.clone(), tasks: tasks.clone() };
             let admin = Arc::clone(&admin);
             let service = service_fn(move |request| {
-                let response = admin.answer(&request, access);
-                async move { Ok::<_, Infallible>(response) }
+                let admin = Arc::clone(&admin);
+                async move { Ok::<_, Infallible>(admin.answer(request, access).await) }
             });
             tasks.spawn(async move {
                 if let Err(error) = server::serve(stream, false, service, ending).await {
@@ -83,8 +88,10 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>, access: Access) -> Response<Body> {
-        match (request.method(), request.uri().path(), access) {
+    async fn answer(&self, request: Request<Incoming>, access: Access) -> Response<Body> {
+        // Nothing here has a body to be read.
+        let (head, _body) = request.into_parts();
+        match (&head.method, head.uri.path(), access) {
             (&Method::GET | &Method::HEAD, "/metrics", _) => self.metrics(),
             (&Method::GET | &Method::HEAD, "/live", _) => text(StatusCode::OK, "live\n".to_owned()),
             (&Method::GET | &Method::HEAD, "/ready", _) => self.ready(),
@@ -95,6 +102,9 @@ impl Admin {
             }
             (_, "/drain", Access::Operator) => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n".to_owned())
+            }
+            (_, path, Access::Operator) if path.starts_with("/outbox/") => {
+                outbox::answer(self.outbox.get().map(Arc::as_ref), &head).await
             }
             _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
         }

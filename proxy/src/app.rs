@@ -8,11 +8,12 @@ mod probe;
 mod worker;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use duet_api::proto;
+use duet_events::outbox::Outbox;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -109,8 +110,10 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         let (ready, stop) = (known.app_ready.clone(), drain.inbound.clone());
         drain.background.spawn(register::run(registration, channel, svid, ready, stop));
     }
-    start_admin(&shared, &known, &sockets, &registry)?;
-    start_relay(&shared, &known, &sockets, &registry).await?;
+    let outbox = Arc::default();
+    start_admin(&shared, &known, &sockets, (&registry, &outbox))?;
+    let opened = start_relay(&shared, &known, &sockets, &registry).await?;
+    outbox.get_or_init(|| opened);
     let (worker_sockets, ports) = sockets.rest();
     let workers = worker::start(&shared, worker_sockets)?;
     ports::announce(&config, &ports)?;
@@ -130,7 +133,7 @@ fn start_admin(
     shared: &Shared,
     known: &Known,
     sockets: &Sockets,
-    registry: &Registry,
+    (registry, outbox): (&Registry, &Arc<OnceLock<Arc<Outbox>>>),
 ) -> anyhow::Result<()> {
     let drain = &shared.drain;
     let admin = Admin {
@@ -141,6 +144,7 @@ fn start_admin(
         discovery: shared.discovery.clone(),
         drain: drain.inbound.clone(),
         instance: shared.config.instance.as_str().into(),
+        outbox: Arc::clone(outbox),
     };
     let public = admin.clone().serve(sockets.metrics()?, Access::Public, drain.force.clone());
     let operator = admin.serve(sockets.admin()?, Access::Operator, drain.force.clone());
@@ -155,7 +159,7 @@ async fn start_relay(
     known: &Known,
     sockets: &Sockets,
     registry: &Registry,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Arc<Outbox>> {
     let (config, connector) = (&shared.config, shared.connector());
     let app = config.app_ports.first().map(|app| {
         let address = SocketAddr::new(config.args.app_host, app.port);

@@ -115,7 +115,8 @@ impl std::fmt::Debug for RelayInputs {
     }
 }
 
-/// Opens the outbox, starts the subscriptions, and serves the API, over HTTP and gRPC, on all `listeners`.
+/// Opens the outbox, starts the subscriptions, and serves the API, over HTTP and gRPC, on all `listeners`. Returns the
+/// outbox.
 ///
 /// # Errors
 /// When the outbox on disk cannot be opened.
@@ -124,7 +125,7 @@ pub async fn start(
     inputs: RelayInputs,
     listeners: [TcpListener; 2],
     (registry, call_metrics): (&Registry, &CallMetrics),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Arc<Outbox>> {
     let options = OutboxOptions { dir: config.outbox.clone(), capacity_bytes: config.outbox_bytes };
     let outbox = Outbox::open(options, registry).await.context("outbox")?;
     let metrics = EventMetrics::register(registry)?;
@@ -180,7 +181,7 @@ pub async fn start(
         serve(&api, listener, call_metrics, &drain);
     }
     leave(&outbox, &drain);
-    Ok(())
+    Ok(outbox)
 }
 
 /// What waits goes to its bus before the process ends, if that comes back in time; then the store is closed.

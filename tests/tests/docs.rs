@@ -145,6 +145,60 @@ fn families(metrics: &str) -> BTreeSet<String> {
     names.filter(|name| name.starts_with("duet_")).map(str::to_owned).collect()
 }
 
+/// Every text in a piece of code, with what is before it.
+fn texts(code: &str) -> impl Iterator<Item = (&str, &str)> {
+    let pieces: Vec<&str> = code.split('"').collect();
+    let pairs: Vec<_> = pieces.windows(2).map(|pair| (pair[0], pair[1])).collect();
+    pairs.into_iter()
+}
+
+/// Names of metric families in the code below a folder, whether or not they have a sample. The control plane's
+/// registration adds `duet_` to what it is given.
+fn families_in_code(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            families_in_code(&path, found);
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let registers = ["gauge(", "gauges(", "counter(", "counters("];
+        let adds = path.ends_with("control-plane/src/telemetry.rs");
+        let name = |text: &str| {
+            text.contains('_') && text.bytes().all(|b| b == b'_' || b.is_ascii_lowercase())
+        };
+        for (before, text) in texts(&std::fs::read_to_string(&path).unwrap()) {
+            let before = before.trim_end();
+            if !name(text) || text.ends_with('_') {
+                continue;
+            }
+            if text.starts_with("duet_") {
+                found.insert(text.to_owned());
+            } else if adds && registers.iter().any(|call| before.ends_with(call)) {
+                found.insert(format!("duet_{text}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_metrics_page_names_every_metric_that_there_may_be_and_no_other() {
+    let mut found = BTreeSet::new();
+    for folder in ["control-plane", "events", "proxy", "tables"] {
+        families_in_code(&root().join(folder).join("src"), &mut found);
+    }
+    assert!(found.len() > 60, "{found:?}");
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let named: BTreeSet<String> =
+        rows.filter_map(|row| row.split('`').next()).map(str::to_owned).collect();
+    let (missing, gone): (Vec<_>, Vec<_>) =
+        (found.difference(&named).collect(), named.difference(&found).collect());
+    assert!(missing.is_empty(), "docs/metrics.md does not name {missing:?}");
+    assert!(gone.is_empty(), "docs/metrics.md names {gone:?}, which nothing registers");
+}
+
 #[tokio::test]
 async fn the_metrics_page_names_every_metric() {
     let subscription = "apiVersion: duet.dev/v1alpha1

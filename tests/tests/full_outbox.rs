@@ -80,3 +80,81 @@ async fn a_full_outbox_refuses_with_429_and_takes_events_again_when_the_bus_is_b
     })
     .await;
 }
+
+const STRICT: &str = "\
+apiVersion: duet.dev/v1alpha1
+kind: EventBus
+metadata: {name: strict}
+spec: {backend: {embedded: {}}, declaredTopicsOnly: true}
+---
+apiVersion: duet.dev/v1alpha1
+kind: Topic
+metadata: {name: kept}
+spec: {bus: strict}
+";
+const TOPIC: &str = "\
+---
+apiVersion: duet.dev/v1alpha1
+kind: Topic
+metadata: {name: late}
+spec: {bus: strict}
+";
+
+/// `duet events` of one sidecar's outbox, as JSON.
+fn outbox(sidecar: &Sidecar, arguments: &[&str]) -> Value {
+    let admin = format!("http://{}", sidecar.ports.admin);
+    let mut duet = std::process::Command::new(duet_tests::process::program("duet"));
+    duet.args(["events", "--bus", "strict", "--json", "outbox", "--sidecar", &admin]);
+    let output = duet.args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_bus_will_never_take_is_listed_and_sent_again_or_dropped() {
+    let with_topic = [STRICT, TOPIC].concat();
+    let mut control_plane = ControlPlane::start(&[("strict.yaml", &with_topic)]).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let publish = async |id: &str| {
+        let url = format!(
+            "http://{}/v1.0/publish/strict/late?metadata.cloudevent.id={id}",
+            writer.ports.api
+        );
+        http::client().post(url).body("x").send().await.unwrap().status()
+    };
+    assert_eq!(outbox(&writer, &["list"]), json!([]));
+    control_plane.kill();
+    assert_eq!(publish("a").await, 204);
+    assert_eq!(publish("b").await, 204);
+    control_plane.write("strict.yaml", STRICT);
+    control_plane.restart().await;
+    let rejected = eventually("both are rejected", SOON, || async {
+        let listed = outbox(&writer, &["list"]);
+        (listed.as_array().unwrap().len() == 2).then_some(listed)
+    })
+    .await;
+    let first = &rejected[0];
+    assert_eq!((&first["topic"], &first["event"]["id"]), (&json!("late"), &json!("a")));
+    assert!(first["reason"].as_str().unwrap().contains("declared topics only"), "{first}");
+    assert!(first["event"]["deadletterreason"].is_null(), "as it was published: {first}");
+
+    assert_eq!(outbox(&writer, &["drop", "--id", "b"]), json!({"matched": 1, "dropped": 1}));
+    control_plane.write("strict.yaml", &with_topic);
+    eventually("the topic is declared again", SOON, || async {
+        (publish("c").await == 204).then_some(())
+    })
+    .await;
+    let redriven = outbox(&writer, &["redrive", "--reason", "declared topics only"]);
+    assert_eq!(redriven, json!({"matched": 1, "redriven": 1}));
+    eventually("it is on the bus", SOON, || async {
+        let mut duet = std::process::Command::new(duet_tests::process::program("duet"));
+        let operator = format!("http://{}", control_plane.operator);
+        duet.args(["events", "--operator", &operator, "--bus", "strict"]);
+        let tail = duet.args(["tail", "late", "--from", "earliest", "--no-follow", "--json"]);
+        let tail = String::from_utf8(tail.output().unwrap().stdout).unwrap();
+        let has = |id: &str| tail.lines().any(|line| line.contains(&format!("\"id\":\"{id}\"")));
+        (has("a") && !has("b")).then_some(())
+    })
+    .await;
+    assert_eq!(outbox(&writer, &["list"]), json!([]));
+}

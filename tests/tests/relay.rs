@@ -65,7 +65,8 @@ async fn metadata_becomes_attributes_and_unknown_metadata_is_refused_by_name() {
     let envelope = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":1}"#;
     let request = http::client().post(format!("http://{api}{path}"));
     let request = request.header("content-type", "application/cloudevents+json");
-    let answer = request.header("traceparent", trace).body(envelope).send().await.unwrap();
+    let request = request.header("traceparent", trace).header("tracestate", "vendor=1");
+    let answer = request.body(envelope).send().await.unwrap();
     assert_eq!(answer.status(), 204);
     let raw = "/v1.0/publish/default/news?metadata.rawPayload=true";
     let answer = post(api, raw, "application/cloudevents+json", envelope).await;
@@ -78,7 +79,7 @@ async fn metadata_becomes_attributes_and_unknown_metadata_is_refused_by_name() {
     let event = plain.json();
     assert_eq!((&event["partitionkey"], &event["traceparent"]), (&json!("a/b"), &json!(trace)));
     assert!(event["expirytime"].as_str().unwrap().ends_with('Z'), "{event}");
-    assert_eq!(plain.header("traceparent"), trace);
+    assert_eq!((plain.header("traceparent"), plain.header("tracestate")), (trace, "vendor=1"));
     let opaque = asked.iter().find(|asked| asked.json()["id"] != "1").unwrap().json();
     assert_eq!(opaque["data"]["id"], "1", "the envelope is data: {opaque}");
 
@@ -131,7 +132,7 @@ async fn a_bulk_publish_stores_what_is_valid_and_names_the_entries_that_failed()
         {"entryId": "c", "event": "x", "contentType": "text/plain", "metadata": {"what": "1"}},
     ]);
     let answer = post(api, path, "application/json", &mixed.to_string()).await;
-    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.status(), 500, "as in Dapr: one was stored");
     let failed: Value = answer.json().await.unwrap();
     let ids: Vec<&str> = failed["failedEntries"]
         .as_array()
@@ -145,7 +146,13 @@ async fn a_bulk_publish_stores_what_is_valid_and_names_the_entries_that_failed()
         delivered(&app, "/news").iter().any(|asked| asked.json()["data"]["n"] == 2).then_some(())
     })
     .await;
+    let batch = json!([{"specversion": "1.0", "id": "in", "source": "/s", "type": "t"}]);
+    let batch = json!([batch[0].clone(), batch[0].clone()]);
     for (body, text) in [
+        (
+            json!([{"entryId": "a", "event": batch, "contentType": "application/cloudevents-batch+json"}]),
+            "not a batch",
+        ),
         (json!([{"event": 1}]), "entryId"),
         (json!([{"entryId": "a", "event": 1}, {"entryId": "a", "event": 1}]), "twice"),
         (json!({}), "array"),
@@ -313,7 +320,18 @@ async fn read_until(response: reqwest::Response, enough: impl Fn(&str) -> bool) 
 
 #[tokio::test]
 async fn a_topic_can_be_read_as_server_sent_events_until_the_sidecar_drains() {
-    let control_plane = ControlPlane::start(&[("news.yaml", &reader(""))]).await;
+    let secret = "
+apiVersion: duet.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: secret}
+spec:
+  targetRefs: [{kind: Topic, name: secret}]
+  action: Deny
+  rules: [{from: [{namespaces: [default]}]}]
+";
+    let resources = [("news.yaml", reader("")), ("secret.yaml", secret.to_owned())];
+    let resources: Vec<_> = resources.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let control_plane = ControlPlane::start(&resources).await;
     let mut client = Sidecar::ready(&control_plane, Options::client("page")).await;
     let api = client.ports.api;
     let url = format!("http://{api}/v1.0/subscribe/default/news");
@@ -343,9 +361,13 @@ async fn a_topic_can_be_read_as_server_sent_events_until_the_sidecar_drains() {
 
     let other = get("").header("origin", "https://elsewhere.example").send().await.unwrap();
     assert!(!other.headers().contains_key("access-control-allow-origin"));
-    for (query, status) in [("?start=yesterday", 400), ("?what=1", 400)] {
+    let queries =
+        [("?start=yesterday", 400), ("?what=1", 400), ("?filter=event.data.n%20%3E", 400)];
+    for (query, status) in queries {
         assert_eq!(get(query).send().await.unwrap().status(), status, "{query}");
     }
+    let secret = format!("http://{api}/v1.0/subscribe/default/secret");
+    assert_eq!(http::client().get(secret).send().await.unwrap().status(), 403);
     let nobus = format!("http://{api}/v1.0/subscribe/nobus/news");
     assert_eq!(http::client().get(nobus).send().await.unwrap().status(), 404);
 

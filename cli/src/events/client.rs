@@ -20,6 +20,8 @@ const MAX_BYTES: u64 = 256 << 20;
 pub(super) struct Client {
     /// `host:port`.
     address: String,
+    /// What is there, and how people say where.
+    server: (&'static str, &'static str),
 }
 
 impl Client {
@@ -33,11 +35,20 @@ impl Client {
                 Err(_none) => DEFAULT_OPERATOR.to_owned(),
             },
         };
-        let address = url.strip_prefix("http://").unwrap_or(&url).trim_end_matches('/');
+        Self::at(&url, ("control plane", "--operator"))
+    }
+
+    /// A sidecar's admin port.
+    pub(super) fn of_sidecar(url: &str) -> anyhow::Result<Self> {
+        Self::at(url, ("sidecar", "--sidecar"))
+    }
+
+    fn at(url: &str, server: (&'static str, &'static str)) -> anyhow::Result<Self> {
+        let address = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
         if address.is_empty() || address.contains('/') {
             bail!("{url:?} is not an address such as {DEFAULT_OPERATOR}");
         }
-        Ok(Self { address: address.to_owned() })
+        Ok(Self { address: address.to_owned(), server })
     }
 
     pub(super) fn get(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
@@ -47,6 +58,11 @@ impl Client {
 
     pub(super) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.exchange("POST", path, "application/json", body.to_string().as_bytes())
+    }
+
+    /// With everything in the query.
+    pub(super) fn post_query(&self, path: &str, query: &[(&str, &str)]) -> anyhow::Result<Value> {
+        self.exchange("POST", &with_query(path, query), "application/json", &[])
     }
 
     /// A `CloudEvent` in JSON.
@@ -114,8 +130,9 @@ impl Client {
             .header("duet-operator", "1")
             .header(http::header::CONTENT_TYPE, content_type)
             .body(body)?;
+        let (server, flag) = self.server;
         ureq::Agent::from(config).run(request).with_context(|| {
-            format!("no control plane answers at http://{address}; --operator says where it is")
+            format!("no {server} answers at http://{address}; {flag} says where it is")
         })
     }
 }

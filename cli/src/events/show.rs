@@ -15,7 +15,7 @@ pub(super) fn topics(session: &Session) -> anyhow::Result<()> {
         ("NEXT", "next"),
     ];
     print(session, &answer, "topics", &columns);
-    Ok(())
+    warn(session)
 }
 
 pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
@@ -27,10 +27,25 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         ("OLDEST", "oldest"),
         ("IN FLIGHT", "inFlight"),
         ("RETRYING", "retrying"),
+        ("ATTEMPTS", "attempts"),
         ("CONSUMERS", "consumers"),
         ("PAUSED", "paused"),
     ];
     print(session, &answer, "subscriptions", &columns);
+    warn(session)
+}
+
+/// Says what an operator would look for in vain in the tables.
+fn warn(session: &Session) -> anyhow::Result<()> {
+    let answer = session.client.get("/v1/buses", &[])?;
+    let outdated = answer.get("needRestart").and_then(Value::as_array);
+    if outdated.is_some_and(|names| names.iter().any(|name| *name == *session.bus)) {
+        output::note(&format!(
+            "the EventBus {} has another backend now, which counts when the control plane is restarted; these are of the \
+             old one",
+            session.bus
+        ));
+    }
     Ok(())
 }
 

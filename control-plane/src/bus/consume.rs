@@ -84,6 +84,7 @@ impl Session {
                         delivery: delivery.id,
                         position: delivery.position,
                         attempt: delivery.attempt,
+                        generation: delivery.generation,
                         event: Some(delivery.event.into()),
                         path,
                     };
@@ -205,6 +206,7 @@ fn closed() -> Status {
 fn status(error: &ConsumeError) -> Status {
     match error {
         ConsumeError::Refused { .. } => Status::failed_precondition(error.to_string()),
+        ConsumeError::Denied { .. } => Status::permission_denied(error.to_string()),
         ConsumeError::Unavailable { .. } => Status::unavailable(error.to_string()),
         ConsumeError::Internal { .. } => Status::internal(error.to_string()),
     }

@@ -19,16 +19,43 @@ const CONNECT: Duration = Duration::from_secs(3);
 impl Buses {
     /// A bus as its resource says. What it is kept on is decided once; another backend counts from the next start on.
     pub(super) async fn make(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
-        let nats = match self.store.read(|view| compile::bus_backend(view.index, name)) {
+        let backend = self.store.read(|view| compile::bus_backend(view.index, name));
+        let bus: Arc<dyn ManagedBus> = match backend.clone() {
             BusBackend::Embedded(_) => {
                 let dir = self.dir.join(name);
                 let bus = EmbeddedBus::open(name, &dir, LogOptions::default(), &self.registry);
                 let bus = bus.await;
-                let bus = bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?;
-                return Ok(Arc::new(bus));
+                Arc::new(bus.map_err(|source| BusError::Open { name: name.to_owned(), source })?)
             }
-            BusBackend::Nats(nats) => nats,
+            BusBackend::Nats(nats) => Arc::new(self.make_nats(name, nats).await?),
         };
+        self.backends.write().insert(name.to_owned(), backend);
+        Ok(bus)
+    }
+
+    /// Says so, once, where a resource has an open bus on something else now: events that are on the old one have to be
+    /// handled or moved first, which nobody but an operator can decide.
+    pub(super) fn notice_backend(&self, name: &str) {
+        let wanted = self.store.read(|view| compile::bus_backend(view.index, name));
+        let differs = self.backends.read().get(name).is_some_and(|open| *open != wanted);
+        let mut outdated = self.outdated.write();
+        if !differs {
+            outdated.remove(name);
+        } else if outdated.insert(name.to_owned()) {
+            tracing::error!(
+                bus = name,
+                "spec.backend changed; the bus stays on what it was opened with until the control plane restarts"
+            );
+        }
+    }
+
+    /// Whether a bus has another backend from the next start on.
+    #[must_use]
+    pub fn needs_restart(&self, name: &str) -> bool {
+        self.outdated.read().contains(name)
+    }
+
+    async fn make_nats(&self, name: &str, nats: Box<NatsBackend>) -> Result<NatsBus, BusError> {
         let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
         let options = options(&nats).map_err(error)?;
         let bus = NatsBus::open(name, options, &self.registry).await;
@@ -38,7 +65,7 @@ impl Buses {
         }
         warn_of_lost_events(name, *nats);
         self.moves.look(name, &self.dir.join(name)).await?;
-        Ok(Arc::new(bus))
+        Ok(bus)
     }
 }
 

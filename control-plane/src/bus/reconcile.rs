@@ -1,5 +1,6 @@
 //! Keeps topics and subscriptions on the buses as the resources declare them. A subscription exists from its
-//! declaration on, whether or not anybody consumes.
+//! declaration on, whether or not anybody consumes. The bus remembers which ones resources declared, so that one whose
+//! resource went while no control plane ran is forgotten as well.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,13 +11,13 @@ use duet_events::bus::{ConsumeError, SubscriptionSpec, TopicConfig};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Buses;
+use super::{BusError, Buses};
 use crate::compile;
 use crate::index::Index;
 use crate::store::Store;
 
-/// How long the bus keeps a subscription that is no longer declared: a file that somebody is still editing must not
-/// cost the events that wait.
+/// How long the bus keeps a subscription, or the settings of a topic, that is no longer declared: a file that somebody is
+/// still editing must not cost the events that wait.
 const UNDECLARED_GRACE: Duration = Duration::from_secs(600);
 /// Wait before another try after a bus refused something.
 const RETRY: Duration = Duration::from_secs(2);
@@ -51,6 +52,45 @@ fn declared(index: &Index) -> Declared {
     declared
 }
 
+impl Declared {
+    /// Whether something is to be on a bus.
+    fn has(&self, kept: &Kept) -> bool {
+        match kept {
+            Kept::Topic { bus, name } => {
+                self.topics.get(name).is_some_and(|topic| topic.bus == *bus)
+            }
+            Kept::Subscription { bus, name } => {
+                self.subscriptions.get(name).is_some_and(|spec| spec.bus == *bus)
+            }
+        }
+    }
+}
+
+/// What a bus keeps because a resource declares it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Kept {
+    Topic { bus: String, name: String },
+    Subscription { bus: String, name: String },
+}
+
+impl Kept {
+    fn topic(bus: &str, name: &str) -> Self {
+        Self::Topic { bus: bus.to_owned(), name: name.to_owned() }
+    }
+
+    fn subscription(bus: &str, name: &str) -> Self {
+        Self::Subscription { bus: bus.to_owned(), name: name.to_owned() }
+    }
+
+    /// The bus, and what people call it.
+    fn parts(&self) -> (&str, &'static str, &str) {
+        match self {
+            Self::Topic { bus, name } => (bus, "topic", name),
+            Self::Subscription { bus, name } => (bus, "subscription", name),
+        }
+    }
+}
+
 /// Brings buses to what is declared, and keeps them there.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -61,8 +101,10 @@ pub struct Reconciler {
     seen: u64,
     /// Everything is as declared.
     settled: bool,
-    /// Subscriptions, by name, that the bus still keeps: where, and until when.
-    undeclared: HashMap<String, (String, Instant)>,
+    /// Buses whose own record of what was declared has been read.
+    compared: BTreeSet<String>,
+    /// What no resource declares any more and is kept for now, and until when.
+    undeclared: HashMap<Kept, Instant>,
 }
 
 impl Reconciler {
@@ -75,6 +117,7 @@ impl Reconciler {
             done: Declared::default(),
             seen: 0,
             settled: false,
+            compared: BTreeSet::new(),
             undeclared: HashMap::new(),
         };
         reconciler.look().await;
@@ -88,7 +131,7 @@ impl Reconciler {
         changes.mark_changed();
         loop {
             let again = match self.settled {
-                true => self.undeclared.values().map(|(_, until)| *until).min(),
+                true => self.undeclared.values().copied().min(),
                 false => Some(Instant::now() + RETRY),
             };
             let again = again.unwrap_or_else(|| Instant::now() + UNDECLARED_GRACE);
@@ -115,11 +158,55 @@ impl Reconciler {
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
-        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        self.compared.retain(|bus| wanted.buses.contains(bus));
         for name in &wanted.buses {
-            settled &= succeeded("bus", name, self.buses.get(name).await.map(drop));
+            let compared = self.compare(name, &wanted).await;
+            settled &= succeeded("bus", name, compared);
+            self.buses.notice_backend(name);
         }
+        let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
+        let subscriptions = self.done.subscriptions.iter();
+        let subscriptions = subscriptions.map(|(name, spec)| Kept::subscription(&spec.bus, name));
+        let gone: Vec<_> = topics.chain(subscriptions).filter(|kept| !wanted.has(kept)).collect();
+        for kept in gone {
+            self.undeclare(kept);
+        }
+        settled &= self.topics(&wanted).await;
+        settled & self.subscriptions(&wanted).await
+    }
+
+    /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
+    async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
+        let bus = self.buses.get(name).await?;
+        if self.compared.contains(name) {
+            return Ok(());
+        }
+        let topics = bus.topics().await?.into_iter();
+        let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
+        let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
+        let subscriptions = subscriptions.map(|it| Kept::subscription(name, &it.name));
+        for kept in topics.chain(subscriptions).filter(|kept| !wanted.has(kept)) {
+            self.undeclare(kept);
+        }
+        self.compared.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Starts the time that a bus still keeps something for.
+    fn undeclare(&mut self, kept: Kept) {
+        let (bus, kind, name) = kept.parts();
+        tracing::warn!(bus, kind, name, "no longer declared; the bus forgets that in 10 minutes");
+        match &kept {
+            Kept::Topic { name, .. } => drop(self.done.topics.remove(name)),
+            Kept::Subscription { name, .. } => drop(self.done.subscriptions.remove(name)),
+        }
+        self.undeclared.insert(kept, Instant::now() + UNDECLARED_GRACE);
+    }
+
+    async fn topics(&mut self, wanted: &Declared) -> bool {
+        let mut settled = true;
         for (name, topic) in &wanted.topics {
+            self.undeclared.remove(&Kept::topic(&topic.bus, name));
             if self.done.topics.get(name) != Some(topic) {
                 let outcome = self.topic(name, topic).await;
                 if succeeded("topic", name, outcome) {
@@ -129,9 +216,14 @@ impl Reconciler {
                 }
             }
         }
-        self.done.topics.retain(|name, _| wanted.topics.contains_key(name));
+        settled
+    }
+
+    async fn subscriptions(&mut self, wanted: &Declared) -> bool {
+        let mut settled = true;
+        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, spec) in &wanted.subscriptions {
-            self.undeclared.remove(name);
+            self.undeclared.remove(&Kept::subscription(&spec.bus, name));
             if self.done.subscriptions.get(name) != Some(spec) {
                 let outcome = self.subscription(spec).await;
                 // What the bus will never take must not stop the topic's publishers.
@@ -147,18 +239,6 @@ impl Reconciler {
             }
         }
         self.buses.hold_back(held_back);
-        let until = Instant::now() + UNDECLARED_GRACE;
-        let known = std::mem::take(&mut self.done.subscriptions);
-        let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            known.into_iter().partition(|(name, _)| wanted.subscriptions.contains_key(name));
-        self.done.subscriptions = kept;
-        for (name, spec) in gone {
-            tracing::warn!(
-                subscription = name,
-                "no longer declared; the bus forgets it in 10 minutes"
-            );
-            self.undeclared.insert(name, (spec.bus, until));
-        }
         settled
     }
 
@@ -178,26 +258,37 @@ impl Reconciler {
     }
 
     async fn forget_undeclared(&mut self, now: Instant) {
-        let over = self.undeclared.extract_if(|_, (_, until)| *until <= now);
+        let over = self.undeclared.extract_if(|_, until| *until <= now);
         let over: Vec<_> = over.collect();
-        for (name, (bus, _)) in over {
-            let outcome = match self.buses.get(&bus).await {
-                Ok(bus) => bus.remove_subscription(&name).await.map_err(anyhow::Error::from),
-                // The bus went with it.
-                Err(_) => Ok(()),
-            };
-            if succeeded("removal of the subscription", &name, outcome) {
-                tracing::info!(subscription = name, "forgotten");
+        for (kept, _) in over {
+            let (bus, kind, name) = kept.parts();
+            if succeeded("forgetting", name, self.forget(&kept).await) {
+                tracing::info!(bus, kind, name, "forgotten");
             } else {
-                self.undeclared.insert(name, (bus, now + RETRY));
+                self.undeclared.insert(kept, now + RETRY);
             }
         }
+    }
+
+    /// Subscriptions go; topics stay, with the settings of those that nobody declares.
+    async fn forget(&self, kept: &Kept) -> anyhow::Result<()> {
+        let bus = match self.buses.get(kept.parts().0).await {
+            Ok(bus) => bus,
+            // It went as well, and is compared again should it come back.
+            Err(BusError::Unknown(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match kept {
+            Kept::Topic { name, .. } => bus.reset_topic(name).await?,
+            Kept::Subscription { name, .. } => bus.remove_subscription(name).await?,
+        }
+        Ok(())
     }
 }
 
 /// Whether another try can do better.
 fn may_come(error: &anyhow::Error) -> bool {
-    !matches!(error.downcast_ref(), Some(ConsumeError::Refused { .. }))
+    error.downcast_ref().is_none_or(ConsumeError::is_retryable)
 }
 
 fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(), E>) -> bool {
@@ -210,3 +301,6 @@ fn succeeded<E: Into<anyhow::Error>>(what: &str, name: &str, outcome: Result<(),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,6 +194,18 @@ pub fn takes_topic(index: &Index, bus: &str, topic: &str) -> Result<(), String> 
     }
 }
 
+/// Whether a resource declares a subscription, by its name on the bus. A replica's own of a broadcast is declared by
+/// its replica.
+#[must_use]
+pub fn declares_subscription(index: &Index, bus: &str, name: &str) -> bool {
+    let Some((namespace, name)) = name.split_once('/') else { return false };
+    let located = index.get(&object("Subscription", namespace, name));
+    located.is_some_and(|located| {
+        matches!(&located.resource, Resource::Subscription(resource)
+            if resource.spec.bus == bus && !resource.spec.broadcast)
+    })
+}
+
 /// Whether a bus refuses topics that no resource declares.
 fn declared_only(index: &Index, bus: &str) -> bool {
     event_bus(index, bus).is_some_and(|bus| bus.spec.declared_topics_only)

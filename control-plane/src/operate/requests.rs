@@ -49,7 +49,10 @@ pub(super) struct OfBus {
 }
 
 pub(super) async fn buses(State(operate): State<Operate>) -> Json<Value> {
-    Json(json!({ "buses": operate.buses.names() }))
+    let names = operate.buses.names();
+    let outdated: Vec<_> =
+        names.iter().filter(|name| operate.buses.needs_restart(name)).cloned().collect();
+    Json(json!({ "buses": names, "needRestart": outdated }))
 }
 
 pub(super) async fn topics(
@@ -65,6 +68,7 @@ pub(super) async fn topics(
             "next": topic.next,
             "events": topic.events,
             "bytes": topic.bytes,
+            "declared": topic.declared,
         })
     };
     Ok(Json(json!({ "topics": topics.iter().map(topic).collect::<Vec<_>>() })))
@@ -85,8 +89,10 @@ pub(super) async fn subscriptions(
             "oldest": subscription.oldest_ms.map(time),
             "inFlight": subscription.in_flight,
             "retrying": subscription.retrying,
+            "attempts": subscription.attempts,
             "consumers": subscription.consumers,
             "paused": subscription.paused,
+            "declared": subscription.declared,
         })
     };
     let found: Vec<_> = found.iter().map(subscription).collect();
@@ -288,6 +294,41 @@ pub(super) async fn pause(
     operate.bus(&name).await?.pause(&subscription, paused).await?;
     tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
     Ok(Json(json!({ "paused": paused })))
+}
+
+/// A subscription.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OfSubscription {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+}
+
+/// Only what would stay away: whoever declares or consumes a subscription makes it anew, without what waited for it.
+pub(super) async fn forget(
+    State(operate): State<Operate>,
+    body: Result<Json<OfSubscription>, JsonRejection>,
+) -> Answer {
+    let Json(OfSubscription { bus: name, subscription }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    let bus = operate.bus(&name).await?;
+    let found = bus.subscriptions().await?.into_iter().find(|found| found.name == subscription);
+    let Some(found) = found else {
+        return Err(ManageError::Unknown { kind: "subscription", name: subscription }.into());
+    };
+    let refused = |why: &str| ManageError::Refused(format!("{subscription}: {why}"));
+    if operate.buses.declares(&name, &subscription) {
+        return Err(refused("a Subscription resource declares it: remove that first").into());
+    }
+    if found.consumers > 0 {
+        let why = "an application consumes it and would make it anew: stop that first, or skip what waits with a \
+                   replay from latest";
+        return Err(refused(why).into());
+    }
+    bus.remove_subscription(&subscription).await?;
+    tracing::warn!(bus = name, subscription, lag = found.lag, "forgotten by an operator");
+    Ok(Json(json!({ "forgotten": true, "lag": found.lag })))
 }
 
 /// A move to where the bus is now.

@@ -53,15 +53,20 @@ impl ManagedBus for Memory {
     fn ensure_topic<'a>(&'a self, _: &'a str, _: TopicConfig) -> Outcome<'a, ()> {
         Box::pin(async { Ok(()) })
     }
+    fn reset_topic<'a>(&'a self, _: &'a str) -> Outcome<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
     fn ensure_subscription(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
         Box::pin(async { Ok(()) })
     }
-    fn remove_subscription<'a>(&'a self, _: &'a str) -> Outcome<'a, ()> {
+    fn remove_subscription<'a>(&'a self, name: &'a str) -> Outcome<'a, ()> {
+        self.note(format!("forget {name}"));
         Box::pin(async { Ok(()) })
     }
     fn topics(&self) -> Outcome<'_, Vec<TopicStatus>> {
         let events = self.events.lock().len() as u64;
-        let topic = TopicStatus { name: "t".into(), first: 1, next: events + 1, events, bytes: 99 };
+        let (name, next) = ("t".into(), events + 1);
+        let topic = TopicStatus { name, first: 1, next, events, bytes: 99, declared: true };
         Box::pin(async { Ok(vec![topic]) })
     }
     fn subscriptions(&self) -> Outcome<'_, Vec<SubscriptionStatus>> {
@@ -73,10 +78,19 @@ impl ManagedBus for Memory {
             oldest_ms: Some(1_500),
             in_flight: 1,
             retrying: 1,
+            attempts: 4,
             consumers: 2,
             paused: false,
+            declared: false,
         };
-        Box::pin(async { Ok(vec![status]) })
+        let named = |name: &str, consumers| SubscriptionStatus {
+            name: name.into(),
+            consumers,
+            ..status.clone()
+        };
+        let more = [named("shop/gone", 0), named("shop/declared", 0)];
+        let all = [vec![status.clone()], more.to_vec()].concat();
+        Box::pin(async { Ok(all) })
     }
     fn read<'a>(
         &'a self,
@@ -134,6 +148,12 @@ impl Shelf for One {
             }
             _ => Ok(()),
         }
+    }
+    fn needs_restart(&self, _: &str) -> bool {
+        true
+    }
+    fn declares(&self, bus: &str, subscription: &str) -> bool {
+        (bus, subscription) == ("default", "shop/declared")
     }
     fn migrate<'a>(
         &'a self,
@@ -214,16 +234,20 @@ async fn what_is_published_can_be_read() {
     let (_, answer) = port.get("/v1/topics").await;
     assert_eq!(
         answer["topics"][0],
-        json!({"name": "t", "first": 1, "next": 4, "events": 3, "bytes": 99})
+        json!({"name": "t", "first": 1, "next": 4, "events": 3, "bytes": 99, "declared": true})
     );
     let (_, answer) = port.get("/v1/subscriptions?bus=default").await;
     let subscription = &answer["subscriptions"][0];
     assert_eq!(subscription["deadLetterTopic"], "poison");
+    assert_eq!(subscription["attempts"], 4);
     assert_eq!(
         (&subscription["lag"], &subscription["oldest"]),
         (&json!(3), &json!("1970-01-01T00:00:01.5Z"))
     );
-    assert_eq!(port.get("/v1/buses").await.1, json!({"buses": ["default"]}));
+    assert_eq!(
+        port.get("/v1/buses").await.1,
+        json!({"buses": ["default"], "needRestart": ["default"]})
+    );
 }
 
 #[tokio::test]
@@ -345,4 +369,23 @@ async fn a_migration_is_asked_for_with_its_bounds() {
     assert_eq!(error(&asked), (409, "other {} true 2000"));
     let asked = port.post("/v1/migrate", json!({"to": "x"})).await;
     assert_eq!(asked.0, 400);
+}
+
+#[tokio::test]
+async fn only_a_subscription_that_would_not_come_back_is_forgotten() {
+    let port = Port::new();
+    let forget = async |name: &str| port.post("/v1/forget", json!({"subscription": name})).await;
+    let expected = json!({"forgotten": true, "lag": 3});
+    assert_eq!(forget("shop/gone").await, (200, expected));
+    assert_eq!(*port.bus.asked.lock(), ["forget shop/gone"]);
+    for (name, status, part) in [
+        ("shop/declared", 409, "a Subscription resource declares it"),
+        ("shop/fulfil", 409, "an application consumes it"),
+        ("shop/nope", 404, "there is no subscription \"shop/nope\""),
+    ] {
+        let answer = forget(name).await;
+        let (was, text) = error(&answer);
+        assert!(was == status && text.contains(part), "{answer:?}");
+    }
+    assert_eq!(port.bus.asked.lock().len(), 1, "nothing else was touched");
 }

@@ -19,6 +19,9 @@ pub struct Delivery {
     pub position: u64,
     /// 1 for the first try.
     pub attempt: u32,
+    /// Another one since the subscription was moved: an event of an older generation that comes again was replayed, and
+    /// one of the same is delivered again because nobody knows whether it was handled.
+    pub generation: u64,
     /// The event.
     pub event: Event,
     /// Where the subscription's routes send it; `None` for the subscription's own path.
@@ -155,7 +158,8 @@ mod tests {
         let backend: Arc<dyn ConsumerBackend> = Arc::<Recorder>::clone(&recorder);
         let event = Event::new("1", "/s", "t").unwrap();
         let deliveries = [7, 8].map(|id| {
-            Ok(Delivery { id, position: id, attempt: 1, event: event.clone(), path: None })
+            let event = event.clone();
+            Ok(Delivery { id, position: id, attempt: 1, generation: 0, event, path: None })
         });
         let mut consumer = Consumer::new(futures::stream::iter(deliveries), backend);
         let settler = consumer.settler();

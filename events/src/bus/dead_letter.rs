@@ -17,6 +17,9 @@ pub const ATTEMPTS: &str = "deadletterattempts";
 /// On an event that was moved back: the one subscription that it is for. Never delivered.
 pub const REDRIVE_TO: &str = "redriveto";
 
+/// End of the name of a topic of dead letters, after that of their own topic, unless a subscription names another one.
+pub const SUFFIX: &str = ".dead-letter";
+
 /// Longest reason, in characters.
 const MAX_REASON: usize = 512;
 

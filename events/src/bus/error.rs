@@ -106,6 +106,14 @@ pub enum ConsumeError {
         /// Why.
         reason: String,
     },
+    /// Whoever asks may not have this subscription.
+    #[error("subscription {subscription} was refused: {reason}")]
+    Denied {
+        /// Name of the subscription.
+        subscription: String,
+        /// Why.
+        reason: String,
+    },
     /// The bus failed.
     #[error("subscription {subscription}: {reason}")]
     Internal {
@@ -122,7 +130,7 @@ impl ConsumeError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable { .. } | Self::Internal { .. } => true,
-            Self::Refused { .. } => false,
+            Self::Refused { .. } | Self::Denied { .. } => false,
         }
     }
 }

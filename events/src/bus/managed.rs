@@ -17,6 +17,10 @@ pub trait ManagedBus: EventBus {
         config: TopicConfig,
     ) -> BoxFuture<'a, Result<(), ManageError>>;
 
+    /// Forgets that a resource declared a topic: it gets the settings of those that nobody declares. One that does not
+    /// exist is fine.
+    fn reset_topic<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>>;
+
     /// Declares a subscription: from now on events wait for it, whether or not anyone consumes. One that exists keeps
     /// its place; if its topic is another one now, it starts anew there.
     fn ensure_subscription(
@@ -107,6 +111,8 @@ pub struct TopicStatus {
     pub events: u64,
     /// Bytes that they take.
     pub bytes: u64,
+    /// By [`ManagedBus::ensure_topic`], and not only by whoever publishes or subscribes. Survives a restart.
+    pub declared: bool,
 }
 
 /// A subscription, as it is.
@@ -126,10 +132,14 @@ pub struct SubscriptionStatus {
     pub in_flight: u64,
     /// Events that wait after a failed attempt.
     pub retrying: u64,
+    /// Most attempts that were spent on one event that is not handled yet.
+    pub attempts: u32,
     /// Connected consumers.
     pub consumers: u64,
     /// Nothing is handed out.
     pub paused: bool,
+    /// By [`ManagedBus::ensure_subscription`], and not only by whoever consumes it. Survives a restart.
+    pub declared: bool,
 }
 
 /// An event in its topic.

@@ -128,7 +128,7 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             reason,
         };
         let dead_letter_topic = match raw.dead_letter_topic {
-            empty if empty.is_empty() => format!("{}.dead-letter", raw.topic),
+            empty if empty.is_empty() => format!("{}{}", raw.topic, super::dead_letter::SUFFIX),
             named => named,
         };
         let names =

@@ -30,6 +30,16 @@ impl Default for TopicConfig {
 }
 
 impl TopicConfig {
+    /// What a topic has that no resource declares: dead letters stay until somebody looks at them, whoever was first to
+    /// name their topic.
+    #[must_use]
+    pub fn undeclared(name: &str) -> Self {
+        match name.ends_with(super::dead_letter::SUFFIX) {
+            true => Self::keep_all(),
+            false => Self::default(),
+        }
+    }
+
     /// Keeps everything and takes everything: what dead-letter topics get unless they are declared.
     #[must_use]
     pub fn keep_all() -> Self {

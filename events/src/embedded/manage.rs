@@ -20,6 +20,10 @@ impl ManagedBus for EmbeddedBus {
         Box::pin(async move { Ok(self.log.ensure_topic(name, config).await?) })
     }
 
+    fn reset_topic<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move { Ok(self.log.reset_topic(name).await?) })
+    }
+
     fn ensure_subscription(
         &self,
         spec: SubscriptionSpec,

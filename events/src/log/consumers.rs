@@ -65,22 +65,23 @@ impl Consumers {
     }
 
     /// False: it is gone.
-    pub(super) fn send(&mut self, id: u64, open: Open, attempt: u32, record: Record) -> bool {
-        self.leave(id);
+    pub(super) fn send(&mut self, member: u64, open: Open, attempt: u32, record: Record) -> bool {
+        self.leave(member);
         self.clock += 1;
-        let Some(consumer) = self.by_id.get_mut(&id) else {
+        let Some(consumer) = self.by_id.get_mut(&member) else {
             return false;
         };
         consumer.last_delivery += 1;
         consumer.served = self.clock;
-        let delivery =
-            LogDelivery { id: consumer.last_delivery, position: open.position, attempt, record };
+        let Open { position, epoch } = open;
+        let id = consumer.last_delivery;
+        let delivery = LogDelivery { id, position, attempt, generation: epoch.into(), record };
         let sent = consumer.sender.try_send(delivery).is_ok();
         if sent {
             consumer.open.insert(consumer.last_delivery, open);
             self.in_flight += 1;
         }
-        self.enter(id);
+        self.enter(member);
         sent
     }
 

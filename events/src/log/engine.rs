@@ -101,7 +101,9 @@ impl Engine {
         entries: Vec<Prepared>,
         now_ms: u64,
     ) -> Result<Vec<Published>, LogError> {
-        self.topic(topic, &TopicConfig::default())?;
+        if !self.topics.contains_key(topic) {
+            self.topic(topic, &self.undeclared(topic))?;
+        }
         self.urgent = true;
         let Some(state) = self.topics.get_mut(topic) else {
             return Err(LogError::Closed);
@@ -125,11 +127,29 @@ impl Engine {
         let Some(topic) = self.topics.get_mut(name) else {
             return Err(LogError::Closed);
         };
-        if topic.configure(config, &mut self.store, now_ms)? {
+        if topic.configure(config, true, &mut self.store, now_ms)? {
             self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
         }
         self.urgent = true;
         Ok(())
+    }
+
+    /// Gives a topic the settings of those that nobody declares.
+    pub(super) fn reset_topic(&mut self, name: &str, now_ms: u64) -> Result<(), LogError> {
+        let config = self.undeclared(name);
+        if let Some(topic) = self.topics.get_mut(name)
+            && topic.configure(&config, false, &mut self.store, now_ms)?
+        {
+            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
+            self.urgent = true;
+        }
+        Ok(())
+    }
+
+    /// The settings of a topic that nobody declares.
+    pub(super) fn undeclared(&self, name: &str) -> TopicConfig {
+        let named = self.subscriptions.values().any(|other| other.row.dead_letter_topic == name);
+        if named { TopicConfig::keep_all() } else { TopicConfig::undeclared(name) }
     }
 
     /// Makes sure that a topic exists; `config` is for a new one.
@@ -152,7 +172,7 @@ impl Engine {
 
     /// Declares a subscription; one that exists keeps its progress unless its topic is another one.
     pub(super) fn declare(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
-        self.topic(&spec.topic, &TopicConfig::default())?;
+        self.topic(&spec.topic, &self.undeclared(&spec.topic))?;
         self.urgent = true;
         if let Some(known) = self.subscriptions.get_mut(&spec.name)
             && known.row.topic == spec.topic
@@ -169,6 +189,15 @@ impl Engine {
             self.remove(&spec.name);
         }
         self.add(spec)
+    }
+
+    /// Declares a subscription for a resource.
+    pub(super) fn declare_for_resource(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
+        self.declare(spec)?;
+        if let Some(subscription) = self.subscriptions.get_mut(&spec.name) {
+            subscription.mark_declared(&spec.name, &mut self.batch);
+        }
+        Ok(())
     }
 
     fn add(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {

@@ -50,7 +50,7 @@ impl Engine {
             return;
         };
         for open in subscription.consumers.remove(id) {
-            if open.epoch == subscription.epoch {
+            if open.epoch == subscription.row.epoch {
                 subscription.progress.give_back(open.position);
             }
         }
@@ -77,7 +77,7 @@ impl Engine {
         else {
             return Ok(false);
         };
-        if epoch != subscription.epoch {
+        if epoch != subscription.row.epoch {
             return Ok(false);
         }
         if let Settle::DeadLetter { reason, status } = outcome {
@@ -279,7 +279,7 @@ impl Engine {
         let Some(subscription) = self.subscriptions.get_mut(name) else {
             return;
         };
-        let open = Open { position, epoch: subscription.epoch };
+        let open = Open { position, epoch: subscription.row.epoch };
         if subscription.consumers.send(id, open, attempt, record) {
             return;
         }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 
+use super::LogError;
 use super::engine::Engine;
 use super::progress::RowChange;
 use super::record::Record;
 use super::store::{Found, Snapshot};
-use super::{LogError, TopicConfig};
 use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
 
 impl Engine {
@@ -22,6 +22,7 @@ impl Engine {
                 next: row.next,
                 events: (row.next - row.first).saturating_sub(row.holes),
                 bytes: row.bytes,
+                declared: row.declared,
             }
         });
         topics.collect()
@@ -45,8 +46,10 @@ impl Engine {
                 oldest_ms,
                 in_flight: subscription.consumers.in_flight() as u64,
                 retrying: subscription.progress.retrying(),
+                attempts: subscription.progress.most_spent(),
                 consumers: subscription.consumers.len() as u64,
                 paused: row.paused,
+                declared: row.declared,
                 name,
             });
         }
@@ -139,7 +142,7 @@ impl Engine {
                 continue;
             };
             // It exists: the subscription is on it.
-            self.topic(&topic, &TopicConfig::default())?;
+            self.topic(&topic, &self.undeclared(&topic))?;
             self.push(&topic, &record);
             self.remove_event(dead_letter_topic, position, length);
             moved += 1;
@@ -172,7 +175,7 @@ impl Engine {
         let topic = subscription.row.topic.clone();
         let position = self.start_of(&topic, to)?;
         if let Some(subscription) = self.subscriptions.get_mut(name) {
-            subscription.move_to(position, &mut self.batch);
+            subscription.move_to(name, position, &mut self.batch);
         }
         self.urgent = true;
         tracing::info!(subscription = name, topic, position, "subscription moved");

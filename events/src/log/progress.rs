@@ -341,6 +341,11 @@ impl Progress {
             })
     }
 
+    /// Most attempts that an unsettled event has spent.
+    pub(super) fn most_spent(&self) -> u32 {
+        self.unsettled.values().map(|state| state.spent).max().unwrap_or(0)
+    }
+
     /// Events that wait after a failed attempt.
     pub(super) fn retrying(&self) -> u64 {
         let failed = self.delayed.iter().filter(|(_, position)| self.spent(*position) > 0);

@@ -49,6 +49,9 @@ pub(super) struct TopicRow {
     /// The attribute by which ordered subscriptions order; empty for the default.
     #[prost(string, tag = "10")]
     pub(super) order_by: String,
+    /// A resource declared it.
+    #[prost(bool, tag = "11")]
+    pub(super) declared: bool,
 }
 
 /// A declared subscription.
@@ -77,6 +80,13 @@ pub(super) struct SubscriptionRow {
     /// Since when it has no consumer; 0: it has one, or nobody looked yet.
     #[prost(uint64, tag = "9")]
     pub(super) idle_since_ms: u64,
+    /// A resource declared it: whoever looks after the bus may forget it when there is none any more.
+    #[prost(bool, tag = "10")]
+    pub(super) declared: bool,
+    /// Counts how often it was moved; see [`super::consumers::Open`]. Tells receivers an event that is replayed from one
+    /// whose acknowledgement was lost, so it is never used again.
+    #[prost(uint32, tag = "11")]
+    pub(super) epoch: u32,
 }
 
 /// How far a subscription is: every position below `cursor` is settled, except those in `fresh` and those with

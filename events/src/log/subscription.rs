@@ -23,8 +23,6 @@ pub(super) struct Subscription {
     /// Progress is ahead of what the store knows.
     pub(super) dirty: bool,
     pub(super) consumers: Consumers,
-    /// Counts how often it was moved; see [`super::consumers::Open`].
-    pub(super) epoch: u32,
     /// Its consumer takes every event as it is; see [`super::Log::consume_as_is`].
     pub(super) as_is: bool,
 }
@@ -32,8 +30,7 @@ pub(super) struct Subscription {
 impl Subscription {
     /// A new one, not in the store yet.
     pub(super) fn new(row: SubscriptionRow, progress: Progress) -> Self {
-        let consumers = Consumers::default();
-        Self { row, progress, dirty: true, consumers, epoch: 0, as_is: false }
+        Self { row, progress, dirty: true, consumers: Consumers::default(), as_is: false }
     }
 
     /// Takes new settings; what it has handled stays handled.
@@ -45,6 +42,13 @@ impl Subscription {
         self.row.idle_expiry_ms = new.idle_expiry_ms;
         if self.row != old {
             batch.subscriptions.insert(spec.name.clone(), Some(self.row.encode_to_vec()));
+        }
+    }
+
+    /// Notes that a resource declares it, whoever made it.
+    pub(super) fn mark_declared(&mut self, name: &str, batch: &mut Batch) {
+        if !std::mem::replace(&mut self.row.declared, true) {
+            batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
         }
     }
 
@@ -95,9 +99,10 @@ impl Subscription {
     }
 
     /// Starts anew elsewhere. What is in flight is no longer part of it.
-    pub(super) fn move_to(&mut self, position: u64, batch: &mut Batch) {
+    pub(super) fn move_to(&mut self, name: &str, position: u64, batch: &mut Batch) {
         self.progress = Progress::starting_at(position);
-        self.epoch += 1;
+        self.row.epoch = self.row.epoch.wrapping_add(1);
+        batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
         self.dirty = true;
         let id = self.row.id;
         batch.attempts.retain(|place, _row| place.0 != id);
@@ -119,6 +124,8 @@ pub(super) fn new_row(id: u32, spec: &SubscriptionSpec) -> SubscriptionRow {
         seed: RandomState::new().hash_one(&spec.name),
         idle_expiry_ms,
         idle_since_ms: 0,
+        declared: false,
+        epoch: 0,
     }
 }
 

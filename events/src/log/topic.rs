@@ -38,6 +38,7 @@ impl Topic {
             holes: 0,
             drop_unhandled: config.drop_unhandled,
             order_by: config.order_by.clone(),
+            declared: false,
         };
         Self {
             dedup: Dedup::new(row.dedup_window_ms),
@@ -95,14 +96,16 @@ impl Topic {
         Ok(())
     }
 
-    /// Takes new settings. True if they differ from the old ones, and have to be written.
+    /// Takes new settings, and whether a resource has them. True if they differ from the old ones, and have to be written.
     pub(super) fn configure(
         &mut self,
         config: &TopicConfig,
+        declared: bool,
         store: &mut Store,
         now_ms: u64,
     ) -> Result<bool, LogError> {
         let old = self.row.clone();
+        self.row.declared = declared;
         self.row.dedup_window_ms = millis(config.dedup_window);
         self.row.retention_age_ms = config.retention_age.map(millis);
         self.row.retention_bytes = config.retention_bytes;

@@ -95,6 +95,8 @@ pub(super) struct Hub {
     consumer: Option<PullConsumer>,
     /// When the consumer was made: another one starts anew.
     born: String,
+    /// How often the subscription was moved before that.
+    generation: u64,
     batch: Option<Batch>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     barrier: Option<Barrier>,
@@ -123,6 +125,7 @@ impl Hub {
             hands: Hands::default(),
             consumer: None,
             born: String::new(),
+            generation: 0,
             batch: None,
             work: FuturesUnordered::new(),
             barrier: None,
@@ -342,6 +345,7 @@ impl Hub {
                 id: self.next_delivery,
                 position,
                 attempt: held.attempt,
+                generation: self.generation,
                 event: held.event.clone(),
                 path: None,
             };

@@ -8,7 +8,7 @@ use crate::bus::{Import, TopicConfig, dead_letter};
 impl Shared {
     /// Sends all events, then waits for JetStream to acknowledge each.
     pub(super) async fn import(&self, name: &str, events: Vec<Import>) -> Result<(), NatsError> {
-        let topic = self.topic(name, TopicConfig::default()).await?;
+        let topic = self.topic(name, TopicConfig::undeclared(name)).await?;
         self.connected()?;
         let mut acks = Vec::with_capacity(events.len());
         for import in events {

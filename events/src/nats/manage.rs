@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::hub::Command;
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
-use super::stream::topic_of;
+use super::stream::{is_declared, topic_of};
 use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
@@ -25,6 +25,10 @@ impl ManagedBus for NatsBus {
         Box::pin(async move { Ok(self.shared.set_topic(name, &config).await?) })
     }
 
+    fn reset_topic<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), ManageError>> {
+        Box::pin(async move { Ok(self.shared.reset_topic(name).await?) })
+    }
+
     fn ensure_subscription(
         &self,
         spec: SubscriptionSpec,
@@ -35,6 +39,8 @@ impl ManagedBus for NatsBus {
             Box::pin(self.shared.ensure(&spec))
                 .await
                 .map_err(|error| consume_error(&spec, &error))?;
+            let marked = self.shared.mark_declared(&spec.name).await;
+            marked.map_err(|error| consume_error(&spec, &error))?;
             if before.is_some_and(|before| before.topic != spec.topic) {
                 self.tell(&spec.name, Command::End("its topic is another one now".to_owned()));
             } else if self.differs(&spec) {
@@ -71,6 +77,7 @@ impl ManagedBus for NatsBus {
                     next: info.state.last_sequence.saturating_add(1),
                     events: info.state.messages,
                     bytes: info.state.bytes,
+                    declared: is_declared(&info.config),
                 })
             };
             let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();
@@ -206,7 +213,11 @@ impl NatsBus {
     ) -> Result<Option<SubscriptionStatus>, ManageError> {
         let Some(status) = self.shared.status(record).await? else { return Ok(None) };
         let consumers = self.consumers(&status.name).await;
-        Ok(Some(SubscriptionStatus { consumers, ..status }))
+        let attempts = match status.lag {
+            0 => 0,
+            _ => self.shared.most_spent(&status.name).await?,
+        };
+        Ok(Some(SubscriptionStatus { consumers, attempts, ..status }))
     }
 
     async fn consumers(&self, name: &str) -> u64 {
@@ -217,7 +228,7 @@ impl NatsBus {
 }
 
 impl Shared {
-    /// A subscription without the count of its consumers. `None` for one whose consumer is gone: it was idle for too
+    /// A subscription without the count of its consumers and of attempts. `None` for one whose consumer is gone: it was idle for too
     /// long.
     pub(super) async fn status(
         &self,
@@ -243,8 +254,10 @@ impl Shared {
             oldest_ms,
             in_flight,
             retrying: info.num_redelivered as u64,
+            attempts: 0,
             consumers: 0,
             paused: info.paused,
+            declared: record.declared,
             dead_letter_topic: record.dead_letter_topic(),
             name: record.name,
             topic: record.topic,
@@ -335,10 +348,13 @@ impl Shared {
     }
 
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
-        let record = self.known(subscription).await?;
+        let mut record = self.known(subscription).await?;
         let topic = self.topic(&record.topic, TopicConfig::default()).await?;
         let old = self.consumer(&topic, subscription).await?;
         let old = old.map(|consumer| consumer.cached_info().clone());
+        // First: what the new consumer hands out is of the new generation, whatever happens between.
+        record.epoch = record.epoch.wrapping_add(1);
+        self.put_record(&record).await?;
         self.delete_consumer(&record.topic, subscription).await?;
         let made = self.recreate(&topic, subscription, old.as_ref(), to).await;
         Ok(made?)

@@ -23,7 +23,7 @@ impl Shared {
     ) -> Result<Vec<Published>, NatsError> {
         // Taken in the order of the calls, so that events are sent in that order, also while a stream is made.
         let turn = order.lock().await;
-        let topic = self.topic(name, TopicConfig::default()).await?;
+        let topic = self.topic(name, TopicConfig::undeclared(name)).await?;
         self.connected()?;
         let mut acks = Vec::with_capacity(events.len());
         for event in &events {

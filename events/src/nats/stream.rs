@@ -15,6 +15,11 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const TOPIC: &str = "duet-topic";
 const ORDER_BY: &str = "duet-order-by";
 const DEDUP: &str = "duet-dedup";
+/// A resource declared the topic.
+const DECLARED: &str = "duet-declared";
+
+/// What the server says of a stream that is not there.
+const NO_STREAM: &str = "error code 10059";
 
 /// A topic, as publishers and consumers need it.
 #[derive(Clone, Debug)]
@@ -31,6 +36,11 @@ pub(super) struct Topic {
 /// Name of a stream's topic, where it is one of ours.
 pub(super) fn topic_of(config: &stream::Config) -> Option<&str> {
     config.metadata.get(TOPIC).map(String::as_str)
+}
+
+/// Whether a resource declared a stream's topic.
+pub(super) fn is_declared(config: &stream::Config) -> bool {
+    config.metadata.contains_key(DECLARED)
 }
 
 impl Shared {
@@ -95,7 +105,8 @@ impl Shared {
     ) -> Result<(), NatsError> {
         check_name(name).map_err(|why| NatsError::Refused(format!("the topic's name {why}")))?;
         self.connected()?;
-        let wanted = self.config(name, config);
+        let mut wanted = self.config(name, config);
+        wanted.metadata.insert(DECLARED.to_owned(), "true".to_owned());
         if !config.drop_unhandled && (wanted.max_bytes > 0 || !wanted.max_age.is_zero()) {
             tracing::warn!(
                 bus = self.name,
@@ -107,6 +118,23 @@ impl Shared {
         let made = self.js.create_or_update_stream(wanted).await;
         let made = made.map_err(|error| self.error("the topic's stream", &error))?;
         self.know(name, &made.config);
+        Ok(())
+    }
+
+    /// Gives a topic that exists the settings of those that nobody declares.
+    pub(super) async fn reset_topic(&self, name: &str) -> Result<(), NatsError> {
+        let records = self.records().await?;
+        let named = records.iter().any(|recorded| recorded.record.dead_letter_topic() == name);
+        let config = match named {
+            true => TopicConfig::keep_all(),
+            false => TopicConfig::undeclared(name),
+        };
+        let changed = self.js.update_stream(self.config(name, &config)).await;
+        match changed.map_err(|error| self.error("the topic's stream", &error)) {
+            Ok(info) => drop(self.know(name, &info.config)),
+            Err(NatsError::Failed(text)) if text.contains(NO_STREAM) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::stream::{ConsumerErrorKind, RawMessageErrorKind};
 use serde::{Deserialize, Serialize};
 
 use super::names::token;
@@ -19,6 +19,9 @@ const MAX_ACK_PENDING: i64 = 10_000;
 /// The same where order is kept: those are all held in memory.
 pub(super) const MAX_ORDERED_PENDING: i64 = 2_000;
 
+/// Events that are asked for how often they were tried, for an operator: each is a question of its own.
+const MOST_LOOKED_AT: usize = 500;
+
 /// What the bucket says of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -31,6 +34,12 @@ pub(super) struct Record {
     /// before this was part of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires: Option<bool>,
+    /// A resource declared it.
+    #[serde(default)]
+    pub(super) declared: bool,
+    /// Counts how often it was moved: what its deliveries carry as their generation.
+    #[serde(default)]
+    pub(super) epoch: u64,
 }
 
 /// A record, and which writing of it.
@@ -97,7 +106,7 @@ impl Shared {
         if let Some(old) = record.as_ref().filter(|old| old.topic != spec.topic) {
             self.delete_consumer(&old.topic, &old.name).await?;
         }
-        let topic = self.topic(&spec.topic, TopicConfig::default()).await?;
+        let topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
         match self.consumer(&topic, &spec.name).await? {
             Some(consumer) => {
                 Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;
@@ -109,13 +118,29 @@ impl Shared {
             topic: spec.topic.clone(),
             dead_letter_topic: spec.dead_letter_topic.clone(),
             expires: Some(spec.idle_expiry.is_some()),
+            declared: record.as_ref().is_some_and(|record| record.declared),
+            epoch: record.as_ref().map_or(0, |record| record.epoch),
         };
         if record.as_ref() != Some(&wanted) {
-            let bytes = serde_json::to_vec(&wanted).unwrap_or_default();
-            let put = self.state().await?.put(record_key(&spec.name), bytes.into()).await;
-            put.map_err(|error| self.error("a subscription's record", &error))?;
+            self.put_record(&wanted).await?;
         }
         Ok(topic)
+    }
+
+    /// Notes that a resource declares a subscription, whoever made it.
+    pub(super) async fn mark_declared(&self, name: &str) -> Result<(), NatsError> {
+        match self.record(name).await? {
+            Some(record) if !record.declared => {
+                self.put_record(&Record { declared: true, ..record }).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub(super) async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        let put = self.state().await?.put(record_key(&record.name), bytes.into()).await;
+        put.map(drop).map_err(|error| self.error("a subscription's record", &error))
     }
 
     pub(super) async fn create(
@@ -254,6 +279,25 @@ impl Shared {
         let found = found.map_err(|error| self.error("spent attempts", &error))?;
         let text = found.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
         Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
+    /// Most attempts spent on one event that is not handled, as far as that many are looked at.
+    pub(super) async fn most_spent(&self, name: &str) -> Result<u32, NatsError> {
+        let store = self.state().await?;
+        let filter = format!("$KV.{}.a.{}.>", store.name, token(name));
+        let (mut most, mut next) = (0, 1);
+        for _ in 0..MOST_LOOKED_AT {
+            let question = store.stream.raw_message_builder().sequence(next);
+            let found = match question.next_by_subject(filter.clone()).send().await {
+                Ok(found) => found,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+                Err(error) => return Err(self.error("spent attempts", &error)),
+            };
+            next = found.sequence.saturating_add(1);
+            let text = std::str::from_utf8(&found.payload).ok();
+            most = most.max(text.and_then(|text| text.parse().ok()).unwrap_or(0));
+        }
+        Ok(most)
     }
 
     pub(super) async fn spend(

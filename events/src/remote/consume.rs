@@ -88,9 +88,11 @@ pub(super) async fn open(
 
 fn refusal(bus: &str, subscription: &str, status: &Status) -> ConsumeError {
     let reason = describe(status);
-    let refused = [Code::InvalidArgument, Code::NotFound, Code::PermissionDenied];
-    if refused.contains(&status.code()) {
+    if [Code::InvalidArgument, Code::NotFound].contains(&status.code()) {
         return ConsumeError::Refused { subscription: subscription.to_owned(), reason };
+    }
+    if status.code() == Code::PermissionDenied {
+        return ConsumeError::Denied { subscription: subscription.to_owned(), reason };
     }
     ConsumeError::Unavailable { bus: bus.to_owned(), reason }
 }
@@ -198,9 +200,14 @@ impl Stream {
             subscription: self.subscription.clone(),
             reason: format!("the event at position {} is not valid: {error}", raw.position),
         })?;
-        let (id, position, attempt) = (raw.delivery, raw.position, raw.attempt);
-        let path = Some(raw.path).filter(|path| !path.is_empty());
-        Ok(Delivery { id, position, attempt, event, path })
+        Ok(Delivery {
+            id: raw.delivery,
+            position: raw.position,
+            attempt: raw.attempt,
+            generation: raw.generation,
+            event,
+            path: Some(raw.path).filter(|path| !path.is_empty()),
+        })
     }
 
     /// Ends the sending half and waits for the bus to end its own, so that the last settles arrive.

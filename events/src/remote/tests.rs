@@ -76,6 +76,7 @@ impl Service for TestService {
                             delivery: delivery.id,
                             position: delivery.position,
                             attempt: delivery.attempt,
+                            generation: delivery.generation,
                             event: Some(delivery.event.into()),
                             path: String::new(),
                         }));

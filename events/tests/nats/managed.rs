@@ -228,6 +228,21 @@ pub(crate) async fn topics_and_subscriptions_are_told(bus: &Bus) {
     let [told] = &subscriptions[..] else { panic!("{subscriptions:?}") };
     assert_eq!((told.topic.as_str(), told.consumers, told.paused), ("orders", 1, false));
     assert!(told.oldest_ms.is_some_and(|ms| ms > 1_600_000_000_000), "{told:?}");
+    assert_eq!(told.attempts, 0);
+    // Both wait: one was tried once, the other twice.
+    let hour = Duration::from_secs(3600);
+    let (two, three) = (next(&mut consumer).await, next(&mut consumer).await);
+    consumer.settler().settle(two.id, Settle::Retry { delay: hour });
+    consumer.settler().settle(three.id, Settle::Retry { delay: Duration::from_millis(1) });
+    let three = next(&mut consumer).await;
+    assert_eq!((three.position, three.attempt), (3, 2));
+    consumer.settler().settle(three.id, Settle::Retry { delay: hour });
+    let most = async {
+        while bus.subscriptions().await.unwrap()[0].attempts != 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), most).await.unwrap();
 }
 
 pub(crate) async fn removed_events_are_gone(bus: &Bus) {

@@ -32,6 +32,8 @@ pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// W3C trace context: what else tracing systems pass on. Means nothing without [`TRACEPARENT`].
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Removes what is meant for this hop only: the headers that `Connection` names, and those that always are.
 /// `TE: trailers` stays, as gRPC needs it.

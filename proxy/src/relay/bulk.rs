@@ -89,6 +89,7 @@ mod tests {
             id,
             position: id,
             attempt: 1,
+            generation: 0,
             event: Event::new(id.to_string(), "/s", "t").unwrap(),
             path: None,
         };

@@ -301,7 +301,7 @@ impl Hand {
     /// Leaves out what was handled before, and is done with it. While the inbox cannot be read, nothing is delivered, and
     /// no attempt is spent.
     async fn unhandled(&self, deliveries: Vec<Delivery>, settler: &Settler) -> Vec<Delivery> {
-        let events = deliveries.iter().map(|delivery| &delivery.event);
+        let events = deliveries.iter().map(|delivery| (&delivery.event, delivery.generation));
         let handled = match self.inbox.handled(&self.spec.name, events, now_ms()).await {
             Ok(handled) => handled,
             Err(error) => {
@@ -330,7 +330,7 @@ impl Hand {
         let done = work.deliveries.iter().zip(answers);
         let done: Vec<_> = done
             .filter(|(_, answer)| **answer == AppAnswer::Handled)
-            .map(|(delivery, _)| &delivery.event)
+            .map(|(delivery, _)| (&delivery.event, delivery.generation))
             .collect();
         if done.is_empty() {
             return;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
 use futures::future::{BoxFuture, FutureExt as _};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt as _, Limited};
 
@@ -13,12 +13,7 @@ use super::bulk;
 use super::receive::{Receiver, Work};
 use crate::error::Progress;
 use crate::http::body::Body;
-use crate::http::headers::TRACEPARENT;
 
-/// Number of the try, from 1.
-const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
-/// Names the delivery, for asking for more time.
-const DELIVERY: HeaderName = HeaderName::from_static("duet-delivery");
 /// Most that is read of an answer: room for the statuses of the largest bulk.
 const MAX_ANSWER_BYTES: usize = 2 << 20;
 
@@ -37,7 +32,7 @@ impl Receiver for Post {
             }
             let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
-                answers.push(self.post(delivery, &work.token).await);
+                answers.push(self.post(delivery, work).await);
             }
             answers
         }
@@ -50,8 +45,8 @@ impl Post {
         Self { spec, app }
     }
 
-    async fn post(&self, delivery: &Delivery, token: &str) -> AppAnswer {
-        let request = match self.request(delivery, token) {
+    async fn post(&self, delivery: &Delivery, work: &Work) -> AppAnswer {
+        let request = match self.request(delivery, work) {
             Ok(request) => request,
             Err(reason) => return AppAnswer::NoAnswer { reason },
         };
@@ -80,7 +75,7 @@ impl Post {
         *request.uri_mut() = self.path(first)?;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(DELIVERY, value(&work.token)?);
+        work.name(headers);
         Ok(request)
     }
 
@@ -103,7 +98,7 @@ impl Post {
         }
     }
 
-    fn request(&self, delivery: &Delivery, token: &str) -> Result<Request<Body>, String> {
+    fn request(&self, delivery: &Delivery, work: &Work) -> Result<Request<Body>, String> {
         let event = &delivery.event;
         let (content_type, body) = if self.spec.raw_payload {
             let kind = event.data_content_type().unwrap_or("application/octet-stream");
@@ -118,12 +113,7 @@ impl Post {
         *request.uri_mut() = self.path(delivery)?;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, value(content_type)?);
-        headers.insert(ATTEMPT, HeaderValue::from(delivery.attempt));
-        headers.insert(DELIVERY, value(token)?);
-        // One that cannot be a header stays in the envelope only; it must not cost the event.
-        if let Some(Ok(trace)) = event.attribute("traceparent").map(HeaderValue::from_str) {
-            headers.insert(TRACEPARENT, trace);
-        }
+        work.describe(delivery, headers);
         Ok(request)
     }
 

@@ -258,8 +258,12 @@ fn is_local(origin: &HeaderValue) -> bool {
 
 fn refused(error: &ConsumeError) -> Problem {
     match error {
-        ConsumeError::Refused { .. } => {
+        ConsumeError::Denied { .. } => {
             Problem::new(StatusCode::FORBIDDEN, "ERR_PUBSUB_SUBSCRIBE", error.to_string())
+        }
+        // The filter, most likely: all else was looked at before.
+        ConsumeError::Refused { .. } => {
+            Problem::new(StatusCode::BAD_REQUEST, "ERR_PUBSUB_SUBSCRIBE", error.to_string())
         }
         ConsumeError::Unavailable { .. } | ConsumeError::Internal { .. } => {
             busy(&error.to_string())
@@ -298,7 +302,8 @@ mod tests {
     #[test]
     fn line_breaks_in_the_data_do_not_end_the_event() {
         let event = Event::new("1", "/s", "t").unwrap().with_data("{\n\"a\":\r\n1}");
-        let delivery = Delivery { id: 1, position: 5, attempt: 1, event, path: None };
+        let delivery =
+            Delivery { id: 1, position: 5, attempt: 1, generation: 0, event, path: None };
         let spec = SubscriptionSpec::new("a/b", "default", "x").unwrap();
         let frame = String::from_utf8(frame(&delivery, &spec).to_vec()).unwrap();
         let data: Vec<&str> =

@@ -66,6 +66,21 @@ async fn the_grpc_api_names_what_is_wrong() {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains("entry_id"), "{status}");
     }
+    let one = r#"{"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}"#;
+    let batch = BulkPublishRequestEntry {
+        event: format!("[{one}, {one}]").into(),
+        content_type: "application/cloudevents-batch+json".into(),
+        ..entry("batch")
+    };
+    let bulk = BulkPublishRequest {
+        pubsub_name: "default".into(),
+        topic: "t".into(),
+        entries: vec![batch],
+        ..Default::default()
+    };
+    let failed = dapr.bulk_publish_event(bulk).await.unwrap().into_inner().failed_entries;
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].error.contains("not a batch"), "{failed:?}");
 
     let call = |id: &str, method: &str, verb: i32| InvokeServiceRequest {
         id: id.to_owned(),

@@ -5,11 +5,12 @@ use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::Subscrib
 use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
 use duet_api::dapr::runtime::v1::{
     SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
-    SubscribeTopicEventsRequestProcessedAlpha1, TopicEventResponse,
+    SubscribeTopicEventsRequestProcessedAlpha1, TopicEventRequest, TopicEventResponse,
 };
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::nats::Backend;
 use duet_tests::{SOON, eventually, http, on_both_buses};
+use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -56,9 +57,13 @@ pub(crate) async fn open(
 
 /// Id of the next event.
 async fn next(events: &mut Streaming<Said1>) -> String {
+    next_event(events).await.id
+}
+
+async fn next_event(events: &mut Streaming<Said1>) -> TopicEventRequest {
     let message = tokio::time::timeout(SOON, events.message()).await.expect("an event").unwrap();
     match message.unwrap().subscribe_topic_events_response_type {
-        Some(Said::EventMessage(event)) => event.id,
+        Some(Said::EventMessage(event)) => event,
         other => panic!("{other:?}"),
     }
 }
@@ -134,4 +139,27 @@ async fn a_stream_goes_on_after_a_restart_of_the_control_plane(backend: &Backend
     // The answer to the first may have been lost with the control plane.
     seen.retain(|id| id != "before");
     assert_eq!(seen, ["meanwhile", "after"]);
+}
+
+#[tokio::test]
+async fn an_event_says_how_to_ask_for_more_time_and_which_attempt_it_is() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
+    let mut dapr = DaprClient::new(channel(&sidecar).await);
+    let (answers, mut events) = open(&mut dapr, "orders").await;
+    publish(&sidecar, "a").await;
+    for attempt in ["1", "2"] {
+        let event = next_event(&mut events).await;
+        let said = event.extensions.unwrap().fields;
+        let said = |name: &str| match said[name].kind.clone() {
+            Some(Kind::StringValue(text)) => text,
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(said("duet-delivery-attempt"), attempt);
+        let (api, token) = (sidecar.ports.api, said("duet-delivery"));
+        let url = format!("http://{api}/v1.0/deliveries/{token}/extend?by=5m");
+        assert_eq!(http::client().post(&url).send().await.unwrap().status(), 204);
+        // RETRY: it comes again.
+        answers.send(processed("a", 1)).await.unwrap();
+    }
 }

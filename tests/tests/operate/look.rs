@@ -40,7 +40,8 @@ async fn topics_and_subscriptions_say_what_waits() {
     let stored = operator.json_lines(&["tail", "news", "--from", "earliest", "--no-follow"]);
     let expected = json!({
         "name": "default/read", "topic": "news", "deadLetterTopic": "news.dead-letter", "lag": 2,
-        "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "consumers": 1, "paused": false,
+        "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "attempts": 1, "consumers": 1,
+        "paused": false, "declared": true,
     });
     assert_eq!(read, expected);
     let nobody = operator.status("default/nobody");
@@ -51,11 +52,11 @@ async fn topics_and_subscriptions_say_what_waits() {
     );
 
     let table = operator.text(&["subscriptions"]);
-    let head = ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "IN FLIGHT", "RETRYING", "CONSUMERS"];
+    let head = ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "IN FLIGHT", "RETRYING", "ATTEMPTS"];
     let titles = table.lines().next().unwrap();
     assert!(head.iter().all(|title| titles.contains(title)), "{titles}");
     let oldest = stored[1]["published"].as_str().unwrap();
-    assert_eq!(cells(&table)[1], ["default/read", "news", "2", oldest, "1", "1", "1", "-"]);
+    assert_eq!(cells(&table)[1], ["default/read", "news", "2", oldest, "1", "1", "1", "1", "-"]);
 
     let topics = operator.json(&["topics"])["topics"].clone();
     let news = topics.as_array().unwrap().iter().find(|topic| topic["name"] == "news").unwrap();
@@ -63,6 +64,24 @@ async fn topics_and_subscriptions_say_what_waits() {
     let table = operator.text(&["topics"]);
     let bytes = news["bytes"].to_string();
     assert!(cells(&table).contains(&vec!["news", "3", &bytes, "1", "4"]), "{table}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_backend_is_said_beside_the_tables() {
+    let bus = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: other}, spec: {backend: BACKEND}}";
+    let embedded = bus.replace("BACKEND", "{embedded: {}}");
+    let control_plane = ControlPlane::start(&[("bus.yaml", &embedded)]).await;
+    let operator = Operator::of(&control_plane);
+    assert!(!operator.text(&["topics", "--bus", "other"]).is_empty());
+    control_plane
+        .write("bus.yaml", &bus.replace("BACKEND", "{nats: {servers: ['nats://127.0.0.1:1']}}"));
+    eventually("the change is said", SOON, || async {
+        let output = operator.run(&["topics", "--bus", "other"], "");
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.success() && said.contains("another backend")).then_some(())
+    })
+    .await;
+    assert!(!operator.text(&["topics"]).is_empty(), "nothing of another bus");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

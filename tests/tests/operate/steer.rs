@@ -95,7 +95,7 @@ async fn a_pause_survives_a_restart_of_the_control_plane(backend: &Backend) {
     let status = operator.becomes("default/read", "consumers", json!(1)).await;
     assert_eq!((&status["paused"], &status["lag"]), (&json!(true), &json!(2)));
     let table = operator.text(&["subscriptions"]);
-    assert!(cells(&table).iter().any(|row| row[0] == "default/read" && row[7] == "yes"), "{table}");
+    assert!(cells(&table).iter().any(|row| row[0] == "default/read" && row[8] == "yes"), "{table}");
     assert_eq!(ids(&app, "/read"), [""; 0]);
     assert_eq!(operator.text(&["resume", "default/read"]), "default/read is resumed\n");
     arrive(&app, "/read", 2).await;
@@ -139,4 +139,57 @@ async fn what_does_not_exist_is_named() {
     drop(control_plane);
     let error = operator.fails(&["topics"]);
     assert!(error.contains(&at) && error.contains("--operator"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_is_forgotten_when_nobody_declares_or_consumes_it_any_more() {
+    let resources =
+        [SERVICES, &subscription("read", "reader", ""), &subscription("old", "absent", "")];
+    let control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let app = willing().await;
+    let options = Options::service("reader", app.port());
+    let _reader = Sidecar::ready(&control_plane, options).await;
+    let operator = Operator::of(&control_plane);
+    operator.publish("e1", 1);
+    arrives(&app, "/read", "e1").await;
+    let error = operator.fails(&["forget", "default/old"]);
+    assert!(error.contains("a Subscription resource declares it"), "{error}");
+    let error = operator.fails(&["forget", "default/nope"]);
+    assert!(error.contains("there is no subscription \"default/nope\""), "{error}");
+
+    control_plane.write("news.yaml", &[SERVICES, &subscription("read", "reader", "")].concat());
+    eventually("the resource is gone", SOON, || async {
+        let output = operator.run(&["forget", "default/old"], "");
+        let said = String::from_utf8(output.stdout).unwrap();
+        (said == "default/old is forgotten; 1 events waited for it\n").then_some(())
+    })
+    .await;
+    assert_eq!(operator.status("default/old"), serde_json::Value::Null);
+    operator.becomes("default/read", "consumers", json!(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_reaches_an_application_that_gets_each_event_once() {
+    let once = "  delivery: {once: true, ordered: true}\n";
+    let resources = [SERVICES, &subscription("read", "reader", once)];
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources.concat())]).await;
+    let app = willing().await;
+    let options = Options::service("reader", app.port());
+    let _reader = Sidecar::ready(&control_plane, options).await;
+    let operator = Operator::of(&control_plane);
+    for number in 1..=2 {
+        operator.text(&["publish", "news", "1", "--id", &format!("e{number}"), "--key", "k"]);
+    }
+    arrive(&app, "/read", 2).await;
+    operator.becomes("default/read", "lag", json!(0)).await;
+    operator.text(&["replay", "default/read", "--from", "earliest"]);
+    arrive(&app, "/read", 4).await;
+    // Which replay is which is known after a restart as well.
+    operator.becomes("default/read", "lag", json!(0)).await;
+    control_plane.restart().await;
+    operator.becomes("default/read", "consumers", json!(1)).await;
+    operator.text(&["replay", "default/read", "--from", "2"]);
+    arrive(&app, "/read", 5).await;
+    operator.becomes("default/read", "lag", json!(0)).await;
+    assert_eq!(ids(&app, "/read"), ["e1", "e2", "e1", "e2", "e2"]);
 }

@@ -58,13 +58,29 @@ async fn the_status_says_how_a_subscription_is() {
         oldest_ms: Some(published_ms),
         in_flight: 2,
         retrying: 1,
+        attempts: 1,
         consumers: 1,
         paused: false,
+        declared: false,
     };
     assert_eq!(status, expected);
     let topic = topic(&bus, "orders").await;
     assert_eq!((topic.first, topic.next, topic.events), (1, 5, 4));
     assert!(topic.bytes > 0);
+}
+
+#[tokio::test]
+async fn a_topic_that_a_subscription_names_for_its_dead_letters_keeps_all_whoever_comes_first() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    let poison = |name: &str| SubscriptionSpec { topic: "poison".into(), ..spec(name) };
+    let picky = SubscriptionSpec { dead_letter_topic: "poison".into(), ..spec("a/picky") };
+    bus.ensure_subscription(picky).await.unwrap();
+    bus.ensure_subscription(poison("a/read")).await.unwrap();
+    for _ in 0..2 {
+        bus.publish("poison", events([1])).await.unwrap();
+    }
+    assert_eq!(topic(&bus, "poison").await.events, 2, "what keeps everything has no window either");
 }
 
 #[tokio::test]

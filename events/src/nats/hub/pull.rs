@@ -69,6 +69,9 @@ impl Hub {
                 self.moved();
             }
             self.born = born;
+            // After the consumer: one that was made anew has its record before.
+            let record = Box::pin(self.shared.record(&self.spec.name)).await?;
+            self.generation = record.map_or(0, |record| record.epoch);
             self.paused = info.paused;
             if self.spec.ordered && info.num_ack_pending > self.hands.len() {
                 self.barrier =

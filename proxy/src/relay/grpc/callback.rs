@@ -20,7 +20,6 @@ use super::topic_event;
 use crate::error::Progress;
 use crate::http::body::Body;
 use crate::http::grpc;
-use crate::http::headers::TRACEPARENT;
 
 const LIST: &str = "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions";
 const ON_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnTopicEvent";
@@ -105,13 +104,13 @@ impl Receiver for Callback {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
             if self.spec.bulk.is_some()
-                && let Some(answers) = self.call_bulk(&work.deliveries).await
+                && let Some(answers) = self.call_bulk(work).await
             {
                 return answers;
             }
             let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
-                answers.push(self.call(delivery).await);
+                answers.push(self.call(delivery, work).await);
             }
             answers
         }
@@ -124,14 +123,8 @@ impl Callback {
         Self { spec, app }
     }
 
-    async fn call(&self, delivery: &Delivery) -> AppAnswer {
-        let mut event = topic_event::request(delivery, &self.spec);
-        event.path = own_route(&event.path);
-        let mut request = grpc::request(ON_TOPIC_EVENT, &event);
-        // One that cannot be a header stays in the event only.
-        if let Some(Ok(trace)) = delivery.event.attribute("traceparent").map(str::parse) {
-            request.headers_mut().insert(TRACEPARENT, trace);
-        }
+    async fn call(&self, delivery: &Delivery, work: &Work) -> AppAnswer {
+        let request = event_request(&self.spec, delivery, work);
         match self.send::<TopicEventResponse>(request).await {
             Ok(Ok(response)) => topic_event::outcome(Some(response)),
             Ok(Err(status)) => topic_event::failure(&status),
@@ -140,10 +133,9 @@ impl Callback {
     }
 
     /// `None` when the application has no handler for several events, as most SDKs: it gets them one by one.
-    async fn call_bulk(&self, deliveries: &[Delivery]) -> Option<Vec<AppAnswer>> {
-        let mut events = topic_event::bulk(deliveries, &self.spec);
-        events.path = own_route(&events.path);
-        let request = grpc::request(ON_BULK_TOPIC_EVENT, &events);
+    async fn call_bulk(&self, work: &Work) -> Option<Vec<AppAnswer>> {
+        let deliveries = &work.deliveries;
+        let request = bulk_request(&self.spec, work);
         let same = |answer: AppAnswer| vec![answer; deliveries.len()];
         match self.send::<TopicEventBulkResponse>(request).await {
             Ok(Ok(response)) => Some(topic_event::outcomes(&response, deliveries)),
@@ -172,9 +164,47 @@ impl Callback {
     }
 }
 
+fn event_request(spec: &SubscriptionSpec, delivery: &Delivery, work: &Work) -> Request<Body> {
+    let mut event = topic_event::request(delivery, spec);
+    event.path = own_route(&event.path);
+    let mut request = grpc::request(ON_TOPIC_EVENT, &event);
+    work.describe(delivery, request.headers_mut());
+    request
+}
+
+fn bulk_request(spec: &SubscriptionSpec, work: &Work) -> Request<Body> {
+    let mut events = topic_event::bulk(&work.deliveries, spec);
+    events.path = own_route(&events.path);
+    let mut request = grpc::request(ON_BULK_TOPIC_EVENT, &events);
+    work.name(request.headers_mut());
+    request
+}
+
 #[cfg(test)]
 mod tests {
+    use duet_events::Event;
+
     use super::*;
+
+    #[test]
+    fn the_metadata_names_the_delivery_and_counts_the_attempt() {
+        let spec = SubscriptionSpec::new("a/b", "default", "news").unwrap();
+        let event = Event::new("1", "/s", "t").unwrap();
+        let event = event.with_attribute("traceparent", "00-1-2-01").unwrap();
+        let event = event.with_attribute("tracestate", "a=b").unwrap();
+        let delivery =
+            Delivery { id: 1, position: 1, attempt: 3, generation: 0, event, path: None };
+        let work = Work { token: "word".to_owned(), deliveries: vec![delivery] };
+        let request = event_request(&spec, &work.deliveries[0], &work);
+        assert_eq!(request.headers()["duet-delivery-attempt"], "3");
+        assert_eq!(request.headers()["duet-delivery"], "word");
+        assert_eq!(request.headers()["traceparent"], "00-1-2-01");
+        assert_eq!(request.headers()["tracestate"], "a=b");
+        // The attempts of a bulk are its entries'.
+        let request = bulk_request(&spec, &work);
+        assert_eq!(request.headers()["duet-delivery"], "word");
+        assert!(!request.headers().contains_key("duet-delivery-attempt"));
+    }
 
     #[test]
     fn the_application_s_words_for_its_handlers_come_back_as_they_were() {

@@ -13,10 +13,11 @@ use tonic::{Request, Status};
 
 use super::super::api::Api;
 use super::super::problem::Problem;
+use super::super::publish::bulk::single;
 use super::super::publish::options::Options;
 use super::super::publish::store::check_name;
 use crate::http::deadline;
-use crate::http::headers::TRACEPARENT;
+use crate::http::headers::{TRACEPARENT, TRACESTATE};
 
 /// Most entries of one bulk publish; the largest message has no room for many more anyway.
 const MAX_ENTRIES: usize = 10_000;
@@ -59,10 +60,11 @@ pub(super) async fn bulk(
     for entry in &batch.entries {
         let read = options.clone().with(pairs(&entry.metadata)).and_then(|options| {
             let headers = headers(&metadata, &entry.content_type)?;
-            publishing.read((bus, topic), &headers, entry.event.clone(), &options, left)
+            let data = entry.event.clone();
+            single(publishing.read((bus, topic), &headers, data, &options, left)?)
         });
         match read {
-            Ok(read) => events.extend(read),
+            Ok(event) => events.push(event),
             Err(problem) => failed.push(BulkPublishResponseFailedEntry {
                 entry_id: entry.entry_id.clone(),
                 error: format!("{}: {}", problem.code, problem.message),
@@ -108,7 +110,7 @@ fn pairs(metadata: &HashMap<String, String>) -> impl Iterator<Item = (&str, &str
 fn headers(metadata: &MetadataMap, content_type: &str) -> Result<HeaderMap, Problem> {
     let given: &HeaderMap = metadata.as_ref();
     let mut headers = HeaderMap::with_capacity(3);
-    for name in [TRACEPARENT, header::HeaderName::from_static("tracestate")] {
+    for name in [TRACEPARENT, TRACESTATE] {
         if let Some(value) = given.get(&name) {
             headers.insert(name, value.clone());
         }

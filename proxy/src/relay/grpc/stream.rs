@@ -13,7 +13,7 @@ use duet_api::dapr::runtime::v1::{
     TopicEventResponse,
 };
 use duet_api::proto::Subscription;
-use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
+use duet_events::bus::{AppAnswer, ConsumeError, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -171,9 +171,10 @@ fn check_bus(api: &Api, bus: &str) -> Result<(), Status> {
 async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status> {
     let bus = api.buses.bus(&spec.bus);
     match tokio::time::timeout(FIRST_TIMEOUT, bus.consume(spec.clone())).await {
-        Ok(Err(error)) if !error.is_retryable() => {
+        Ok(Err(error @ ConsumeError::Denied { .. })) => {
             Err(Status::permission_denied(error.to_string()))
         }
+        Ok(Err(error)) if !error.is_retryable() => Err(Status::invalid_argument(error.to_string())),
         Ok(Ok(_) | Err(_)) | Err(_) => Ok(()),
     }
 }
@@ -239,7 +240,7 @@ impl Stream {
     }
 
     /// Sends an event down; `None` when the application has left.
-    fn send(&self, delivery: &Delivery) -> Option<oneshot::Receiver<AppAnswer>> {
+    fn send(&self, delivery: &Delivery, token: &str) -> Option<oneshot::Receiver<AppAnswer>> {
         let (sender, receiver) = oneshot::channel();
         let mut open = self.open.lock();
         if open.left {
@@ -252,7 +253,7 @@ impl Stream {
                 !waiting.is_empty()
             });
         }
-        let event = topic_event::request(delivery, &self.spec);
+        let event = topic_event::streamed(delivery, token, &self.spec);
         let id = event.id.clone();
         // Full: the application reads slower than its time to answer. Not its fault that this one is too much.
         self.events.try_send(message(Said::EventMessage(event))).ok()?;
@@ -264,7 +265,8 @@ impl Stream {
 impl Receiver for Stream {
     fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
         async move {
-            let sent: Vec<_> = work.deliveries.iter().map(|delivery| self.send(delivery)).collect();
+            let sent: Vec<_> =
+                work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
             let mut answers = Vec::with_capacity(sent.len());
             for waiting in sent {
                 let answer = match waiting {

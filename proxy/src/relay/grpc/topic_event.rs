@@ -15,6 +15,7 @@ use prost_types::{Struct, Value};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::super::receive::{ATTEMPT, DELIVERY};
 use crate::http::grpc;
 
 /// The message for one delivery.
@@ -38,6 +39,22 @@ pub(super) fn request(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEven
             fields: extensions.map(|(name, text)| (name.clone(), value(text))).collect(),
         }),
     }
+}
+
+/// The message for one delivery on a stream, where no metadata goes with it: the extensions have what else there is to
+/// say. Attributes have no dashes in their names.
+pub(super) fn streamed(
+    delivery: &Delivery,
+    token: &str,
+    spec: &SubscriptionSpec,
+) -> TopicEventRequest {
+    let mut event = request(delivery, spec);
+    let value = |text: String| Value { kind: Some(Kind::StringValue(text)) };
+    event.extensions.get_or_insert_default().fields.extend([
+        (DELIVERY.as_str().to_owned(), value(token.to_owned())),
+        (ATTEMPT.as_str().to_owned(), value(delivery.attempt.to_string())),
+    ]);
+    event
 }
 
 /// The message for several deliveries of one path. An entry is called by its delivery's number.
@@ -70,7 +87,7 @@ fn entry(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEventBulkRequestE
         };
         (Entry::CloudEvent(event), STRUCTURED_CONTENT_TYPE.to_owned())
     };
-    let attempt = ("duet-delivery-attempt".to_owned(), delivery.attempt.to_string());
+    let attempt = (ATTEMPT.as_str().to_owned(), delivery.attempt.to_string());
     TopicEventBulkRequestEntry {
         entry_id: delivery.id.to_string(),
         event: Some(event),
@@ -121,7 +138,7 @@ mod tests {
 
     fn delivery(id: u64) -> Delivery {
         let event = Event::new(id.to_string(), "/s", "t").unwrap().with_data("x");
-        Delivery { id, position: id, attempt: 2, event, path: None }
+        Delivery { id, position: id, attempt: 2, generation: 0, event, path: None }
     }
 
     #[test]
@@ -151,8 +168,8 @@ mod tests {
         let event = Event::new("1", "/s", "t").unwrap().with_data("{}");
         let event = event.with_attribute("subject", "me").unwrap();
         let event = event.with_attribute("datacontenttype", "text/plain").unwrap();
-        let delivery =
-            Delivery { id: 7, position: 1, attempt: 1, event, path: Some("/route".to_owned()) };
+        let path = Some("/route".to_owned());
+        let delivery = Delivery { id: 7, position: 1, attempt: 1, generation: 0, event, path };
         let spec = SubscriptionSpec::new("shop/a", "default", "news").unwrap();
         let request = request(&delivery, &spec);
         assert_eq!((&*request.id, &*request.source, &*request.r#type), ("1", "/s", "t"));

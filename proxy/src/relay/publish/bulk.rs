@@ -30,6 +30,10 @@ struct Entry<'a> {
     metadata: Option<BTreeMap<String, String>>,
 }
 
+/// What Dapr answers when at least one event was not stored.
+const PARTLY: (StatusCode, &str) =
+    (StatusCode::INTERNAL_SERVER_ERROR, "ERR_PUBSUB_PUBLISH_MESSAGE");
+
 /// An event that was not stored, and why.
 struct Failed {
     entry: String,
@@ -39,7 +43,7 @@ struct Failed {
 }
 
 /// Stores the entries that are events, all together and in order: 204 when that is all of them, else Dapr's list of those
-/// that failed.
+/// that failed, with 500 as Dapr has it when others were stored.
 pub(in crate::relay) async fn bulk(
     publishing: &Publishing,
     target: (&str, &str),
@@ -58,19 +62,19 @@ pub(in crate::relay) async fn bulk(
         read.await.inspect_err(|problem| publishing.count_refused(bus, topic, problem))?;
     let (ids, events): (Vec<_>, Vec<_>) = good.into_iter().unzip();
     match publishing.store(bus, topic, events).await {
-        Ok(done) if failed.is_empty() => return Ok(accepted(done)),
-        Ok(_) => {}
+        Ok(done) if failed.is_empty() => Ok(accepted(done)),
+        Ok(_nothing) if ids.is_empty() => Ok(failures(&failed, worst(&failed))),
+        Ok(_) => Ok(failures(&failed, PARTLY)),
         // None of them was stored.
         Err(problem) => {
             failed.extend(ids.into_iter().map(|entry| failure(entry, &problem)));
-            let mut response = failures(&failed);
+            let mut response = failures(&failed, worst(&failed));
             if let Some(seconds) = problem.retry_after {
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
-            return Ok(response);
+            Ok(response)
         }
     }
-    Ok(failures(&failed))
 }
 
 type Read = (Vec<(String, Event)>, Vec<Failed>);
@@ -124,7 +128,12 @@ fn event(
         }
     }
     let left = crate::http::deadline::read(outer, false);
-    let mut events = publishing.read(target, &headers, body, &options, left)?.into_iter();
+    single(publishing.read(target, &headers, body, &options, left)?)
+}
+
+/// The event of an entry: a batch in it would have no id for each to fail by.
+pub(in crate::relay) fn single(events: Vec<Event>) -> Result<Event, Problem> {
+    let mut events = events.into_iter();
     match (events.next(), events.next()) {
         (Some(event), None) => Ok(event),
         _ => Err(malformed("an entry is one event, not a batch".to_owned())),
@@ -157,13 +166,13 @@ fn failure(entry: String, problem: &Problem) -> Failed {
     Failed { entry, error, status: problem.status, code: problem.code }
 }
 
-/// The status and code are those of the first failure that is not the publisher's own.
-fn failures(failed: &[Failed]) -> Response<Body> {
+/// Status and code where nothing was stored: those of the first failure that is not the publisher's own.
+fn worst(failed: &[Failed]) -> (StatusCode, &'static str) {
     let worst = failed.iter().find(|failed| failed.status.is_server_error()).or(failed.first());
-    let (status, code) = worst
-        .map_or((StatusCode::INTERNAL_SERVER_ERROR, "ERR_PUBSUB_PUBLISH_MESSAGE"), |worst| {
-            (worst.status, worst.code)
-        });
+    worst.map_or(PARTLY, |worst| (worst.status, worst.code))
+}
+
+fn failures(failed: &[Failed], (status, code): (StatusCode, &'static str)) -> Response<Body> {
     let entries: Vec<_> = failed
         .iter()
         .map(|failed| json!({"entryId": failed.entry, "error": failed.error}))

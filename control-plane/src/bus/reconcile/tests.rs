@@ -1,0 +1,147 @@
+use tempfile::TempDir;
+
+use super::*;
+
+const SUBSCRIPTION: &str = "
+{apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {name: read, namespace: shop},
+ spec: {topic: news, subscriber: {service: web, path: /news}, bus: BUS}}
+";
+const OTHER_BUS: &str = "{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {name: other}, spec: {backend: {embedded: {}}}}";
+
+/// A control plane's state folder, and what its resources say.
+struct State {
+    dir: TempDir,
+    buses: Arc<Buses>,
+    store: Arc<Store>,
+}
+
+impl State {
+    async fn start(resources: &str) -> (Self, Reconciler) {
+        Self::open(TempDir::new().unwrap(), resources).await
+    }
+
+    async fn open(dir: TempDir, resources: &str) -> (Self, Reconciler) {
+        let store = Arc::new(Store::default());
+        let registry = prometheus::Registry::new();
+        let buses = Buses::open(dir.path().to_owned(), registry, Arc::clone(&store)).await;
+        let state = Self { dir, buses: Arc::new(buses.unwrap()), store };
+        state.say(resources);
+        let (buses, store) = (Arc::clone(&state.buses), Arc::clone(&state.store));
+        let reconciler = Reconciler::start(buses, store).await;
+        (state, reconciler)
+    }
+
+    /// Stops and starts with these resources.
+    async fn restart(self, resources: &str) -> (Self, Reconciler) {
+        self.buses.close().await;
+        Self::open(self.dir, resources).await
+    }
+
+    fn say(&self, resources: &str) {
+        let parsed = duet_api::resource::parse("a.yaml", resources);
+        assert_eq!(parsed.errors, []);
+        let resources = parsed.resources.into_iter();
+        let resources = resources.map(|located| (located.resource.key(), Arc::new(located)));
+        self.store.replace_resources(&resources.collect());
+    }
+
+    async fn subscriptions(&self, bus: &str) -> Vec<String> {
+        let found = self.buses.get(bus).await.unwrap().subscriptions().await.unwrap();
+        found.into_iter().map(|subscription| subscription.name).collect()
+    }
+}
+
+fn on(bus: &str) -> String {
+    SUBSCRIPTION.replace("BUS", bus)
+}
+
+fn after_grace() -> Instant {
+    Instant::now() + UNDECLARED_GRACE
+}
+
+#[tokio::test]
+async fn a_subscription_whose_resource_went_while_nobody_looked_is_forgotten_after_the_grace() {
+    let (state, reconciler) = State::start(&on("default")).await;
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart("").await;
+    reconciler.forget_undeclared(Instant::now()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/read"], "not at once");
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn one_that_is_declared_again_in_time_stays() {
+    let (state, reconciler) = State::start(&on("default")).await;
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart("").await;
+    state.say(&on("default"));
+    reconciler.look().await;
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/read"]);
+}
+
+#[tokio::test]
+async fn one_that_no_resource_ever_declared_stays() {
+    let (state, mut reconciler) = State::start("").await;
+    let bus = state.buses.get("default").await.unwrap();
+    let spec = SubscriptionSpec::new("shop/own", "default", "news").unwrap();
+    drop(bus.consume(spec).await.unwrap());
+    drop(bus);
+    reconciler.forget_undeclared(after_grace()).await;
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart("").await;
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/own"]);
+}
+
+#[tokio::test]
+async fn a_subscription_that_changes_its_bus_leaves_the_old_one() {
+    let both = |bus: &str| format!("{OTHER_BUS}\n---\n{}", on(bus));
+    let (state, mut reconciler) = State::start(&both("default")).await;
+    state.say(&both("other"));
+    reconciler.look().await;
+    assert_eq!(state.subscriptions("other").await, ["shop/read"]);
+    assert_eq!(state.subscriptions("default").await, ["shop/read"], "for ten minutes");
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, [""; 0]);
+    // The same while no control plane runs.
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart(&both("default")).await;
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/read"]);
+    assert_eq!(state.subscriptions("other").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_changed_backend_is_noticed_until_it_is_changed_back() {
+    let nats = OTHER_BUS.replace("embedded: {}", "nats: {servers: ['nats://127.0.0.1:1']}");
+    let (state, mut reconciler) = State::start(OTHER_BUS).await;
+    assert!(!state.buses.needs_restart("other"));
+    state.say(&nats);
+    reconciler.look().await;
+    assert!(state.buses.needs_restart("other") && !state.buses.needs_restart("default"));
+    assert_eq!(state.subscriptions("other").await, [""; 0], "it works as it did");
+    state.say(OTHER_BUS);
+    reconciler.look().await;
+    assert!(!state.buses.needs_restart("other"));
+}
+
+#[tokio::test]
+async fn a_topic_whose_resource_went_gets_the_defaults_after_the_grace() {
+    let topic = "{apiVersion: duet.dev/v1alpha1, kind: Topic, metadata: {name: news}, spec: {retention: {age: 1h}}}";
+    let declared = async |state: &State| {
+        let topics = state.buses.get("default").await.unwrap().topics().await.unwrap();
+        topics.iter().find(|topic| topic.name == "news").unwrap().declared
+    };
+    let (state, mut reconciler) = State::start(topic).await;
+    state.say("");
+    reconciler.look().await;
+    assert!(declared(&state).await, "for ten minutes");
+    drop(reconciler);
+    // The time begins anew: nobody knows how long nobody looked.
+    let (state, mut reconciler) = state.restart("").await;
+    assert!(declared(&state).await);
+    reconciler.forget_undeclared(after_grace()).await;
+    assert!(!declared(&state).await);
+}
