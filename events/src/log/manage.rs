@@ -69,7 +69,7 @@ impl Engine {
         if floor >= end {
             return Ok(None);
         }
-        let found = self.store.reader()?.first(from, end)?;
+        let found = self.store.first(from, end)?;
         Ok(found.map(|(_, record)| record.published_ms))
     }
 

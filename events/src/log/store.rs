@@ -6,6 +6,7 @@
 //! after a quiet second the tables are flushed, which makes everything durable there and the journal empty.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redb::{
@@ -13,17 +14,22 @@ use redb::{
 };
 
 use super::LogError;
-use super::record::Place;
+use super::record::{Place, Record};
 
+mod background;
 mod batch;
 mod journal;
 mod opening;
+mod pending;
 mod reader;
 mod snapshot;
 
+use background::Writing;
 pub(super) use batch::Batch;
 use journal::Journal;
-pub(super) use reader::{Found, Reader};
+use pending::Pending;
+pub(super) use reader::Found;
+use reader::Reader;
 pub(super) use snapshot::Snapshot;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -40,8 +46,6 @@ const FORMAT_WITHOUT_JOURNAL: u64 = 1;
 const EPOCH: &str = "journal-epoch";
 /// Name of the store's file in the log's folder.
 pub(crate) const FILE_NAME: &str = "log.redb";
-/// Batches that are written to the tables together.
-const MOST_UNWRITTEN: usize = 16;
 /// What is acknowledged is durable in the journal alone for about so long, at most.
 const LONGEST_IN_JOURNAL: Duration = Duration::from_secs(10);
 /// A file larger than this, and mostly unused, is compacted when it is opened.
@@ -60,12 +64,14 @@ pub(super) struct Contents {
 pub(super) struct Store {
     /// As of the last change of the tables. Ahead of `database`, so that it goes first.
     reader: Option<Reader>,
-    database: Database,
+    database: Arc<Database>,
     /// None for a store that is only looked at, and for tests.
     journal: Option<Journal>,
-    /// What is in the journal and not in the tables, in its order.
-    unwritten: Vec<Batch>,
-    /// When the oldest batch came that is not durable in the tables.
+    /// What is in the journal's present half, and not in the tables.
+    unwritten: Pending,
+    /// What was in the other half, on its way into the tables.
+    writing: Option<Writing>,
+    /// When the oldest batch came that is in the journal's present half.
     journaled_since: Option<Instant>,
     /// Opening would have to look through the file, or to write what is in the journal.
     unsettled: bool,
@@ -120,11 +126,7 @@ impl Store {
     /// Makes a batch durable, all of it or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), LogError> {
         self.unsettled = true;
-        let journaled = match &mut self.journal {
-            Some(journal) => journal.append(&batch),
-            None => Ok(false),
-        };
-        match journaled {
+        match self.append(&batch) {
             Ok(true) => {}
             Ok(false) => return self.flush(&batch, false),
             Err(error) => {
@@ -136,40 +138,75 @@ impl Store {
             }
         }
         self.journaled_since.get_or_insert_with(Instant::now);
-        // What was removed must not be found any more.
-        let removes = !batch.trims.is_empty();
         self.unwritten.push(batch);
-        if removes { self.write() } else { Ok(()) }
+        Ok(())
     }
 
-    /// Whether something is in the journal only.
-    pub(super) fn is_behind(&self) -> bool {
-        !self.unwritten.is_empty()
-    }
-
-    /// What is better done while nobody waits: `idle` says that there is time, otherwise only what is due is done.
-    pub(super) fn catch_up(&mut self, idle: bool) -> Result<(), LogError> {
-        let old = self.journaled_since.is_some_and(|at| at.elapsed() >= LONGEST_IN_JOURNAL);
-        if old || self.journal.as_ref().is_some_and(Journal::is_nearly_full) {
-            return self.flush(&Batch::default(), false);
+    /// Puts a batch into the journal, in its other half if there is no room in this one. False: it belongs into the tables.
+    fn append(&mut self, batch: &Batch) -> Result<bool, LogError> {
+        for _half in 0..2 {
+            match &mut self.journal {
+                Some(journal) if Journal::takes(batch) => {
+                    if journal.append(batch)? {
+                        return Ok(true);
+                    }
+                }
+                _ => break,
+            }
+            self.begin_writing()?;
         }
-        if idle || self.unwritten.len() >= MOST_UNWRITTEN { self.write() } else { Ok(()) }
+        Ok(false)
+    }
+
+    /// What is better done while nobody waits.
+    pub(super) fn catch_up(&mut self) -> Result<(), LogError> {
+        if self.writing.as_ref().is_some_and(Writing::is_done) {
+            self.end_writing()?;
+        }
+        let old = self.journaled_since.is_some_and(|at| at.elapsed() >= LONGEST_IN_JOURNAL);
+        let due = old || self.journal.as_ref().is_some_and(Journal::is_nearly_full);
+        if due && self.writing.is_none() { self.begin_writing() } else { Ok(()) }
+    }
+
+    /// Goes on in the journal's other half, while a thread of its own brings this one's batches into the tables.
+    fn begin_writing(&mut self) -> Result<(), LogError> {
+        self.end_writing()?;
+        if let Some(journal) = self.journal.as_mut().filter(|journal| journal.is_used()) {
+            let epoch = journal.epoch().wrapping_add(1);
+            journal.start(epoch);
+            self.journaled_since = None;
+            let batches = std::mem::take(&mut self.unwritten);
+            self.writing = Some(Writing::start(&self.database, batches, epoch));
+        }
+        Ok(())
+    }
+
+    /// Waits until the other half is free. After an error nothing is written any more: the next commit of the tables would
+    /// say that they hold what that half has.
+    fn end_writing(&mut self) -> Result<(), LogError> {
+        if let Some(writing) = &mut self.writing {
+            writing.finish()?;
+            self.writing = None;
+            // An older view keeps the pages alive that were freed.
+            self.reader = None;
+        }
+        Ok(())
     }
 
     /// Writes what is only in the journal to the tables, without a flush.
     fn write(&mut self) -> Result<(), LogError> {
+        self.end_writing()?;
         if self.unwritten.is_empty() {
             return Ok(());
         }
-        // An older view would keep the pages alive that this frees.
         self.reader = None;
-        self.put(&self.unwritten)?;
-        self.unwritten.clear();
+        self.put(self.unwritten.batches())?;
+        self.unwritten = Pending::default();
         Ok(())
     }
 
     /// Puts batches into the tables, all or none, without a flush.
-    fn put(&self, batches: &[Batch]) -> Result<(), LogError> {
+    fn put<'b>(&self, batches: impl IntoIterator<Item = &'b Batch>) -> Result<(), LogError> {
         let mut write = self.database.begin_write()?;
         let durability = write.set_durability(Durability::None);
         durability.map_err(|error| LogError::Store(error.to_string()))?;
@@ -182,10 +219,11 @@ impl Store {
     /// Flushes the tables with a batch and all before: one flush, and checksums say after a crash whether it was whole.
     /// The journal is empty then.
     fn flush(&mut self, batch: &Batch, quick_repair: bool) -> Result<(), LogError> {
+        self.end_writing()?;
         self.reader = None;
         let mut write = self.database.begin_write()?;
         write.set_quick_repair(quick_repair);
-        for batch in self.unwritten.iter().chain([batch]) {
+        for batch in self.unwritten.batches().chain([batch]) {
             batch.write(&write)?;
         }
         let epoch = self.journal.as_ref().map(|journal| journal.epoch().wrapping_add(1));
@@ -193,7 +231,7 @@ impl Store {
             write.open_table(META)?.insert(EPOCH, epoch)?;
         }
         write.commit()?;
-        self.unwritten.clear();
+        self.unwritten = Pending::default();
         self.journaled_since = None;
         if let (Some(journal), Some(epoch)) = (&mut self.journal, epoch) {
             journal.start(epoch);
@@ -201,12 +239,49 @@ impl Store {
         Ok(())
     }
 
+    /// What is not in the tables yet, the newest first.
+    fn pending(&self) -> impl Iterator<Item = &Pending> {
+        [Some(&self.unwritten), self.writing.as_ref().map(Writing::batches)].into_iter().flatten()
+    }
+
+    /// The end of what is removed, and still in the tables, around a place.
+    fn removed_until(&self, place: Place) -> Option<u64> {
+        self.pending().find_map(|pending| pending.removed_until(place))
+    }
+
     /// The record at a place, as of the last commit.
     pub(super) fn find(&mut self, place: Place) -> Result<Found, LogError> {
-        if let Some(found) = self.unwritten.iter().rev().find_map(|batch| batch.find(place)) {
+        if let Some(found) = self.pending().find_map(|pending| pending.find(place)) {
             return Ok(found);
         }
         self.open_reader()?.get(place)
+    }
+
+    /// The first record from a place on that can be read, before the position `end` of the same topic.
+    pub(super) fn first(
+        &mut self,
+        from: Place,
+        end: u64,
+    ) -> Result<Option<(u64, Record)>, LogError> {
+        let (topic, mut at) = from;
+        loop {
+            let mut positions = self.open_reader()?.positions((topic, at), end)?;
+            // A topic's positions only grow: those of the tables are the oldest.
+            positions.extend(self.pending().filter_map(|pending| pending.first((topic, at), end)));
+            positions.sort_unstable();
+            let mut removed_until = None;
+            for position in positions {
+                removed_until = self.removed_until((topic, position));
+                if removed_until.is_some() {
+                    break;
+                }
+                if let Found::Record(record, _) = self.find((topic, position))? {
+                    return Ok(Some((position, *record)));
+                }
+            }
+            let Some(next) = removed_until else { return Ok(None) };
+            at = next;
+        }
     }
 
     fn open_reader(&mut self) -> Result<&Reader, LogError> {
@@ -220,12 +295,6 @@ impl Store {
     pub(super) fn snapshot(&mut self) -> Result<Snapshot, LogError> {
         self.write()?;
         Ok(Snapshot::new(self.database.begin_read()?))
-    }
-
-    /// A view of the events as of the last commit.
-    pub(super) fn reader(&mut self) -> Result<&Reader, LogError> {
-        self.write()?;
-        self.open_reader()
     }
 }
 

@@ -382,8 +382,10 @@ fn a_longer_window_remembers_what_the_topic_holds() {
 fn damage_journal(dir: &TempDir, block: usize) {
     let path = dir.path().join("log.journal");
     let mut bytes = std::fs::read(&path).unwrap();
-    // In its header.
-    bytes[block * 4096 + 21] ^= 1;
+    // In its header, in the half that is in use.
+    for half in [0, bytes.len() / 2] {
+        bytes[half + block * 4096 + 21] ^= 1;
+    }
     std::fs::write(&path, bytes).unwrap();
 }
 

@@ -75,7 +75,7 @@ impl Topic {
         let horizon = self.dedup.horizon_ms(now_ms);
         let mut start = self.row.next;
         while start > self.row.first {
-            let published_ms = match store.reader()?.get(self.place(start - 1))? {
+            let published_ms = match store.find(self.place(start - 1))? {
                 Found::Record(record, _) => record.published_ms,
                 Found::Damaged(_) | Found::Nothing => horizon,
             };
@@ -85,7 +85,7 @@ impl Topic {
             start -= 1;
         }
         for position in start..self.row.next {
-            let Found::Record(record, _) = store.reader()?.get(self.place(position))? else {
+            let Found::Record(record, _) = store.find(self.place(position))? else {
                 continue;
             };
             let published_ms = record.published_ms;
@@ -154,7 +154,7 @@ impl Topic {
         let (mut low, mut high) = (self.row.first, self.stored_end);
         while low < high {
             let middle = low + (high - low) / 2;
-            match store.reader()?.first(self.place(middle), high)? {
+            match store.first(self.place(middle), high)? {
                 Some((position, record)) if record.published_ms < ms => low = position + 1,
                 // Nothing is left from the middle on, or everything that is left is young enough.
                 Some(_) | None => high = middle,
@@ -221,7 +221,7 @@ impl Topic {
                 }
                 continue;
             }
-            let Found::Record(record, _) = store.reader()?.get(self.place(position))? else {
+            let Found::Record(record, _) = store.find(self.place(position))? else {
                 continue;
             };
             let same = |event: &duet_api::proto::Event| {
@@ -262,7 +262,7 @@ impl Topic {
                 self.trims_more = true;
                 break;
             }
-            let (published_ms, length) = match store.reader()?.get(self.place(self.row.first))? {
+            let (published_ms, length) = match store.find(self.place(self.row.first))? {
                 Found::Record(record, length) => (record.published_ms, length),
                 // Nothing of it can be delivered any more, so nothing is lost.
                 Found::Damaged(length) => (0, length),

@@ -17,8 +17,6 @@ use super::{LogError, LogOptions};
 
 /// Between two rounds of housekeeping, and between two tries to open a failed store.
 const TICK: Duration = Duration::from_secs(1);
-/// What is durable is written to the tables after a pause of this length, if not before.
-const CATCH_UP: Duration = Duration::from_millis(5);
 /// Commands of one turn, and bytes of one batch.
 const GROUP_COMMANDS: usize = 4096;
 const GROUP_BYTES: usize = 8 << 20;
@@ -130,9 +128,6 @@ impl Worker {
     fn wait(&self) -> Duration {
         let now = Instant::now();
         let mut wait = self.tick_due.saturating_duration_since(now);
-        if self.engine.as_ref().is_ok_and(|engine| engine.store.is_behind()) {
-            wait = wait.min(CATCH_UP);
-        }
         if let Some(due) = self.settle_due {
             wait = wait.min(due.saturating_duration_since(now));
         }
@@ -144,7 +139,6 @@ impl Worker {
 
     /// Applies a group, flushes if anyone waits for it, answers, and hands out. True if there is more to do at once.
     fn turn(&mut self, group: Vec<Command>) -> Result<(Next, bool), LogError> {
-        let idle = group.is_empty();
         let tick = Instant::now() >= self.tick_due;
         if tick {
             self.tick_due = Instant::now() + TICK;
@@ -173,7 +167,7 @@ impl Worker {
             return Ok((next, false));
         }
         let more = engine.hand_out(now_ms())?;
-        engine.store.catch_up(idle)?;
+        engine.store.catch_up()?;
         Ok((next, more || engine.trims_more()))
     }
 

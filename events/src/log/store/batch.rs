@@ -37,9 +37,20 @@ impl Batch {
 
     /// The record that it puts at a place.
     pub(in crate::log) fn find(&self, place: Place) -> Option<Found> {
-        // The last one counts; batches that are looked into are small.
+        if self.removed_until(place).is_some() {
+            return Some(Found::Nothing);
+        }
+        // The last one counts.
         let (_place, frame) = self.events.iter().rev().find(|(at, _frame)| *at == place)?;
         Some(Found::of(place, frame))
+    }
+
+    /// The end of the range around a place that it removes.
+    pub(super) fn removed_until(&self, place: Place) -> Option<u64> {
+        let around = |(topic, positions): &&(u32, Range<u64>)| {
+            *topic == place.0 && positions.contains(&place.1)
+        };
+        self.trims.iter().find(around).map(|(_topic, positions)| positions.end)
     }
 
     /// Bytes of what is usually most of it, to tell a large batch before it is encoded.

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTableMetadata, StorageBackend};
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use super::super::LogError;
 use super::batch::Batch;
 use super::journal::{self, Blocks, FileBlocks, Journal};
+use super::pending::Pending;
 use super::{
     ATTEMPTS, COMPACT_FROM_BYTES, EPOCH, EVENTS, FILE_NAME, FORMAT, FORMAT_WITHOUT_JOURNAL, META,
     PROGRESS, SUBSCRIPTIONS, Store, TOPICS,
@@ -88,9 +90,10 @@ impl Store {
         let database = builder.create_with_backend(backend)?;
         let store = Self {
             reader: None,
-            database,
+            database: Arc::new(database),
             journal: None,
-            unwritten: Vec::new(),
+            unwritten: Pending::default(),
+            writing: None,
             unsettled: false,
             journaled_since: None,
             lost_batches: 0,
@@ -199,8 +202,9 @@ impl Store {
             stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes()
         };
         if stored < length / 4 {
-            let compacted = self.database.compact()?;
-            tracing::info!(length, stored, compacted, "compacted the log's file");
+            // Nobody else has it: it was just opened.
+            let compacted = Arc::get_mut(&mut self.database).map(Database::compact).transpose()?;
+            tracing::info!(length, stored, ?compacted, "compacted the log's file");
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::super::record::{Place, Record, unseal};
 use super::EVENTS;
 
 /// Reads events as of one moment.
-pub(in crate::log) struct Reader {
+pub(super) struct Reader {
     events: ReadOnlyTable<Place, &'static [u8]>,
 }
 
@@ -39,22 +39,8 @@ impl Reader {
         Ok(Self { events: read.open_table(EVENTS)? })
     }
 
-    /// The first record from a place on that can be read, before the position `end` of the same topic.
-    pub(in crate::log) fn first(
-        &self,
-        from: Place,
-        end: u64,
-    ) -> Result<Option<(u64, Record)>, LogError> {
-        for position in self.positions(from, end)? {
-            if let Found::Record(record, _) = self.get((from.0, position))? {
-                return Ok(Some((position, *record)));
-            }
-        }
-        Ok(None)
-    }
-
     /// A few positions from a place on that hold something.
-    fn positions(&self, from: Place, end: u64) -> Result<Vec<u64>, LogError> {
+    pub(super) fn positions(&self, from: Place, end: u64) -> Result<Vec<u64>, LogError> {
         let found = catch_unwind(AssertUnwindSafe(|| {
             let mut positions = Vec::new();
             for row in self.events.range(from..(from.0, end))?.take(4) {
@@ -69,7 +55,7 @@ impl Reader {
         }
     }
 
-    pub(in crate::log) fn get(&self, place: Place) -> Result<Found, LogError> {
+    pub(super) fn get(&self, place: Place) -> Result<Found, LogError> {
         // The store takes its own pages on trust: one that was altered behind its back may make it panic.
         let found = catch_unwind(AssertUnwindSafe(|| self.events.get(place)));
         let frame = match found {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -32,6 +33,8 @@ struct Faults {
 #[derive(Clone, Debug, Default)]
 struct File {
     faults: Arc<Mutex<Faults>>,
+    /// No write to it succeeds.
+    broken: Arc<AtomicBool>,
     image: Arc<Mutex<Image>>,
 }
 
@@ -69,7 +72,11 @@ impl Disk {
 
     fn of(tables: Image, journal: Image) -> Self {
         let faults = Arc::<Mutex<Faults>>::default();
-        let file = |image| File { faults: Arc::clone(&faults), image: Arc::new(Mutex::new(image)) };
+        let file = |image| File {
+            faults: Arc::clone(&faults),
+            broken: Arc::default(),
+            image: Arc::new(Mutex::new(image)),
+        };
         Self { tables: file(tables), journal: file(journal), faults: Arc::clone(&faults) }
     }
 
@@ -88,6 +95,9 @@ impl Image {
 
 impl File {
     fn add(&self, write: Write) -> io::Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the disk is broken"));
+        }
         let faults = &mut *self.faults.lock();
         faults.writes += 1;
         let gone = |left: &mut Option<usize>| match left {
@@ -202,6 +212,7 @@ enum Step {
     Trim(u64),
     Settle,
     CatchUp,
+    OtherHalf,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -211,6 +222,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1_u64..5).prop_map(Step::Trim),
         1 => Just(Step::Settle),
         1 => Just(Step::CatchUp),
+        1 => Just(Step::OtherHalf),
     ]
 }
 
@@ -236,7 +248,7 @@ fn batch(bounds: &mut Bounds, step: &Step) -> Option<Batch> {
             batch.trims.push((1, bounds.first..end));
             bounds.first = end;
         }
-        Step::Settle | Step::CatchUp => return None,
+        Step::Settle | Step::CatchUp | Step::OtherHalf => return None,
     }
     Some(batch)
 }
@@ -250,8 +262,11 @@ fn run(
 ) -> Events {
     for step in steps {
         let Some(batch) = batch(bounds, step) else {
-            let settle = matches!(step, Step::Settle);
-            let done = if settle { store.settle() } else { store.catch_up(true) };
+            let done = match step {
+                Step::Settle => store.settle(),
+                Step::OtherHalf => store.begin_writing(),
+                _ => store.catch_up(),
+            };
             if done.is_err() {
                 break;
             }
@@ -317,6 +332,52 @@ fn a_full_journal_goes_into_the_tables() {
     let after = disk.after_power_cut(|| false);
     drop(store);
     assert_eq!(events(&open(&after).unwrap()), acknowledged);
+}
+
+#[test]
+fn what_is_on_its_way_into_the_tables_is_found_and_removed_as_ever() {
+    let mut store = open(&Disk::new()).unwrap();
+    let put =
+        |position: u64| Batch { events: vec![((1, position), vec![7; 9])], ..Batch::default() };
+    let is_there = |store: &mut Store, position| {
+        matches!(store.find((1, position)).unwrap(), Found::Damaged(9))
+    };
+    for position in 0..3 {
+        store.commit(put(position)).unwrap();
+        store.begin_writing().unwrap();
+    }
+    store.commit(put(3)).unwrap();
+    store.commit(Batch { trims: vec![(1, 0..1), (1, 2..3)], ..Batch::default() }).unwrap();
+    let left = |store: &mut Store| {
+        (0..5).filter(|position| is_there(store, *position)).collect::<Vec<_>>()
+    };
+    assert_eq!(left(&mut store), [1, 3]);
+    store.end_writing().unwrap();
+    assert_eq!(left(&mut store), [1, 3]);
+    store.settle().unwrap();
+    assert_eq!(left(&mut store), [1, 3]);
+}
+
+#[test]
+fn a_store_whose_tables_could_not_be_written_takes_nothing_and_forgets_nothing() {
+    let disk = Disk::new();
+    let mut store = open(&disk).unwrap();
+    let put =
+        |position: u64| Batch { events: vec![((1, position), vec![7; 9])], ..Batch::default() };
+    store.commit(put(1)).unwrap();
+    disk.tables.broken.store(true, Ordering::Relaxed);
+    store.begin_writing().unwrap();
+    // The journal goes on by itself.
+    store.commit(put(2)).unwrap();
+    assert!(store.end_writing().is_err());
+    disk.tables.broken.store(false, Ordering::Relaxed);
+    assert!(store.settle().is_err());
+    assert!(store.begin_writing().is_err());
+    assert!(matches!(store.find((1, 1)), Ok(Found::Damaged(9))), "it is still known");
+    let after = disk.after_power_cut(|| false);
+    drop(store);
+    let found = events(&open(&after).unwrap());
+    assert_eq!(found.into_keys().collect::<Vec<_>>(), [(1, 1), (1, 2)]);
 }
 
 #[test]
@@ -387,7 +448,7 @@ fn what_only_the_journal_has_survives_a_power_cut() {
     let mut store = open(&disk).unwrap();
     let batch = Batch { events: vec![((1, 1), vec![7; 5000])], ..Batch::default() };
     store.commit(batch.clone()).unwrap();
-    assert!(store.is_behind());
+    assert!(!store.unwritten.is_empty());
     let after = disk.after_power_cut(|| false);
     drop(store);
     assert_eq!(events(&open(&after).unwrap()), batch.events.into_iter().collect());
@@ -399,12 +460,13 @@ fn what_only_the_journal_has_is_in_the_tables_after_some_seconds() {
     let mut store = open(&disk).unwrap();
     let batch = Batch { events: vec![((1, 1), vec![7; 9])], ..Batch::default() };
     store.commit(batch.clone()).unwrap();
-    store.catch_up(false).unwrap();
+    store.catch_up().unwrap();
     let lose_journal =
         |disk: &Disk| Disk::of(disk.tables.after_power_cut(|| false), Image::default());
     let without = lose_journal(&disk);
     store.journaled_since = Instant::now().checked_sub(LONGEST_IN_JOURNAL);
-    store.catch_up(false).unwrap();
+    store.catch_up().unwrap();
+    store.end_writing().unwrap();
     let with = lose_journal(&disk);
     drop(store);
     assert_eq!(events(&open(&without).unwrap()), Events::new());

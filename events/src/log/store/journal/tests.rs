@@ -61,44 +61,63 @@ fn flip(dir: &TempDir, block: usize, at: usize) {
 #[test]
 fn batches_of_the_epoch_come_back_in_order_and_others_do_not() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, (1..=4).map(|at| batch(at, 10)));
+    fill(&dir, 4, (1..=4).map(|at| batch(at, 10)));
     let mut journal = fill(&dir, 6, [batch(9, 5000), batch(10, 1)]);
-    journal.start(7);
+    journal.start(8);
     assert_eq!(read(&dir, 6), Contents { batches: vec![batch(9, 5000), batch(10, 1)], lost: 0 });
-    assert_eq!(read(&dir, 7), Contents::default());
+    assert_eq!(read(&dir, 8), Contents::default());
     // Block 3 was not written again: the last of the four. Those before it are gone.
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(4, 10)], lost: 3 });
+    assert_eq!(read(&dir, 4), Contents { batches: vec![batch(4, 10)], lost: 3 });
+}
+
+#[test]
+fn an_epoch_and_the_next_one_have_a_half_each() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = fill(&dir, 7, [batch(1, 10), batch(2, 10)]);
+    journal.start(8);
+    assert!(journal.append(&batch(3, 10)).unwrap());
+    let all = vec![batch(1, 10), batch(2, 10), batch(3, 10)];
+    assert_eq!(read(&dir, 7), Contents { batches: all, lost: 0 });
+    assert_eq!(read(&dir, 8), Contents { batches: vec![batch(3, 10)], lost: 0 });
+    // The last of the older one; only the newer one knows that there was one more.
+    flip(&dir, HALF + 1, 21);
+    let left = vec![batch(1, 10), batch(3, 10)];
+    assert_eq!(read(&dir, 7), Contents { batches: left, lost: 1 });
+    journal.start(9);
+    assert_eq!(read(&dir, 8), Contents { batches: vec![batch(3, 10)], lost: 0 });
 }
 
 #[test]
 fn a_torn_frame_at_the_end_was_never_acknowledged() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, [batch(1, 10), batch(2, 6000)]);
+    fill(&dir, 6, [batch(1, 10), batch(2, 6000)]);
     flip(&dir, 2, 100);
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10)], lost: 0 });
 }
 
 #[test]
 fn a_damaged_frame_is_counted_and_those_after_it_are_found() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    fill(&dir, 6, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
     // In its header, so that not even its length is known.
     flip(&dir, 1, 21);
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10), batch(3, 10)], lost: 1 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10), batch(3, 10)], lost: 1 });
 }
 
 #[test]
 fn what_is_too_large_or_has_no_room_is_left_to_the_store() {
     let dir = TempDir::new().unwrap();
-    let mut journal = fill(&dir, 5, []);
-    assert!(!journal.append(&batch(1, MAX_FRAME + 1)).unwrap());
+    let mut journal = fill(&dir, 6, []);
+    assert!(!Journal::takes(&batch(1, MAX_FRAME + 1)));
+    // Small enough, until it is encoded.
+    assert!(!journal.append(&batch(1, MAX_FRAME)).unwrap());
     let mut taken = 0;
     while journal.append(&batch(taken, MAX_FRAME - 100)).unwrap() {
         taken += 1;
     }
     assert!(journal.is_nearly_full());
-    assert_eq!(read(&dir, 5).batches.len() as u64, taken);
-    journal.start(6);
+    assert_eq!(read(&dir, 6).batches.len() as u64, taken);
+    journal.start(7);
     assert!(!journal.is_nearly_full());
     assert!(journal.append(&batch(1, 1)).unwrap());
 }
@@ -106,36 +125,36 @@ fn what_is_too_large_or_has_no_room_is_left_to_the_store() {
 #[test]
 fn a_short_file_is_made_whole_and_keeps_what_it_has() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, [batch(1, 10)]);
+    fill(&dir, 6, [batch(1, 10)]);
     let path = dir.path().join(FILE_NAME);
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(2 * BLOCK as u64 + 7).unwrap();
-    // Another would begin in what is left of the third block, or in the second, which is there.
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
+    // Another would begin in the second block, which is there; but the next epoch may have begun.
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10)], lost: 1 });
     drop(Journal::open(blocks(&dir)).unwrap());
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 0 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10)], lost: 0 });
     assert_eq!(file.metadata().unwrap().len(), (BLOCKS * BLOCK) as u64);
 }
 
 #[test]
 fn a_file_that_ends_within_an_epoch_may_have_had_more() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    fill(&dir, 6, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
     let file = OpenOptions::new().write(true).open(dir.path().join(FILE_NAME)).unwrap();
     file.set_len(2 * BLOCK as u64).unwrap();
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 1 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10)], lost: 1 });
     file.set_len(BLOCK as u64).unwrap();
-    assert_eq!(read(&dir, 5), Contents { batches: vec![batch(1, 10)], lost: 1 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![batch(1, 10)], lost: 1 });
     std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-    assert_eq!(read(&dir, 5), Contents { batches: vec![], lost: 1 });
+    assert_eq!(read(&dir, 6), Contents { batches: vec![], lost: 1 });
 }
 
 #[test]
 fn a_block_that_cannot_be_read_hides_no_other() {
     let dir = TempDir::new().unwrap();
-    fill(&dir, 5, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
+    fill(&dir, 6, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
     let read = |unreadable: &[usize]| {
-        let contents = super::read(&Unreadable(&dir, unreadable), 5);
+        let contents = super::read(&Unreadable(&dir, unreadable), 6);
         let positions = contents.batches.iter().map(|batch| batch.events[0].0.1);
         (positions.collect::<Vec<_>>(), contents.lost)
     };

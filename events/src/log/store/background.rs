@@ -1,0 +1,72 @@
+//! Bringing a half of the journal into the tables while the log goes on in the other one.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use redb::Database;
+
+use super::super::LogError;
+use super::pending::Pending;
+use super::{EPOCH, META};
+
+/// A durable commit under way, on a thread of its own: it takes some milliseconds, for which no publisher should wait.
+#[derive(Debug)]
+pub(super) struct Writing {
+    batches: Arc<Pending>,
+    /// None once it has ended.
+    thread: Option<JoinHandle<Result<(), LogError>>>,
+    outcome: Result<(), LogError>,
+}
+
+impl Writing {
+    /// Writes the batches and, in the same commit, that frames from `epoch` on are the newer ones. Until it has ended,
+    /// nothing else may be written to the tables.
+    pub(super) fn start(database: &Arc<Database>, batches: Pending, epoch: u64) -> Self {
+        let batches = Arc::new(batches);
+        let (database, work) = (Arc::clone(database), Arc::clone(&batches));
+        let run = move || {
+            let write = database.begin_write()?;
+            for batch in work.batches() {
+                batch.write(&write)?;
+            }
+            write.open_table(META)?.insert(EPOCH, epoch)?;
+            Ok(write.commit()?)
+        };
+        let thread = thread::Builder::new().name("duet-log-tables".to_owned()).spawn(run);
+        match thread {
+            Ok(thread) => Self { batches, thread: Some(thread), outcome: Ok(()) },
+            Err(error) => {
+                let outcome = Err(LogError::Store(format!("cannot start a thread: {error}")));
+                Self { batches, thread: None, outcome }
+            }
+        }
+    }
+
+    /// What is on its way; to be looked at until [`Self::finish`] has returned.
+    pub(super) fn batches(&self) -> &Pending {
+        &self.batches
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for the end. An error stays one: the batches are in the journal only, and will be written when the store is
+    /// opened again.
+    pub(super) fn finish(&mut self) -> Result<(), LogError> {
+        if let Some(thread) = self.thread.take() {
+            let panicked = |_panic| Err(LogError::Store("the store panicked".to_owned()));
+            self.outcome = thread.join().unwrap_or_else(panicked);
+        }
+        self.outcome.clone()
+    }
+}
+
+impl Drop for Writing {
+    /// The file must not be in use any more when the store is dropped, so that it can be opened again.
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::warn!(%error, "the log's tables were not written");
+        }
+    }
+}
