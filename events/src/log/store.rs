@@ -1,9 +1,10 @@
 //! The embedded store (`redb`) behind the log: tables, batches, flushes, and the journal in front. All calls block; only
 //! the log's own thread makes them.
 //!
-//! A small batch goes to the journal, which is one write and one flush; then it is durable and may be acknowledged. After
-//! that it goes into the tables without a flush. When the journal is full or some seconds old, when a batch is large, and
-//! after a quiet second the tables are flushed, which makes everything durable there and the journal empty.
+//! A batch goes to the journal, which is one write and one flush; then it is durable and may be acknowledged. When a half
+//! of the journal is nearly full or some seconds old, its batches go into the tables in a durable commit, on a thread of
+//! its own, while the log goes on in the other half; many of them go there before, without a flush. A batch that is too
+//! large for the journal, and a quiet second, flush the tables at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ const EPOCH: &str = "journal-epoch";
 pub(crate) const FILE_NAME: &str = "log.redb";
 /// What is acknowledged is durable in the journal alone for about so long, at most.
 const LONGEST_IN_JOURNAL: Duration = Duration::from_secs(10);
+/// Bytes of events that go into the tables together.
+const MOST_UNWRITTEN: usize = 256 << 10;
 /// A file larger than this, and mostly unused, is compacted when it is opened.
 const COMPACT_FROM_BYTES: u64 = 64 << 20;
 
@@ -69,7 +72,7 @@ pub(super) struct Store {
     journal: Option<Journal>,
     /// What is in the journal's present half, and not in the tables.
     unwritten: Pending,
-    /// What was in the other half, on its way into the tables.
+    /// What is on its way into the tables: of the other half, or of this one.
     writing: Option<Writing>,
     /// When the oldest batch came that is in the journal's present half.
     journaled_since: Option<Instant>,
@@ -163,9 +166,23 @@ impl Store {
         if self.writing.as_ref().is_some_and(Writing::is_done) {
             self.end_writing()?;
         }
+        if self.writing.is_some() {
+            return Ok(());
+        }
         let old = self.journaled_since.is_some_and(|at| at.elapsed() >= LONGEST_IN_JOURNAL);
-        let due = old || self.journal.as_ref().is_some_and(Journal::is_nearly_full);
-        if due && self.writing.is_none() { self.begin_writing() } else { Ok(()) }
+        if old || self.journal.as_ref().is_some_and(Journal::is_nearly_full) {
+            return self.begin_writing();
+        }
+        if self.unwritten.bytes() >= MOST_UNWRITTEN { self.write_ahead() } else { Ok(()) }
+    }
+
+    /// Brings a part of the present half into the tables, without a flush: so that the commit that makes the half free
+    /// does not take the processors from everybody at once.
+    fn write_ahead(&mut self) -> Result<(), LogError> {
+        self.end_writing()?;
+        let batches = std::mem::take(&mut self.unwritten);
+        self.writing = Some(Writing::start(&self.database, batches, None));
+        Ok(())
     }
 
     /// Goes on in the journal's other half, while a thread of its own brings this one's batches into the tables.
@@ -176,7 +193,7 @@ impl Store {
             journal.start(epoch);
             self.journaled_since = None;
             let batches = std::mem::take(&mut self.unwritten);
-            self.writing = Some(Writing::start(&self.database, batches, epoch));
+            self.writing = Some(Writing::start(&self.database, batches, Some(epoch)));
         }
         Ok(())
     }

@@ -1,15 +1,15 @@
-//! Bringing a half of the journal into the tables while the log goes on in the other one.
+//! Bringing what the journal has into the tables while the log goes on.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use redb::Database;
+use redb::{Database, Durability};
 
 use super::super::LogError;
 use super::pending::Pending;
 use super::{EPOCH, META};
 
-/// A durable commit under way, on a thread of its own: it takes some milliseconds, for which no publisher should wait.
+/// A commit under way, on a thread of its own: it takes some milliseconds, for which no publisher should wait.
 #[derive(Debug)]
 pub(super) struct Writing {
     batches: Arc<Pending>,
@@ -19,17 +19,23 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Writes the batches and, in the same commit, that frames from `epoch` on are the newer ones. Until it has ended,
-    /// nothing else may be written to the tables.
-    pub(super) fn start(database: &Arc<Database>, batches: Pending, epoch: u64) -> Self {
+    /// Writes the batches. With an epoch the commit is durable, and says that frames from that epoch on are the newer
+    /// ones; without, it is a step ahead of such a commit. Until it has ended, nothing else may be written to the tables.
+    pub(super) fn start(database: &Arc<Database>, batches: Pending, epoch: Option<u64>) -> Self {
         let batches = Arc::new(batches);
         let (database, work) = (Arc::clone(database), Arc::clone(&batches));
         let run = move || {
-            let write = database.begin_write()?;
+            let mut write = database.begin_write()?;
+            match epoch {
+                Some(epoch) => drop(write.open_table(META)?.insert(EPOCH, epoch)?),
+                None => {
+                    let durability = write.set_durability(Durability::None);
+                    durability.map_err(|error| LogError::Store(error.to_string()))?;
+                }
+            }
             for batch in work.batches() {
                 batch.write(&write)?;
             }
-            write.open_table(META)?.insert(EPOCH, epoch)?;
             Ok(write.commit()?)
         };
         let thread = thread::Builder::new().name("duet-log-tables".to_owned()).spawn(run);

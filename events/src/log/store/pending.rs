@@ -7,6 +7,7 @@ use super::{Batch, Found};
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     batches: Vec<(Span, Batch)>,
+    bytes: usize,
 }
 
 /// The lowest and the highest place that a batch changes, so that most need not be looked into.
@@ -18,7 +19,13 @@ impl Pending {
     }
 
     pub(super) fn push(&mut self, batch: Batch) {
+        self.bytes += batch.event_bytes();
         self.batches.push((span(&batch), batch));
+    }
+
+    /// Bytes of all events.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn batches(&self) -> impl Iterator<Item = &Batch> {

@@ -213,6 +213,7 @@ enum Step {
     Settle,
     CatchUp,
     OtherHalf,
+    Ahead,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -223,6 +224,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Settle),
         1 => Just(Step::CatchUp),
         1 => Just(Step::OtherHalf),
+        1 => Just(Step::Ahead),
     ]
 }
 
@@ -248,7 +250,7 @@ fn batch(bounds: &mut Bounds, step: &Step) -> Option<Batch> {
             batch.trims.push((1, bounds.first..end));
             bounds.first = end;
         }
-        Step::Settle | Step::CatchUp | Step::OtherHalf => return None,
+        Step::Settle | Step::CatchUp | Step::OtherHalf | Step::Ahead => return None,
     }
     Some(batch)
 }
@@ -265,7 +267,8 @@ fn run(
             let done = match step {
                 Step::Settle => store.settle(),
                 Step::OtherHalf => store.begin_writing(),
-                _ => store.catch_up(),
+                Step::Ahead => store.write_ahead(),
+                Step::CatchUp | Step::Append { .. } | Step::Trim(_) => store.catch_up(),
             };
             if done.is_err() {
                 break;
