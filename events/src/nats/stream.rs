@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_nats::jetstream::context::UpdateStreamErrorKind;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 
 use super::later;
@@ -17,9 +18,6 @@ const ORDER_BY: &str = "duet-order-by";
 const DEDUP: &str = "duet-dedup";
 /// A resource declared the topic.
 const DECLARED: &str = "duet-declared";
-
-/// What the server says of a stream that is not there.
-const NO_STREAM: &str = "error code 10059";
 
 /// A topic, as publishers and consumers need it.
 #[derive(Clone, Debug)]
@@ -129,11 +127,10 @@ impl Shared {
             true => TopicConfig::keep_all(),
             false => TopicConfig::undeclared(name),
         };
-        let changed = self.js.update_stream(self.config(name, &config)).await;
-        match changed.map_err(|error| self.error("the topic's stream", &error)) {
+        match self.js.update_stream(self.config(name, &config)).await {
             Ok(info) => drop(self.know(name, &info.config)),
-            Err(NatsError::Failed(text)) if text.contains(NO_STREAM) => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == UpdateStreamErrorKind::NotFound => {}
+            Err(error) => return Err(self.error("the topic's stream", &error)),
         }
         Ok(())
     }
