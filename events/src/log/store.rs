@@ -3,8 +3,8 @@
 //!
 //! A batch goes to the journal, which is one write and one flush; then it is durable and may be acknowledged. When a half
 //! of the journal is nearly full or some seconds old, its batches go into the tables in a durable commit, on a thread of
-//! its own, while the log goes on in the other half; many of them go there before, without a flush. A batch that is too
-//! large for the journal, and a quiet second, flush the tables at once.
+//! its own, while the log goes on in the other half; many of them go there in steps before. A batch that is too large for
+//! the journal, and a quiet second, flush the tables at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -176,8 +176,8 @@ impl Store {
         if self.unwritten.bytes() >= MOST_UNWRITTEN { self.write_ahead() } else { Ok(()) }
     }
 
-    /// Brings a part of the present half into the tables, without a flush: so that the commit that makes the half free
-    /// does not take the processors from everybody at once.
+    /// Brings a part of the present half into the tables: so that the commit that makes the half free does not take
+    /// processors and disk from everybody at once.
     fn write_ahead(&mut self) -> Result<(), LogError> {
         self.end_writing()?;
         let batches = std::mem::take(&mut self.unwritten);

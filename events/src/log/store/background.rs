@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use redb::{Database, Durability};
+use redb::Database;
 
 use super::super::LogError;
 use super::pending::Pending;
@@ -19,19 +19,15 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Writes the batches. With an epoch the commit is durable, and says that frames from that epoch on are the newer
-    /// ones; without, it is a step ahead of such a commit. Until it has ended, nothing else may be written to the tables.
+    /// Writes the batches. With an epoch the commit says that frames from that epoch on are the newer ones; without, it is
+    /// a step ahead of such a commit. Until it has ended, nothing else may be written to the tables.
     pub(super) fn start(database: &Arc<Database>, batches: Pending, epoch: Option<u64>) -> Self {
         let batches = Arc::new(batches);
         let (database, work) = (Arc::clone(database), Arc::clone(&batches));
         let run = move || {
-            let mut write = database.begin_write()?;
-            match epoch {
-                Some(epoch) => drop(write.open_table(META)?.insert(EPOCH, epoch)?),
-                None => {
-                    let durability = write.set_durability(Durability::None);
-                    durability.map_err(|error| LogError::Store(error.to_string()))?;
-                }
+            let write = database.begin_write()?;
+            if let Some(epoch) = epoch {
+                write.open_table(META)?.insert(EPOCH, epoch)?;
             }
             for batch in work.batches() {
                 batch.write(&write)?;
