@@ -6,7 +6,7 @@ use duet_events::Event;
 use duet_events::bus::{Settle, Start, SubscriptionSpec, TopicConfig};
 
 use super::behaviour::{
-    Bus, events, lag_becomes, next, next_ids, nothing, publish, settle_all, spec,
+    Bus, events, eventually, lag_becomes, next, next_ids, nothing, publish, settle_all, spec,
 };
 
 fn keyed(id: u32, key: &str) -> Event {
@@ -237,12 +237,8 @@ pub(crate) async fn topics_and_subscriptions_are_told(bus: &Bus) {
     let three = next(&mut consumer).await;
     assert_eq!((three.position, three.attempt), (3, 2));
     consumer.settler().settle(three.id, Settle::Retry { delay: hour });
-    let most = async {
-        while bus.subscriptions().await.unwrap()[0].attempts != 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), most).await.unwrap();
+    let twice = async || bus.subscriptions().await.unwrap()[0].attempts == 2;
+    eventually("the most attempts are two", twice).await;
 }
 
 pub(crate) async fn removed_events_are_gone(bus: &Bus) {
