@@ -4,7 +4,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = ["duet/v1/discovery.proto", "duet/v1/workload.proto", "duet/v1/bus.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().bytes(".duet.v1.Event.data").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".duet.v1.Event.data")
+        .btree_map(".duet.v1.Event.attributes")
+        .compile_fds(descriptors)?;
     let files = [
         "dapr/proto/runtime/v1/dapr.proto",
         "dapr/proto/runtime/v1/appcallback.proto",

@@ -47,7 +47,7 @@ class JetStream:
     """A nats-server with one stream for everything below `bench`."""
 
     def __init__(self, name, sync, program, folder):
-        self.name, self.batch = name, 1
+        self.name, self.batch, self.api = name, 1, "nats"
         os.makedirs(folder)
         self.port = procs.free_port()
         with open(f"{folder}/nats.conf", "w") as file:
@@ -66,17 +66,17 @@ class JetStream:
 
 
 class DuetEvents:
-    """A mesh: control plane with the embedded bus, the publisher's sidecar and the subscriber's."""
+    """A mesh: control plane with the embedded bus, the publisher's sidecar and the subscriber's. `api`: `http` or `grpc`."""
 
-    def __init__(self, name, programs, folder, batch=1):
-        self.name, self.batch = name, batch
+    def __init__(self, name, programs, folder, batch=1, api="http"):
+        self.name, self.batch, self.api = name, batch, api
         self.app = procs.free_port()
         self.mesh = Duet(programs, folder, _CPUS, _CPUS)
         self.mesh.write("reader", service("reader", 80, target="http") + _SUBSCRIPTION)
         writer, ports = self.mesh.sidecar("writer")
         # Its application comes with the row that delivers.
         self.mesh.sidecar("reader", app_port=self.app, page="live")
-        self.to = f"http://127.0.0.1:{ports['api']}"
+        self.to = f"{api}://127.0.0.1:{ports['api' if api == 'http' else 'grpc_api']}"
         self.servers, self.sidecars = [self.mesh.control_plane], [writer]
 
     def prepare(self, peer):
@@ -106,7 +106,7 @@ def _command(word, side, options):
     if word == "many":
         return [options.peer, "publish", side.to, "--topic", f"{TOPIC}.many", "--in-flight", "256",
                 "--batch", str(side.batch), *common]
-    if side.batch > 1:
+    if side.batch > 1 or side.api == "grpc":
         return None
     if word == "one":
         return [options.peer, "publish", side.to, "--topic", f"{TOPIC}.one", "--in-flight", "1", *common]
@@ -123,6 +123,7 @@ def run(options, folder, tools):
     for name, programs in options.duet.items():
         sides += [
             DuetEvents(name, programs, f"{folder}/{name}"),
+            DuetEvents(f"{name}, gRPC", programs, f"{folder}/{name}-grpc", api="grpc"),
             DuetEvents(f"{name}, batches of 32", programs, f"{folder}/{name}-batch", batch=32),
         ]
     for side in sides:

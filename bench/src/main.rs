@@ -53,7 +53,7 @@ enum Command {
     },
     /// Publishes events and waits for their acknowledgements; prints how many a second, and how long they took, as JSON.
     Publish {
-        /// `nats://…` for JetStream, `http://…` for a sidecar's API.
+        /// `nats://…` for JetStream, `http://…` for a sidecar's API, `grpc://…` for its gRPC API.
         to: String,
         /// Topic, or subject of a stream that exists.
         #[arg(long)]
@@ -61,7 +61,7 @@ enum Command {
         /// Events without an acknowledgement at a time.
         #[arg(long)]
         in_flight: usize,
-        /// Events of one request; more than 1 is a `CloudEvents` batch. For sidecars.
+        /// Events of one request; more than 1 is a `CloudEvents` batch. For sidecars, over HTTP.
         #[arg(long, default_value_t = 1)]
         batch: usize,
         /// Bytes of data of each.

@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
+use duet_api::dapr::runtime::v1::PublishEventRequest;
+use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
 
 /// How much.
 #[derive(Clone, Debug)]
@@ -31,6 +34,13 @@ pub(crate) async fn run(to: &str, load: Load) -> anyhow::Result<()> {
         let stream = async_nats::jetstream::new(client);
         for _ in 0..load.in_flight {
             publishers.spawn(to_jetstream(stream.clone(), load.clone(), until));
+        }
+    } else if let Some(authority) = to.strip_prefix("grpc://") {
+        let endpoint = Endpoint::try_from(format!("http://{authority}"))?;
+        let channel = endpoint.connect().await.context("connect to the sidecar")?;
+        let client = DaprClient::new(channel);
+        for _ in 0..load.in_flight {
+            publishers.spawn(over_grpc(client.clone(), load.clone(), until));
         }
     } else {
         for number in 0..load.in_flight.div_ceil(load.batch) {
@@ -71,6 +81,29 @@ async fn to_jetstream(
     while Instant::now() < until {
         let started = Instant::now();
         stream.publish(load.topic.clone(), payload.clone()).await?.await?;
+        took.push(started.elapsed());
+    }
+    Ok(took)
+}
+
+/// All publishers share one connection, as with Dapr's SDKs.
+async fn over_grpc(
+    mut client: DaprClient<Channel>,
+    load: Load,
+    until: Instant,
+) -> anyhow::Result<Vec<Duration>> {
+    let mut took = Vec::new();
+    let data = Bytes::from(vec![b'x'; load.size]);
+    while Instant::now() < until {
+        let started = Instant::now();
+        let request = PublishEventRequest {
+            pubsub_name: "default".to_owned(),
+            topic: load.topic.clone(),
+            data: data.clone(),
+            data_content_type: "text/plain".to_owned(),
+            ..PublishEventRequest::default()
+        };
+        client.publish_event(request).await?;
         took.push(started.elapsed());
     }
     Ok(took)

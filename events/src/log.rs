@@ -32,7 +32,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prost::Message;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::bus::{
@@ -44,7 +43,7 @@ use crate::cloudevent::Event;
 use command::{Command, Queue};
 use engine::Engine;
 pub use metrics::LogMetrics;
-use record::Record;
+use record::{Record, Unsealed};
 pub(crate) use worker::now_ms;
 
 /// Bounds of a log's memory. The defaults suit a sidecar as well as the control plane.
@@ -172,7 +171,7 @@ impl Log {
         }
         let published_ms = now_ms();
         let entries: Vec<_> = entries.into_iter().map(|e| Prepared::new(e, published_ms)).collect();
-        let bytes: usize = entries.iter().map(|entry| entry.payload.len()).sum();
+        let bytes: usize = entries.iter().map(|entry| entry.record.len()).sum();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.room_size);
         let room = Arc::clone(&self.room).acquire_many_owned(bytes).await;
         let room = room.map_err(|_closed| LogError::Closed)?;
@@ -389,15 +388,16 @@ impl Drop for Backend {
 struct Prepared {
     source: String,
     id: String,
-    payload: Vec<u8>,
+    record: Unsealed,
 }
 
 impl Prepared {
     fn new(entry: Entry, published_ms: u64) -> Self {
-        let (source, id) = (entry.event.source().to_owned(), entry.event.id().to_owned());
         let event = Some(entry.event.into());
-        let payload = Record { published_ms, event, route: entry.route }.encode_to_vec();
-        Self { source, id, payload }
+        let record = Record { published_ms, event, route: entry.route };
+        let unsealed = Unsealed::new(&record);
+        let event = record.event.unwrap_or_default();
+        Self { source: event.source, id: event.id, record: unsealed }
     }
 }
 

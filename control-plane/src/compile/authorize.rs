@@ -23,10 +23,14 @@ pub struct Decision {
 /// Decides whether a workload may do something with a topic.
 #[must_use]
 pub fn authorize(index: &Index, who: &SpiffeId, operation: Operation, topic: &str) -> Decision {
+    let policies = policies(index, topic);
+    if policies.is_empty() {
+        return Decision::default();
+    }
     let (identity, namespace) = (who.to_string(), who.namespace());
     let mut decision = Decision::default();
     let (mut restricted, mut allowed) = (false, false);
-    for policy in policies(index, topic) {
+    for policy in policies {
         let spec = &policy.spec;
         let matches = spec.rules.iter().any(|rule| rule.matches(&identity, namespace, operation));
         let name = format!("{}/{}", policy.metadata.namespace, policy.metadata.name);

@@ -6,7 +6,7 @@ use super::EnvelopeError;
 const MAX_NAME_LENGTH: usize = 64;
 
 /// Names that are not attributes of the open set: required ones, and members of the JSON format.
-const RESERVED: [&str; 6] = ["id", "source", "type", "specversion", "data", "data_base64"];
+pub(super) const RESERVED: [&str; 6] = ["id", "source", "type", "specversion", "data", "data_base64"];
 
 /// Checks the name of an optional or extension attribute.
 pub(super) fn check_name(name: &str) -> Result<(), EnvelopeError> {
@@ -27,7 +27,9 @@ pub(super) fn check_name(name: &str) -> Result<(), EnvelopeError> {
 /// Checks the value of any attribute by what the specification says of its name.
 pub(super) fn check(name: &str, value: &str) -> Result<(), EnvelopeError> {
     let error = |reason: &str| Err(EnvelopeError::invalid(name, reason));
-    if value.chars().any(is_forbidden) {
+    // Nearly all values are plain ASCII, which takes no look at characters.
+    let plain = value.bytes().all(|b| matches!(b, b' '..=b'~'));
+    if !plain && value.chars().any(is_forbidden) {
         return error("contains control characters");
     }
     match name {
@@ -70,7 +72,11 @@ fn is_uri_reference(value: &str) -> bool {
         let digits = bytes.get(at + 1..at + 3);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     });
-    escapes_hold && bytes.iter().all(|b| b.is_ascii_graphic() && !br#"<>"{}|\^`"#.contains(b))
+    let fine = |b: &u8| {
+        b.is_ascii_graphic()
+            && !matches!(b, b'<' | b'>' | b'"' | b'{' | b'}' | b'|' | b'\\' | b'^' | b'`')
+    };
+    escapes_hold && bytes.iter().all(fine)
 }
 
 fn is_absolute_uri(value: &str) -> bool {

@@ -1,17 +1,24 @@
 //! From an HTTP request to events.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine;
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{EnvelopeError, Event, attribute, encode, header};
+
+/// W3C trace context, as a header and as an attribute.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// Room for the members that most envelopes have.
+const USUAL_MEMBERS: usize = 12;
 
 /// What a plain body lacks to be an event.
 #[derive(Clone, Copy, Debug)]
@@ -111,46 +118,62 @@ fn json_error(error: &serde_json::Error) -> EnvelopeError {
 }
 
 fn decode_batch(body: &[u8]) -> Result<Vec<Event>, EnvelopeError> {
-    let members: Vec<&RawValue> =
+    let members: Vec<Members<'_>> =
         serde_json::from_str(json_text(body)?).map_err(|error| json_error(&error))?;
-    let decoded = members.iter().enumerate().map(|(index, member)| {
-        decode_structured(member.get())
+    let decoded = members.iter().enumerate().map(|(index, members)| {
+        decode_members(members)
             .map_err(|error| EnvelopeError::InBatch { index, error: Box::new(error) })
     });
     decoded.collect()
 }
 
 fn decode_structured(text: &str) -> Result<Event, EnvelopeError> {
-    let Members(mut members) = serde_json::from_str(text).map_err(|error| json_error(&error))?;
-    let mut required = |name: &'static str| match members.remove(name) {
-        Some(raw) => serde_json::from_str::<String>(raw.get())
-            .map_err(|_other| EnvelopeError::invalid(name, "is not a string")),
+    let members = serde_json::from_str(text).map_err(|error| json_error(&error))?;
+    decode_members(&members)
+}
+
+fn decode_members(members: &Members<'_>) -> Result<Event, EnvelopeError> {
+    let required = |name: &'static str| match members.get(name).map(string) {
+        Some(Some(text)) => Ok(text),
+        Some(None) => Err(EnvelopeError::invalid(name, "is not a string")),
         None => Err(EnvelopeError::Missing { attribute: name }),
     };
     attribute::check_spec_version(&required("specversion")?)?;
     let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
-    let data = members.remove("data");
-    let base64 = members.remove("data_base64");
-    for (name, raw) in members {
-        let value = attribute_value(&name, raw.get())?;
-        event.set_attribute(&name, value)?;
+    for (Name(name), raw) in &members.0 {
+        if !attribute::RESERVED.contains(&&**name) {
+            event.set_attribute(name, attribute_value(name, raw)?)?;
+        }
     }
-    event.data = match (data, base64) {
+    event.data = match (members.get("data"), members.get("data_base64")) {
         (Some(_), Some(_)) => {
             return Err(EnvelopeError::invalid("data_base64", "is given beside data"));
         }
         (Some(data), None) => Some(data_bytes(event.data_content_type(), data)?),
-        (None, Some(base64)) => Some(base64_bytes(base64.get())?),
+        (None, Some(base64)) => Some(base64_bytes(base64)?),
         (None, None) => None,
     };
     Ok(event)
 }
 
+/// The text of a JSON string; none for any other value, and for half a surrogate pair.
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let json = raw.get();
+    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
+    // It is known to be a JSON string: without escapes, it is what it says.
+    if inner.contains('\\') {
+        return serde_json::from_str(json).map(Cow::Owned).ok();
+    }
+    Some(Cow::Borrowed(inner))
+}
+
 /// The canonical string of a JSON member: a string as it is, a number if it is an integer, or a boolean.
-fn attribute_value(name: &str, raw: &str) -> Result<String, EnvelopeError> {
+fn attribute_value(name: &str, raw: &RawValue) -> Result<String, EnvelopeError> {
+    if let Some(text) = string(raw) {
+        return Ok(text.into_owned());
+    }
     let core = ["time", "subject", "dataschema", "datacontenttype"].contains(&name);
-    match serde_json::from_str::<serde_json::Value>(raw) {
-        Ok(serde_json::Value::String(text)) => Ok(text),
+    match serde_json::from_str::<serde_json::Value>(raw.get()) {
         Ok(_) if core => Err(EnvelopeError::invalid(name, "is not a string")),
         Ok(serde_json::Value::Bool(flag)) => Ok(flag.to_string()),
         Ok(serde_json::Value::Number(number)) => match number.as_i64().map(i32::try_from) {
@@ -170,20 +193,30 @@ fn data_bytes(content_type: Option<&str>, raw: &RawValue) -> Result<Bytes, Envel
     if content_type.is_none_or(encode::is_json) || !text.starts_with('"') {
         return Ok(Bytes::copy_from_slice(text.as_bytes()));
     }
-    let text: String = serde_json::from_str(text)
-        .map_err(|_lone_surrogate| EnvelopeError::invalid("data", "is not a valid string"))?;
-    Ok(text.into())
+    let text = string(raw);
+    let text = text.ok_or_else(|| EnvelopeError::invalid("data", "is not a valid string"))?;
+    Ok(text.into_owned().into())
 }
 
-fn base64_bytes(raw: &str) -> Result<Bytes, EnvelopeError> {
+fn base64_bytes(raw: &RawValue) -> Result<Bytes, EnvelopeError> {
     let error = || EnvelopeError::invalid("data_base64", "is not a string of standard base64");
-    let text: String = serde_json::from_str(raw).map_err(|_other| error())?;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+    let text = string(raw).ok_or_else(error)?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(&*text);
     bytes.map(Bytes::from).map_err(|_invalid| error())
 }
 
-/// The members of a JSON envelope, each once, without those that are null: null means absent.
-struct Members<'a>(BTreeMap<String, &'a RawValue>);
+/// The members of a JSON envelope by name, each once, without those that are null: null means absent.
+struct Members<'a>(Vec<(Name<'a>, &'a RawValue)>);
+
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Members<'_> {
+    fn get(&self, name: &str) -> Option<&RawValue> {
+        let found = self.0.binary_search_by(|(Name(other), _)| (**other).cmp(name));
+        found.ok().and_then(|at| self.0.get(at)).map(|(_, raw)| *raw)
+    }
+}
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
@@ -197,15 +230,21 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = BTreeMap::new();
-                while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
-                    if members.insert(name.clone(), raw).is_some() {
-                        let name: String = name.chars().take(64).collect();
+                let mut members = Vec::with_capacity(USUAL_MEMBERS);
+                while let Some(member) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                    members.push(member);
+                }
+                members.sort_unstable_by(|(Name(one), _), (Name(other), _)| one.cmp(other));
+                for pair in members.windows(2) {
+                    if let [(Name(one), _), (Name(other), _)] = pair
+                        && one == other
+                    {
+                        let name: String = one.chars().take(64).collect();
                         let message = format!("member {name:?} is given twice");
                         return Err(serde::de::Error::custom(message));
                     }
                 }
-                members.retain(|_name, raw| raw.get() != "null");
+                members.retain(|(_name, raw)| raw.get() != "null");
                 Ok(Members(members))
             }
         }
@@ -256,12 +295,14 @@ fn wrap_plain(
     body: Bytes,
     wrap: &WrapContext<'_>,
 ) -> Result<Event, EnvelopeError> {
-    let id = uuid::Uuid::new_v4().to_string();
-    let mut event = Event::new(id, wrap.source, "com.dapr.event.sent")?;
+    // A generator of this process: a system call for each event would be dearer than the rest of it.
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let mut event = Event::new(id.to_string(), wrap.source, "com.dapr.event.sent")?;
     event.set_attribute("datacontenttype", content_type.unwrap_or("text/plain").to_owned())?;
     event.set_attribute("topic", wrap.topic.to_owned())?;
     event.set_attribute("pubsubname", wrap.bus.to_owned())?;
-    event.set_attribute("time", wrap.now.to_string())?;
+    // Of our own making, so that it needs no look.
+    event.attributes.insert("time".to_owned(), wrap.now.to_string());
     event.fill_trace(headers);
     Ok(event.with_data(body))
 }
@@ -273,8 +314,9 @@ impl Event {
         if self.attribute("traceparent").is_some() {
             return;
         }
-        for name in ["traceparent", "tracestate"] {
-            let value = headers.get(name).and_then(|value| value.to_str().ok());
+        for header in [TRACEPARENT, TRACESTATE] {
+            let name = header.as_str();
+            let value = headers.get(&header).and_then(|value| value.to_str().ok());
             if let Some(value) = value.filter(|value| attribute::check(name, value).is_ok()) {
                 self.attributes.insert(name.to_owned(), value.to_owned());
             }

@@ -60,7 +60,7 @@ impl Command {
         let Self::Append { entries, .. } = self else {
             return 0;
         };
-        entries.iter().map(|entry| entry.payload.len()).sum()
+        entries.iter().map(|entry| entry.record.len()).sum()
     }
 
     /// Events that it brings.

@@ -4,12 +4,42 @@
 
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 
 /// The window is cut into this many spans, forgotten one at a time.
 const SPANS: u64 = 4;
 /// Most events remembered for one topic (about 30 bytes each). Past it the oldest span goes early.
 const MAX_ENTRIES: usize = 4 << 20;
+
+/// Keyed hash of a (`source`, `id`), which no publisher can foresee.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(u64);
+
+impl Hash for Fingerprint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
+    }
+}
+
+/// A fingerprint is a good hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = self.0.rotate_left(8) ^ value;
+    }
+}
 
 /// Memory of one topic's window.
 #[derive(Debug)]
@@ -25,7 +55,7 @@ struct Span {
     /// Youngest entry.
     until_ms: u64,
     started_ms: u64,
-    positions: HashMap<u64, u64>,
+    positions: HashMap<Fingerprint, u64, BuildHasherDefault<AsItIs>>,
 }
 
 impl Dedup {
@@ -45,17 +75,15 @@ impl Dedup {
     }
 
     /// Positions that may hold the same event, youngest first.
-    pub(super) fn candidates(&self, source: &str, id: &str) -> Vec<u64> {
-        let print = self.fingerprint(source, id);
-        self.spans.iter().rev().filter_map(|span| span.positions.get(&print).copied()).collect()
+    pub(super) fn candidates(&self, print: Fingerprint) -> impl Iterator<Item = u64> {
+        self.spans.iter().rev().filter_map(move |span| span.positions.get(&print).copied())
     }
 
     /// Remembers an event. False: the window was cut short to make room.
-    pub(super) fn insert(&mut self, source: &str, id: &str, position: u64, now_ms: u64) -> bool {
-        let print = self.fingerprint(source, id);
+    pub(super) fn insert(&mut self, print: Fingerprint, position: u64, now_ms: u64) -> bool {
         let width = self.window_ms / SPANS;
         if self.spans.back().is_none_or(|span| now_ms.saturating_sub(span.started_ms) > width) {
-            let positions = HashMap::new();
+            let positions = HashMap::default();
             self.spans.push_back(Span { until_ms: now_ms, started_ms: now_ms, positions });
         }
         if let Some(span) = self.spans.back_mut() {
@@ -81,8 +109,8 @@ impl Dedup {
         self.spans.iter().map(|span| span.positions.len()).sum()
     }
 
-    fn fingerprint(&self, source: &str, id: &str) -> u64 {
-        self.hasher.hash_one((source, id))
+    pub(super) fn fingerprint(&self, source: &str, id: &str) -> Fingerprint {
+        Fingerprint(self.hasher.hash_one((source, id)))
     }
 }
 
@@ -90,24 +118,32 @@ impl Dedup {
 mod tests {
     use super::*;
 
+    fn insert(dedup: &mut Dedup, source: &str, id: &str, position: u64, now_ms: u64) {
+        assert!(dedup.insert(dedup.fingerprint(source, id), position, now_ms));
+    }
+
+    fn candidates(dedup: &Dedup, source: &str, id: &str) -> Vec<u64> {
+        dedup.candidates(dedup.fingerprint(source, id)).collect()
+    }
+
     #[test]
     fn events_are_remembered_for_the_window_and_then_forgotten() {
         let mut dedup = Dedup::new(1000);
         for at in 0..50 {
-            dedup.insert("/s", &at.to_string(), at, at * 100);
+            insert(&mut dedup, "/s", &at.to_string(), at, at * 100);
             dedup.expire(at * 100);
         }
-        assert_eq!(dedup.candidates("/s", "49"), [49]);
-        assert_eq!(dedup.candidates("/s", "40"), [40]);
-        assert_eq!(dedup.candidates("/s", "20"), Vec::<u64>::new());
-        assert_eq!(dedup.candidates("/t", "49"), Vec::<u64>::new());
+        assert_eq!(candidates(&dedup, "/s", "49"), [49]);
+        assert_eq!(candidates(&dedup, "/s", "40"), [40]);
+        assert_eq!(candidates(&dedup, "/s", "20"), Vec::<u64>::new());
+        assert_eq!(candidates(&dedup, "/t", "49"), Vec::<u64>::new());
         assert!(dedup.len() < 20);
     }
 
     #[test]
     fn source_and_id_are_not_mixed_up() {
         let mut dedup = Dedup::new(1000);
-        dedup.insert("ab", "c", 1, 0);
-        assert_eq!(dedup.candidates("a", "bc"), Vec::<u64>::new());
+        insert(&mut dedup, "ab", "c", 1, 0);
+        assert_eq!(candidates(&dedup, "a", "bc"), Vec::<u64>::new());
     }
 }

@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::metrics::LogMetrics;
 use super::progress::Progress;
-use super::record::{Record, TopicRow};
+use super::record::{Record, TopicRow, Unsealed};
 use super::store::{Batch, Found, Snapshot, Store};
 use super::subscription::{self, Subscription, unreadable};
 use super::topic::Topic;
@@ -112,7 +112,6 @@ impl Engine {
         for entry in entries {
             published.push(state.append(entry, &mut self.batch, &mut self.store, now_ms)?);
         }
-        self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
         Ok(published)
     }
 
@@ -259,9 +258,12 @@ impl Engine {
         self.topics.values().map(|topic| topic.row().bytes).sum()
     }
 
-    /// Adds changed progress to the batch and writes it. Afterwards everything done so far is on disk, and may be
+    /// Adds changed topics and progress to the batch and writes it. Afterwards everything done so far is on disk, and may be
     /// acknowledged and handed out.
     pub(super) fn commit(&mut self) -> Result<(), LogError> {
+        for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.has_unwritten()) {
+            self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
+        }
         for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {
             let row = subscription.progress.to_row().encode_to_vec();
             self.batch.progress.insert(subscription.row.id, Some(row));
@@ -293,8 +295,7 @@ impl Engine {
     /// Adds a record to a topic that exists, whatever it is.
     pub(super) fn push(&mut self, topic: &str, record: &Record) {
         if let Some(state) = self.topics.get_mut(topic) {
-            state.push(&record.encode_to_vec(), &mut self.batch);
-            self.batch.topics.insert(topic.to_owned(), state.row().encode_to_vec());
+            state.push(Unsealed::new(record), &mut self.batch);
         }
     }
 

@@ -141,12 +141,31 @@ fn checksum(place: Place, payload: &[u8]) -> [u8; SEAL] {
     xxh3_64_with_seed(payload, seed).to_le_bytes()
 }
 
-/// The stored form of an encoded record.
-pub(super) fn seal(place: Place, payload: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(SEAL + payload.len());
-    frame.extend_from_slice(&checksum(place, payload));
-    frame.extend_from_slice(payload);
-    frame
+/// A record in its stored form, but for the seal: that needs its place.
+#[derive(Debug)]
+pub(super) struct Unsealed(Vec<u8>);
+
+impl Unsealed {
+    pub(super) fn new(record: &Record) -> Self {
+        let mut frame = Vec::with_capacity(SEAL + record.encoded_len());
+        frame.resize(SEAL, 0);
+        record.encode_raw(&mut frame);
+        Self(frame)
+    }
+
+    /// Bytes that it takes in the store.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The stored form.
+    pub(super) fn seal(self, place: Place) -> Vec<u8> {
+        let mut frame = self.0;
+        if let Some((seal, payload)) = frame.split_first_chunk_mut() {
+            *seal = checksum(place, payload);
+        }
+        frame
+    }
 }
 
 /// The record, or `None` if it is damaged.
@@ -170,7 +189,7 @@ mod tests {
             route in "[a-z]{1,40}", at in 0_usize..1000, flip in 1_u8..=255, place: (u32, u64),
         ) {
             let record = Record { published_ms: 7, event: None, route };
-            let mut frame = seal(place, &record.encode_to_vec());
+            let mut frame = Unsealed::new(&record).seal(place);
             prop_assert_eq!(unseal(place, &frame), Some(record));
             prop_assert_eq!(unseal((place.0, place.1 ^ 1), &frame), None);
             let at = at % frame.len();

@@ -27,6 +27,7 @@ mod snapshot;
 
 use background::Writing;
 pub(super) use batch::Batch;
+use batch::BatchRow;
 use journal::Journal;
 use pending::Pending;
 pub(super) use reader::Found;
@@ -129,7 +130,13 @@ impl Store {
     /// Makes a batch durable, all of it or nothing.
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), LogError> {
         self.unsettled = true;
-        match self.append(&batch) {
+        if !Journal::takes(&batch) {
+            return self.flush(&batch, false);
+        }
+        let row = BatchRow::from(batch);
+        let appended = self.append(&row);
+        let batch = Batch::from(row);
+        match appended {
             Ok(true) => {}
             Ok(false) => return self.flush(&batch, false),
             Err(error) => {
@@ -146,15 +153,13 @@ impl Store {
     }
 
     /// Puts a batch into the journal, in its other half if there is no room in this one. False: it belongs into the tables.
-    fn append(&mut self, batch: &Batch) -> Result<bool, LogError> {
+    fn append(&mut self, batch: &BatchRow) -> Result<bool, LogError> {
         for _half in 0..2 {
-            match &mut self.journal {
-                Some(journal) if Journal::takes(batch) => {
-                    if journal.append(batch)? {
-                        return Ok(true);
-                    }
-                }
-                _ => break,
+            let Some(journal) = &mut self.journal else {
+                break;
+            };
+            if journal.append(batch)? {
+                return Ok(true);
             }
             self.begin_writing()?;
         }

@@ -482,7 +482,7 @@ fn records_keep_every_part_of_an_event() {
         ..entries([1]).remove(0).event.into()
     };
     let record = Record { published_ms: 1, event: Some(event), route: "r".into() };
-    let frame = record::seal((1, 1), &record.encode_to_vec());
+    let frame = Unsealed::new(&record).seal((1, 1));
     assert_eq!(record::unseal((1, 1), &frame), Some(record));
 }
 

@@ -1,11 +1,11 @@
 //! One topic in memory: bounds, settings, and what it saw lately.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::dedup::Dedup;
-use super::record::{Place, TopicRow, seal};
+use super::dedup::{Dedup, Fingerprint};
+use super::record::{Place, TopicRow, Unsealed};
 use super::store::{Batch, Found, Store};
 use super::{LogError, Prepared, TopicConfig};
 use crate::bus::Published;
@@ -22,7 +22,7 @@ pub(super) struct Topic {
     /// One past the last position that is in the store.
     stored_end: u64,
     /// (`source`, `id`) by position of events that are in the current batch, so not in the store yet.
-    unwritten: HashMap<u64, (String, String)>,
+    unwritten: BTreeMap<u64, (String, String)>,
 }
 
 impl Topic {
@@ -45,7 +45,7 @@ impl Topic {
             row,
             trims_more: false,
             stored_end: 1,
-            unwritten: HashMap::new(),
+            unwritten: BTreeMap::new(),
         }
     }
 
@@ -53,7 +53,7 @@ impl Topic {
     pub(super) fn restore(row: TopicRow, store: &mut Store, now_ms: u64) -> Result<Self, LogError> {
         let dedup = Dedup::new(row.dedup_window_ms);
         let stored_end = row.next;
-        let unwritten = HashMap::new();
+        let unwritten = BTreeMap::new();
         let mut topic = Self { row, dedup, trims_more: false, stored_end, unwritten };
         topic.remember_window(store, now_ms)?;
         Ok(topic)
@@ -90,7 +90,8 @@ impl Topic {
             };
             let published_ms = record.published_ms;
             if let Some(event) = record.event {
-                self.dedup.insert(&event.source, &event.id, position, published_ms);
+                let print = self.dedup.fingerprint(&event.source, &event.id);
+                self.dedup.insert(print, position, published_ms);
             }
         }
         Ok(())
@@ -122,7 +123,7 @@ impl Topic {
         self.dedup = Dedup::new(self.row.dedup_window_ms);
         self.remember_window(store, now_ms)?;
         for (position, (source, id)) in &self.unwritten {
-            self.dedup.insert(source, id, *position, now_ms);
+            self.dedup.insert(self.dedup.fingerprint(source, id), *position, now_ms);
         }
         Ok(())
     }
@@ -171,26 +172,29 @@ impl Topic {
         store: &mut Store,
         now_ms: u64,
     ) -> Result<Published, LogError> {
-        if let Some(position) = self.duplicate_of(&entry, store, now_ms)? {
+        if !self.dedup.is_on() {
+            let position = self.push(entry.record, batch);
+            return Ok(Published { position, duplicate: false });
+        }
+        let print = self.dedup.fingerprint(&entry.source, &entry.id);
+        if let Some(position) = self.duplicate_of(&entry, print, store, now_ms)? {
             return Ok(Published { position, duplicate: true });
         }
-        let position = self.push(&entry.payload, batch);
-        if self.dedup.is_on() {
-            if !self.dedup.insert(&entry.source, &entry.id, position, now_ms) {
-                tracing::warn!(
-                    topic = self.row.id,
-                    "deduplication window cut short: too many events"
-                );
-            }
-            self.unwritten.insert(position, (entry.source, entry.id));
+        let position = self.push(entry.record, batch);
+        if !self.dedup.insert(print, position, now_ms) {
+            tracing::warn!(
+                topic = self.row.id,
+                "deduplication window cut short: too many events"
+            );
         }
+        self.unwritten.insert(position, (entry.source, entry.id));
         Ok(Published { position, duplicate: false })
     }
 
     /// Adds a record to the batch whatever it is.
-    pub(super) fn push(&mut self, payload: &[u8], batch: &mut Batch) -> u64 {
+    pub(super) fn push(&mut self, record: Unsealed, batch: &mut Batch) -> u64 {
         let position = self.row.next;
-        let frame = seal(self.place(position), payload);
+        let frame = record.seal(self.place(position));
         self.row.next += 1;
         self.row.bytes += frame.len() as u64;
         batch.events.push((self.place(position), frame));
@@ -207,14 +211,12 @@ impl Topic {
     fn duplicate_of(
         &self,
         entry: &Prepared,
+        print: Fingerprint,
         store: &mut Store,
         now_ms: u64,
     ) -> Result<Option<u64>, LogError> {
-        if !self.dedup.is_on() {
-            return Ok(None);
-        }
         let horizon = self.dedup.horizon_ms(now_ms);
-        for position in self.dedup.candidates(&entry.source, &entry.id) {
+        for position in self.dedup.candidates(print) {
             if let Some((source, id)) = self.unwritten.get(&position) {
                 if (source, id) == (&entry.source, &entry.id) {
                     return Ok(Some(position));
@@ -232,6 +234,11 @@ impl Topic {
             }
         }
         Ok(None)
+    }
+
+    /// Whether there are events in the batch.
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.stored_end < self.row.next
     }
 
     /// The store has the batch now.

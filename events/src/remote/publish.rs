@@ -85,6 +85,7 @@ enum Step {
     Job(Option<Job>),
     /// Whether another channel came, or none ever will.
     Channel(bool),
+    /// As of the last time that the timer was set.
     Silence,
 }
 
@@ -120,6 +121,9 @@ impl Stream<'_> {
             Err(_elapsed) => return Err("the stream did not open within 5 s".to_owned()),
         };
         let mut silent_until = Instant::now() + SILENCE;
+        // One timer for all of it, which is set anew only when it goes off.
+        let timer = sleep_until(silent_until);
+        tokio::pin!(timer);
         loop {
             if self.pending.len() >= MAX_PENDING {
                 self.pending.retain(|_correlation, pending| !pending.answer.is_closed());
@@ -134,7 +138,7 @@ impl Stream<'_> {
                 answer = answers.message() => Step::Answer(answer),
                 job = next_job, if room => Step::Job(job),
                 changed = channel.changed() => Step::Channel(changed.is_ok()),
-                () = sleep_until(silent_until), if !self.pending.is_empty() => Step::Silence,
+                () = &mut timer, if !self.pending.is_empty() => Step::Silence,
             };
             match step {
                 Step::Answer(answer) => {
@@ -154,6 +158,9 @@ impl Stream<'_> {
                     self.drain(&mut answers).await;
                     // A closed watch means that the process ends.
                     return if replaced { Ok(()) } else { Err("the process ends".to_owned()) };
+                }
+                Step::Silence if Instant::now() < silent_until => {
+                    timer.as_mut().reset(silent_until);
                 }
                 Step::Silence => return Err("the bus does not answer".to_owned()),
             }

@@ -75,6 +75,14 @@ impl Buses {
         }
     }
 
+    /// Whether there is a bus of this name, as far as [`Self::names`] knows.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        match &*self.workload.borrow() {
+            Some(workload) => declared(workload, name).is_some(),
+            None => name == DEFAULT_BUS,
+        }
+    }
+
     /// A bus, for consuming.
     pub(super) fn bus(&self, name: &str) -> Arc<dyn EventBus> {
         self.open(name).bus
@@ -117,12 +125,14 @@ impl Buses {
 
     fn open(&self, name: &str) -> OpenBus {
         let mut open = self.open.lock();
-        let make = || {
-            let bus = Arc::new(RemoteBus::new(name, self.channel.subscribe()));
-            let shared: Arc<dyn EventBus> = Arc::<RemoteBus>::clone(&bus);
-            OpenBus { bus, publisher: Arc::new(self.outbox.relay(name, shared)) }
-        };
-        open.entry(name.to_owned()).or_insert_with(make).clone()
+        if let Some(known) = open.get(name) {
+            return known.clone();
+        }
+        let bus = Arc::new(RemoteBus::new(name, self.channel.subscribe()));
+        let shared: Arc<dyn EventBus> = Arc::<RemoteBus>::clone(&bus);
+        let new = OpenBus { bus, publisher: Arc::new(self.outbox.relay(name, shared)) };
+        open.insert(name.to_owned(), new.clone());
+        new
     }
 }
 

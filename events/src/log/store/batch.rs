@@ -58,36 +58,6 @@ impl Batch {
         self.events.iter().map(|(_place, frame)| frame.len()).sum()
     }
 
-    /// The journal's form.
-    pub(super) fn to_row(&self) -> BatchRow {
-        let named = |(name, value): (&String, &Option<Vec<u8>>)| NamedRow {
-            name: name.clone(),
-            value: value.clone(),
-        };
-        let placed = |place: Place, value: Option<&Vec<u8>>| PlacedRow {
-            id: place.0,
-            position: place.1,
-            value: value.cloned(),
-        };
-        let progress = self.progress.iter();
-        let trims = self.trims.iter();
-        BatchRow {
-            topics: self
-                .topics
-                .iter()
-                .map(|(name, value)| NamedRow { name: name.clone(), value: Some(value.clone()) })
-                .collect(),
-            events: self.events.iter().map(|(at, value)| placed(*at, Some(value))).collect(),
-            trims: trims
-                .map(|(id, at)| TrimRow { id: *id, start: at.start, end: at.end })
-                .collect(),
-            subscriptions: self.subscriptions.iter().map(named).collect(),
-            progress: progress.map(|(id, value)| placed((*id, 0), value.as_ref())).collect(),
-            attempts: self.attempts.iter().map(|(at, value)| placed(*at, value.as_ref())).collect(),
-            forget: self.forget.clone(),
-        }
-    }
-
     /// Writes all of it into a transaction.
     pub(super) fn write(&self, write: &WriteTransaction) -> Result<(), LogError> {
         // First: a subscription that was moved has new rows already.
@@ -178,6 +148,27 @@ struct TrimRow {
     start: u64,
     #[prost(uint64, tag = "3")]
     end: u64,
+}
+
+/// Moves what is in it: a batch is made for every flush.
+impl From<Batch> for BatchRow {
+    fn from(batch: Batch) -> Self {
+        let placed = |((id, position), value)| PlacedRow { id, position, value };
+        let named = |(name, value)| NamedRow { name, value };
+        let topics = batch.topics.into_iter();
+        let events = batch.events.into_iter();
+        let trims = batch.trims.into_iter();
+        let progress = batch.progress.into_iter();
+        Self {
+            topics: topics.map(|(name, value)| named((name, Some(value)))).collect(),
+            events: events.map(|(at, value)| placed((at, Some(value)))).collect(),
+            trims: trims.map(|(id, at)| TrimRow { id, start: at.start, end: at.end }).collect(),
+            subscriptions: batch.subscriptions.into_iter().map(named).collect(),
+            progress: progress.map(|(id, value)| placed(((id, 0), value))).collect(),
+            attempts: batch.attempts.into_iter().map(placed).collect(),
+            forget: batch.forget,
+        }
+    }
 }
 
 impl From<BatchRow> for Batch {

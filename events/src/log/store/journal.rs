@@ -96,9 +96,8 @@ impl Journal {
     }
 
     /// Writes a batch and returns when it is on disk; false if it is too large or there is no room, and nothing happened.
-    pub(super) fn append(&mut self, batch: &Batch) -> Result<bool, LogError> {
-        let row = batch.to_row();
-        let length = row.encoded_len();
+    pub(super) fn append(&mut self, batch: &BatchRow) -> Result<bool, LogError> {
+        let length = batch.encoded_len();
         let blocks = (HEADER + length).div_ceil(BLOCK);
         let Ok(payload_length) = u32::try_from(length) else {
             return Ok(false);
@@ -110,7 +109,7 @@ impl Journal {
         let Some((header, mut rest)) = bytes.split_at_mut_checked(HEADER) else {
             return Ok(false);
         };
-        row.encode(&mut rest).map_err(|error| LogError::Store(error.to_string()))?;
+        batch.encode(&mut rest).map_err(|error| LogError::Store(error.to_string()))?;
         // Whole blocks: the kernel need not read what it writes a part of.
         rest.fill(0);
         let numbers = [

@@ -120,8 +120,12 @@ impl Options {
         now: Timestamp,
     ) -> Result<Event, EnvelopeError> {
         if wrapped {
-            let (id, source, kind) = (&self.id, &self.source, &self.event_type);
-            event = event.renamed(id.as_deref(), source.as_deref(), kind.as_deref())?;
+            let names = [&self.id, &self.source, &self.event_type].map(Option::as_deref);
+            if let [id, source, kind] = names
+                && names.iter().any(Option::is_some)
+            {
+                event = event.renamed(id, source, kind)?;
+            }
             let trace = [("traceparent", &self.trace_parent), ("tracestate", &self.trace_state)];
             for (name, value) in trace {
                 if let Some(value) = value {

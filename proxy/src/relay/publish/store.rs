@@ -100,8 +100,8 @@ impl Publishing {
     }
 
     fn count(&self, bus: &str, topic: &str, outcome: &'static str) {
-        let known = self.buses.names().iter().any(|name| name == bus);
-        self.metrics.published(if known { bus } else { "unknown" }, topic, outcome);
+        let bus = if self.buses.knows(bus) { bus } else { "unknown" };
+        self.metrics.published(bus, topic, outcome);
     }
 
     /// Checks that publishes to the topic are taken at all, before anything is read.
@@ -132,8 +132,11 @@ impl Publishing {
             false => (decode(headers, body, &context), is_plain(headers)),
         };
         let mut events = events.map_err(|error| malformed(&error))?;
-        for event in &mut events {
-            event.fill_trace(headers);
+        // A plain body's event has it already.
+        if !wrapped {
+            for event in &mut events {
+                event.fill_trace(headers);
+            }
         }
         let events = events.into_iter();
         let applied = events.map(|event| options.apply(event, wrapped, deadline, now));

@@ -41,7 +41,7 @@ fn fill(dir: &TempDir, epoch: u64, batches: impl IntoIterator<Item = Batch>) -> 
     let mut journal = Journal::open(blocks(dir)).unwrap();
     journal.start(epoch);
     for batch in batches {
-        assert!(journal.append(&batch).unwrap());
+        assert!(journal.append(&batch.into()).unwrap());
     }
     journal
 }
@@ -75,7 +75,7 @@ fn an_epoch_and_the_next_one_have_a_half_each() {
     let dir = TempDir::new().unwrap();
     let mut journal = fill(&dir, 7, [batch(1, 10), batch(2, 10)]);
     journal.start(8);
-    assert!(journal.append(&batch(3, 10)).unwrap());
+    assert!(journal.append(&batch(3, 10).into()).unwrap());
     let all = vec![batch(1, 10), batch(2, 10), batch(3, 10)];
     assert_eq!(read(&dir, 7), Contents { batches: all, lost: 0 });
     assert_eq!(read(&dir, 8), Contents { batches: vec![batch(3, 10)], lost: 0 });
@@ -110,16 +110,16 @@ fn what_is_too_large_or_has_no_room_is_left_to_the_store() {
     let mut journal = fill(&dir, 6, []);
     assert!(!Journal::takes(&batch(1, MAX_FRAME + 1)));
     // Small enough, until it is encoded.
-    assert!(!journal.append(&batch(1, MAX_FRAME)).unwrap());
+    assert!(!journal.append(&batch(1, MAX_FRAME).into()).unwrap());
     let mut taken = 0;
-    while journal.append(&batch(taken, MAX_FRAME - 100)).unwrap() {
+    while journal.append(&batch(taken, MAX_FRAME - 100).into()).unwrap() {
         taken += 1;
     }
     assert!(journal.is_nearly_full());
     assert_eq!(read(&dir, 6).batches.len() as u64, taken);
     journal.start(7);
     assert!(!journal.is_nearly_full());
-    assert!(journal.append(&batch(1, 1)).unwrap());
+    assert!(journal.append(&batch(1, 1).into()).unwrap());
 }
 
 #[test]
@@ -195,7 +195,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn every_part_of_a_batch_comes_back(batch in any_batch()) {
-        let bytes = batch.to_row().encode_to_vec();
+        let bytes = BatchRow::from(batch.clone()).encode_to_vec();
         prop_assert_eq!(Batch::from(BatchRow::decode(bytes.as_slice()).unwrap()), batch);
     }
 
