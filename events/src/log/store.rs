@@ -51,7 +51,7 @@ pub(crate) const FILE_NAME: &str = "log.redb";
 /// What is acknowledged is durable in the journal alone for about so long, at most.
 const LONGEST_IN_JOURNAL: Duration = Duration::from_secs(10);
 /// Bytes of events that go into the tables together.
-const MOST_UNWRITTEN: usize = 256 << 10;
+const MOST_UNWRITTEN: usize = 1 << 20;
 /// A file larger than this, and mostly unused, is compacted when it is opened.
 const COMPACT_FROM_BYTES: u64 = 64 << 20;
 
