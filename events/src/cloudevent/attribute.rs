@@ -6,7 +6,8 @@ use super::EnvelopeError;
 const MAX_NAME_LENGTH: usize = 64;
 
 /// Names that are not attributes of the open set: required ones, and members of the JSON format.
-pub(super) const RESERVED: [&str; 6] = ["id", "source", "type", "specversion", "data", "data_base64"];
+pub(super) const RESERVED: [&str; 6] =
+    ["id", "source", "type", "specversion", "data", "data_base64"];
 
 /// Checks the name of an optional or extension attribute.
 pub(super) fn check_name(name: &str) -> Result<(), EnvelopeError> {

@@ -6,8 +6,8 @@ use std::fmt;
 
 use base64::Engine;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;

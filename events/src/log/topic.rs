@@ -182,10 +182,7 @@ impl Topic {
         }
         let position = self.push(entry.record, batch);
         if !self.dedup.insert(print, position, now_ms) {
-            tracing::warn!(
-                topic = self.row.id,
-                "deduplication window cut short: too many events"
-            );
+            tracing::warn!(topic = self.row.id, "deduplication window cut short: too many events");
         }
         self.unwritten.insert(position, (entry.source, entry.id));
         Ok(Published { position, duplicate: false })
