@@ -54,7 +54,7 @@ test-k8s: ## builds and checks the manifests in k8s/
 test-instructions: ## counts the instructions of a request, and compares with bench/instructions.json
 	@if command -v callgrind_control >/dev/null && command -v h2load >/dev/null && \
 	    PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null; then \
-	  cargo build --release -p duet-proxy --bins $(LOCKED) && cargo build -p duet --bins $(LOCKED) && \
+	  cargo build --release -p duet-proxy --bins $(LOCKED) && cargo build --workspace --bins $(LOCKED) && \
 	  bench/instructions --duet target/debug/duet; \
 	elif [[ "$${CI:-}" == true ]]; then \
 	  echo "valgrind, nginx or nghttp2-client is missing: run make deps" >&2; exit 1; \

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use references::references;
 pub use references::{parent_service, route_parents, target_object};
 
+/// Annotation of a Service: the accounts that may register replicas of it, comma-separated.
+pub const ACCOUNTS_ANNOTATION: &str = "duet.dev/service-accounts";
 /// Label of an `EndpointSlice` that names its service.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -219,6 +221,9 @@ impl Index {
         match resource {
             Resource::Service(service) => {
                 affected.services.insert(service_key(&service.metadata));
+                // It says who may consume for it.
+                let annotations = service.metadata.annotations.keys();
+                affected.events |= annotations.into_iter().any(|key| key == ACCOUNTS_ANNOTATION);
             }
             Resource::EventBus(_)
             | Resource::Topic(_)

@@ -154,6 +154,8 @@ impl TryFrom<proto::Event> for Event {
 
     fn try_from(raw: proto::Event) -> Result<Self, EnvelopeError> {
         attribute::check_spec_version(&raw.spec_version)?;
+        // What a bus adds to an event that was published as large as may be has room, too.
+        attribute::check_count(raw.attributes.len() / 2)?;
         let mut event = Self::new(raw.id, raw.source, raw.r#type)?;
         for (name, value) in raw.attributes {
             event.set_attribute(&name, value)?;

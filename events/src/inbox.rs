@@ -137,35 +137,45 @@ fn keys<'e>(subscription: &str, events: impl IntoIterator<Item = (&'e Event, u64
 /// Serves until nobody can ask any more. Where the store cannot be opened, everybody is told, and the next question
 /// starts another try.
 fn run(options: &InboxOptions, mut asks: mpsc::Receiver<Ask>) {
-    let database = match open(&options.dir) {
-        Ok(database) => database,
-        Err(error) => {
-            asks.close();
-            while let Some(ask) = asks.blocking_recv() {
-                refuse(ask, &error);
-            }
-            return;
-        }
-    };
+    let mut opened = None;
     while let Some(first) = asks.blocking_recv() {
+        let database = match opened.take().map_or_else(|| open(&options.dir), Ok) {
+            Ok(database) => database,
+            Err(error) => {
+                asks.close();
+                refuse(first, &error);
+                while let Some(ask) = asks.blocking_recv() {
+                    refuse(ask, &error);
+                }
+                return;
+            }
+        };
         let mut group = vec![first];
         while group.len() < GROUP
             && let Ok(next) = asks.try_recv()
         {
             group.push(next);
         }
-        serve(&database, options.window, group);
+        match serve(&database, options.window, group) {
+            Ok(()) => opened = Some(database),
+            // A store that failed once fails until it is opened anew.
+            Err(error) => tracing::error!(%error, "the inbox's store failed; it is opened again"),
+        }
     }
 }
 
-fn serve(database: &Database, window: Duration, group: Vec<Ask>) {
+/// The error is one of those that were answered.
+fn serve(database: &Database, window: Duration, group: Vec<Ask>) -> Result<(), InboxError> {
+    let mut failure = Ok(());
     let mut written = Vec::new();
     let mut waiting = Vec::new();
     for ask in group {
         match ask {
             Ask::Handled { keys, now_ms, answer } => {
+                let handled = read(database, &keys, oldest(now_ms, window));
+                failure = failure.and(handled.as_ref().map(|_handled| ()).map_err(Clone::clone));
                 // Whoever asked may be gone.
-                drop(answer.send(read(database, &keys, oldest(now_ms, window))));
+                drop(answer.send(handled));
             }
             Ask::Remember { keys, now_ms, answer } => {
                 written.extend(keys.into_iter().map(|key| (key, now_ms)));
@@ -174,12 +184,13 @@ fn serve(database: &Database, window: Duration, group: Vec<Ask>) {
         }
     }
     if waiting.is_empty() {
-        return;
+        return failure;
     }
     let outcome = write(database, window, &written);
     for answer in waiting {
         drop(answer.send(outcome.clone()));
     }
+    failure.and(outcome)
 }
 
 fn refuse(ask: Ask, error: &InboxError) {

@@ -57,6 +57,8 @@ pub struct NatsBus {
 struct HubHandle {
     commands: mpsc::UnboundedSender<Command>,
     spec: SubscriptionSpec,
+    /// Closed once it has given everything back.
+    finished: tokio::sync::watch::Receiver<()>,
 }
 
 impl NatsBus {
@@ -122,8 +124,12 @@ impl NatsBus {
         }
         let (commands, queue) = mpsc::unbounded_channel();
         let hub = Hub::new(Arc::clone(&self.shared), spec.clone(), topic, queue);
-        tokio::spawn(hub.run());
-        let handle = HubHandle { commands, spec: spec.clone() };
+        let (running, finished) = tokio::sync::watch::channel(());
+        tokio::spawn(async move {
+            hub.run().await;
+            drop(running);
+        });
+        let handle = HubHandle { commands, spec: spec.clone(), finished };
         hubs.insert(spec.name.clone(), handle.clone());
         handle
     }

@@ -144,8 +144,22 @@ impl Outbox {
         }
     }
 
-    /// Keeps events for a bus; returns after the flush.
+    /// Keeps events for a bus; returns after the flush. Whoever asked may leave meanwhile: what is on its way to the disk
+    /// is counted in all the same, since new events must not overtake it.
     async fn keep(
+        self: &Arc<Self>,
+        spool: &Arc<Spool>,
+        topic: &str,
+        events: Vec<Event>,
+    ) -> Result<(), PublishError> {
+        let (outbox, spool, topic) = (Arc::clone(self), Arc::clone(spool), topic.to_owned());
+        let kept = tokio::spawn(async move { outbox.keep_all(&spool, &topic, events).await });
+        kept.await.unwrap_or_else(|ended| {
+            Err(PublishError::new(PublishErrorKind::Internal, format!("the outbox: {ended}")))
+        })
+    }
+
+    async fn keep_all(
         &self,
         spool: &Spool,
         topic: &str,

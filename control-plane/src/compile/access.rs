@@ -2,10 +2,7 @@
 
 use duet_api::spiffe::SpiffeId;
 
-use crate::index::{Index, ServiceKey};
-
-/// Annotation of a Service: the accounts that may register replicas of it, comma-separated.
-pub const ACCOUNTS_ANNOTATION: &str = "duet.dev/service-accounts";
+use crate::index::{ACCOUNTS_ANNOTATION, Index, ServiceKey};
 
 /// Checks that a workload may be a replica of a service: it is of the same namespace, and its account is named like
 /// the service or listed in the Service's annotation.

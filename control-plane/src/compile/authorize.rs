@@ -75,9 +75,14 @@ fn policies<'i>(index: &'i Index, topic: &str) -> Vec<&'i AuthorizationPolicy> {
         });
         policies.collect::<Vec<_>>()
     };
-    match (of(topic), topic.strip_suffix(DEAD_LETTER)) {
-        (none, Some(topic)) if none.is_empty() => of(topic),
-        (found, _) => found,
+    let mut topic = topic;
+    loop {
+        let found = of(topic);
+        match topic.strip_suffix(DEAD_LETTER) {
+            // Dead letters of those that read dead letters are still events of the first topic.
+            Some(whose) if found.is_empty() => topic = whose,
+            _ => return found,
+        }
     }
 }
 
@@ -170,6 +175,15 @@ mod tests {
         assert!(decision.denied.unwrap().contains("AuthorizationPolicy ops/deny denies it"));
         assert_eq!(decision.audited, ["ops/note"]);
         assert_eq!(may(&index, OPS, Operation::Subscribe, "orders").denied, None);
+    }
+
+    #[test]
+    fn dead_letters_of_dead_letters_are_no_way_around() {
+        let index = index(&policy("p", "{targetRefs: [{kind: Topic, name: orders}]}"));
+        for topic in ["orders.dead-letter", "orders.dead-letter.dead-letter"] {
+            assert!(may(&index, WEB, Operation::Subscribe, topic).denied.is_some(), "{topic}");
+        }
+        assert_eq!(may(&index, WEB, Operation::Subscribe, "other.dead-letter").denied, None);
     }
 
     #[test]

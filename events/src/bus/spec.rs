@@ -74,7 +74,8 @@ pub struct Bulk {
 }
 
 /// Where a new subscription starts, or an old one is moved to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Start {
     /// With events published after it was declared.
     #[default]

@@ -5,9 +5,22 @@ use super::EnvelopeError;
 /// Longest attribute name that is accepted; the specification says that names SHOULD stay within 20.
 const MAX_NAME_LENGTH: usize = 64;
 
+/// Most attributes of a published event. A bus adds some of its own, and other buses carry them as headers, of which a
+/// message has room for some thousand.
+const MAX_COUNT: usize = 256;
+
 /// Names that are not attributes of the open set: required ones, and members of the JSON format.
 pub(super) const RESERVED: [&str; 6] =
     ["id", "source", "type", "specversion", "data", "data_base64"];
+
+/// Checks how many attributes an event brings.
+pub(super) fn check_count(count: usize) -> Result<(), EnvelopeError> {
+    if count <= MAX_COUNT {
+        return Ok(());
+    }
+    let reason = format!("has {count} attributes; an event has {MAX_COUNT} at most");
+    Err(EnvelopeError::Body { reason })
+}
 
 /// Checks the name of an optional or extension attribute.
 pub(super) fn check_name(name: &str) -> Result<(), EnvelopeError> {

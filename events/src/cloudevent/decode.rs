@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{EnvelopeError, Event, attribute, encode, header};
@@ -118,13 +118,61 @@ fn json_error(error: &serde_json::Error) -> EnvelopeError {
 }
 
 fn decode_batch(body: &[u8]) -> Result<Vec<Event>, EnvelopeError> {
-    let members: Vec<Members<'_>> =
-        serde_json::from_str(json_text(body)?).map_err(|error| json_error(&error))?;
-    let decoded = members.iter().enumerate().map(|(index, members)| {
-        decode_members(members)
-            .map_err(|error| EnvelopeError::InBatch { index, error: Box::new(error) })
-    });
-    decoded.collect()
+    let mut json = serde_json::Deserializer::from_str(json_text(body)?);
+    let (mut events, mut wrong) = (Vec::new(), None);
+    let read = Batch { events: &mut events, wrong: &mut wrong }.deserialize(&mut json);
+    let read = read.and_then(|()| json.end());
+    match (wrong, read) {
+        (Some(error), _) => {
+            Err(EnvelopeError::InBatch { index: events.len(), error: Box::new(error) })
+        }
+        (None, Err(error)) => Err(json_error(&error)),
+        (None, Ok(())) => Ok(events),
+    }
+}
+
+/// Makes an event of each element before the next is read: a body of nothing but braces takes no memory.
+struct Batch<'e> {
+    events: &'e mut Vec<Event>,
+    /// What is wrong with the element after those.
+    wrong: &'e mut Option<EnvelopeError>,
+}
+
+impl<'de> DeserializeSeed<'de> for Batch<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, input: D) -> Result<(), D::Error> {
+        input.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Batch<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        loop {
+            let members = match elements.next_element::<Members<'de>>() {
+                Ok(Some(members)) => members,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    let reason = format!("is not the expected JSON: {error}");
+                    *self.wrong = Some(EnvelopeError::Body { reason });
+                    return Err(error);
+                }
+            };
+            match decode_members(&members) {
+                Ok(event) => self.events.push(event),
+                Err(error) => {
+                    *self.wrong = Some(error);
+                    return Err(serde::de::Error::custom("an event is not valid"));
+                }
+            }
+        }
+    }
 }
 
 fn decode_structured(text: &str) -> Result<Event, EnvelopeError> {
@@ -140,6 +188,7 @@ fn decode_members(members: &Members<'_>) -> Result<Event, EnvelopeError> {
     };
     attribute::check_spec_version(&required("specversion")?)?;
     let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
+    attribute::check_count(members.0.len())?;
     for (Name(name), raw) in &members.0 {
         if !attribute::RESERVED.contains(&&**name) {
             event.set_attribute(name, attribute_value(name, raw)?)?;
@@ -258,6 +307,7 @@ fn decode_binary(
     content_type: Option<&str>,
     body: Bytes,
 ) -> Result<Event, EnvelopeError> {
+    attribute::check_count(headers.keys_len())?;
     let mut attributes = BTreeMap::new();
     for header_name in headers.keys() {
         let Some(name) = header_name.as_str().strip_prefix("ce-") else {

@@ -285,6 +285,38 @@ fn an_error_in_a_batch_says_where() {
 }
 
 #[test]
+fn a_batch_takes_no_more_memory_than_its_events_do() {
+    let braces = format!("[{}{{}}]", "{},".repeat(100_000));
+    let error = read(&[("content-type", BATCH_CONTENT_TYPE)], &braces).unwrap_err();
+    assert_eq!(error.to_string(), "event 0 of the batch: attribute specversion is missing");
+    for broken in
+        [format!("[{},7]", envelope("")), format!("[{},{{\"id\":1,\"id\":2}}]", envelope(""))]
+    {
+        let error = read(&[("content-type", BATCH_CONTENT_TYPE)], &broken).unwrap_err();
+        assert!(error.to_string().starts_with("event 1 of the batch: body: "), "{error}");
+    }
+    for broken in ["", "{}", "[", "[] x"] {
+        let error = read(&[("content-type", BATCH_CONTENT_TYPE)], broken).unwrap_err();
+        assert!(error.to_string().contains("body: is not the expected JSON"), "{error}");
+    }
+}
+
+#[test]
+fn an_event_has_a_bounded_number_of_attributes() {
+    let many =
+        |count: usize| -> String { (0..count).map(|at| format!(r#","x{at}":"1""#)).collect() };
+    let kind = [("content-type", STRUCTURED_CONTENT_TYPE)];
+    assert!(read(&kind, &envelope(&many(200))).is_ok());
+    let error = read(&kind, &envelope(&many(25_000))).unwrap_err();
+    assert!(error.to_string().contains("256 at most"), "{error}");
+    let names: Vec<String> = (0..300).map(|at| format!("ce-x{at}")).collect();
+    let mut headers =
+        vec![("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t"), ("ce-specversion", "1.0")];
+    headers.extend(names.iter().map(|name| (name.as_str(), "1")));
+    assert!(read(&headers, "").is_err());
+}
+
+#[test]
 fn extra_attributes_fill_gaps_only() {
     let event = Event::new("1", "/s", "t").unwrap().with_attribute("topic", "mine").unwrap();
     let extra = [("topic", "theirs"), ("pubsubname", "default")];

@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 const SPANS: u64 = 4;
 /// Most events remembered for one topic (about 30 bytes each). Past it the oldest span goes early.
 const MAX_ENTRIES: usize = 4 << 20;
+const MAX_SPAN: usize = MAX_ENTRIES / 4;
 
 /// Keyed hash of a (`source`, `id`), which no publisher can foresee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +83,11 @@ impl Dedup {
     /// Remembers an event. False: the window was cut short to make room.
     pub(super) fn insert(&mut self, print: Fingerprint, position: u64, now_ms: u64) -> bool {
         let width = self.window_ms / SPANS;
-        if self.spans.back().is_none_or(|span| now_ms.saturating_sub(span.started_ms) > width) {
+        // A full one is closed, so that too many events cost the oldest of them and not all.
+        let over = |span: &Span| {
+            now_ms.saturating_sub(span.started_ms) > width || span.positions.len() >= MAX_SPAN
+        };
+        if self.spans.back().is_none_or(over) {
             let positions = HashMap::default();
             self.spans.push_back(Span { until_ms: now_ms, started_ms: now_ms, positions });
         }
@@ -138,6 +143,16 @@ mod tests {
         assert_eq!(candidates(&dedup, "/s", "20"), Vec::<u64>::new());
         assert_eq!(candidates(&dedup, "/t", "49"), Vec::<u64>::new());
         assert!(dedup.len() < 20);
+    }
+
+    #[test]
+    fn too_many_events_cost_the_oldest_only() {
+        let mut dedup = Dedup::new(1000);
+        let many = (MAX_ENTRIES + 1) as u64;
+        let whole = (0..many).all(|at| dedup.insert(Fingerprint(at), at, 0));
+        assert!(!whole);
+        assert_eq!(dedup.candidates(Fingerprint(many - 1)).collect::<Vec<_>>(), [many - 1]);
+        assert_eq!(dedup.len(), MAX_ENTRIES + 1 - MAX_SPAN);
     }
 
     #[test]

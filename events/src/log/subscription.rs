@@ -140,8 +140,10 @@ pub(super) fn load(contents: &Contents) -> Result<BTreeMap<String, Subscription>
     }
     let mut subscriptions = BTreeMap::new();
     for (name, bytes) in &contents.subscriptions {
-        let row =
+        let mut row =
             SubscriptionRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
+        // While the log was closed nobody could consume it; that must not count against it.
+        row.idle_since_ms = 0;
         let stored = progress.get(&row.id).map_or(&[][..], |bytes| bytes.as_slice());
         let stored = ProgressRow::decode(stored).map_err(|error| unreadable(name, &error))?;
         let attempts = attempts.remove(&row.id).unwrap_or_default();

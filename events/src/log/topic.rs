@@ -13,6 +13,9 @@ use crate::bus::Published;
 /// Most records that one trim looks at, so that publishers do not wait for it. The next one comes in the next turn.
 pub(super) const TRIM_STEP: u64 = 2048;
 
+/// A clock may be corrected by so much, in milliseconds.
+const FUTURE_MS: u64 = 60_000;
+
 #[derive(Debug)]
 pub(super) struct Topic {
     row: TopicRow,
@@ -303,7 +306,9 @@ impl Topic {
         let age = now_ms.saturating_sub(published_ms);
         let too_old = self.row.retention_age_ms.is_some_and(|limit| age >= limit);
         let too_large = self.row.retention_bytes.is_some_and(|limit| self.row.bytes > limit);
-        (too_old || too_large) && age >= self.row.dedup_window_ms
+        // After the clock was set back nobody knows how old it is; the disk must not fill up until it says so again.
+        let from_the_future = published_ms > now_ms.saturating_add(FUTURE_MS);
+        (too_old || too_large) && (age >= self.row.dedup_window_ms || from_the_future)
     }
 }
 

@@ -57,8 +57,8 @@ pub(super) type Deliveries = mpsc::Sender<Result<Delivery, ConsumeError>>;
 struct Member {
     credit: usize,
     out: Deliveries,
-    /// Position of each open delivery, by its id.
-    open: HashMap<u64, u64>,
+    /// Position of each open delivery, by its id, and the turn that it is of.
+    open: HashMap<u64, (u64, u64)>,
 }
 
 /// What came of a write.
@@ -98,7 +98,10 @@ pub(super) struct Hub {
     /// How often the subscription was moved before that.
     generation: u64,
     batch: Option<Batch>,
-    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Each with the turn that it is of.
+    work: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
+    /// Counts how often everything held became void: what comes of it then is of no interest.
+    turn: u64,
     barrier: Option<Barrier>,
     /// No pull before.
     rest_until: Instant,
@@ -128,6 +131,7 @@ impl Hub {
             generation: 0,
             batch: None,
             work: FuturesUnordered::new(),
+            turn: 0,
             barrier: None,
             rest_until: Instant::now(),
             next_delivery: 0,
@@ -163,7 +167,7 @@ impl Hub {
         tokio::select! {
             command = self.commands.recv() => self.command(command).await,
             pulled = next_message(&mut self.batch) => self.pulled(pulled).await,
-            Some(done) = self.work.next(), if !self.work.is_empty() => self.done(done),
+            Some((turn, done)) = self.work.next(), if !self.work.is_empty() => self.done(turn, done),
             _ = heartbeat.tick() => self.still_working().await,
             _ = connects.changed() => self.reconnected(),
             _ = closed.changed() => self.over = Some("the bus is closed".to_owned()),
@@ -171,9 +175,11 @@ impl Hub {
         }
     }
 
-    /// Pulls that the old connection made are lost.
+    /// Pulls that the old connection made are lost, and with them what came to nobody: where order is kept, that must not
+    /// be overtaken, see [`Barrier`].
     fn reconnected(&mut self) {
         self.batch = None;
+        self.consumer = None;
         self.rest_until = Instant::now();
     }
 
@@ -187,8 +193,8 @@ impl Hub {
             }
         }
         self.end_pull().await;
-        while let Ok(Some(done)) = tokio::time::timeout(PAUSE, self.work.next()).await {
-            self.done(done);
+        while let Ok(Some((turn, done))) = tokio::time::timeout(PAUSE, self.work.next()).await {
+            self.done(turn, done);
         }
         for (_, held) in self.hands.take() {
             self.shared.answer(held.reply, AckKind::Nak(None)).await;
@@ -229,7 +235,9 @@ impl Hub {
             }
             Command::Settle { member, delivery, outcome } => {
                 let open = self.members.get_mut(&member);
-                if let Some(position) = open.and_then(|member| member.open.remove(&delivery))
+                if let Some((turn, position)) =
+                    open.and_then(|member| member.open.remove(&delivery))
+                    && turn == self.turn
                     && self.hands.get(position).is_some_and(|h| h.stage == Stage::Out(member))
                 {
                     self.settle(position, outcome).await;
@@ -247,6 +255,7 @@ impl Hub {
     }
 
     fn moved(&mut self) {
+        self.turn += 1;
         self.hands.clear();
         self.handled = Default::default();
         self.batch = None;
@@ -282,7 +291,10 @@ impl Hub {
         }
     }
 
-    fn done(&mut self, done: Done) {
+    fn done(&mut self, turn: u64, done: Done) {
+        if turn != self.turn {
+            return;
+        }
         match done {
             Done::Spent { position, spent } => {
                 if let Some(held) = self.hands.get_mut(position)
@@ -355,7 +367,7 @@ impl Hub {
                 member.credit = 0;
                 continue;
             }
-            member.open.insert(self.next_delivery, position);
+            member.open.insert(self.next_delivery, (self.turn, position));
             self.hands.set(position, Stage::Out(id));
         }
     }
@@ -382,7 +394,13 @@ impl Hub {
     }
 
     fn write(&self, job: settle::Job, event: crate::cloudevent::Event, outcome: Settle) {
-        self.work.push(Box::pin(job.run(event, outcome)));
+        self.work(job.run(event, outcome));
+    }
+
+    /// Does something beside everything else.
+    fn work(&self, work: impl Future<Output = Done> + Send + 'static) {
+        let turn = self.turn;
+        self.work.push(Box::pin(async move { (turn, work.await) }));
     }
 }
 

@@ -16,6 +16,11 @@ use crate::bus::{
     SubscriptionStatus, TopicConfig, TopicStatus, dead_letter,
 };
 
+/// Bytes of one reading, so that a piece of a topic fits into memory.
+const READ_BYTES: usize = 16 << 20;
+/// Bound on telling the servers what was said last.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl ManagedBus for NatsBus {
     fn ensure_topic<'a>(
         &'a self,
@@ -104,12 +109,14 @@ impl ManagedBus for NatsBus {
     ) -> BoxFuture<'a, Result<Vec<StoredEvent>, ManageError>> {
         Box::pin(async move {
             let stream = self.shared.stream(topic).await?;
-            let mut events = Vec::new();
+            let (mut events, mut bytes) = (Vec::new(), 0);
             let mut next = from.max(1);
             while events.len() < limit
+                && bytes < READ_BYTES
                 && let Some(found) = self.shared.message(&stream, topic, next).await?
             {
                 next = found.sequence.saturating_add(1);
+                bytes += found.payload.len();
                 let event = message::event(
                     &found.subject,
                     found.sequence,
@@ -195,9 +202,13 @@ impl ManagedBus for NatsBus {
         Box::pin(async {
             self.shared.closed.send_replace(true);
             let hubs: Vec<_> = self.hubs.lock().drain().map(|(_, hub)| hub).collect();
-            for hub in hubs {
-                // Hubs give everything back before they end.
-                hub.commands.closed().await;
+            for mut hub in hubs {
+                // An error means that its end is gone: it gave everything back.
+                while hub.finished.changed().await.is_ok() {}
+            }
+            // What they said last goes out before the connection does.
+            if self.shared.connected_now() {
+                tokio::time::timeout(FLUSH, self.shared.client.flush()).await.ok();
             }
             if let Err(error) = self.shared.client.drain().await {
                 tracing::debug!(bus = self.shared.name, %error, "the connection was not drained");
@@ -352,12 +363,16 @@ impl Shared {
         let topic = self.topic(&record.topic, TopicConfig::default()).await?;
         let old = self.consumer(&topic, subscription).await?;
         let old = old.map(|consumer| consumer.cached_info().clone());
-        // First: what the new consumer hands out is of the new generation, whatever happens between.
+        // First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever
+        // happens between.
         record.epoch = record.epoch.wrapping_add(1);
+        record.moving_to = Some(to);
         self.put_record(&record).await?;
         self.delete_consumer(&record.topic, subscription).await?;
-        let made = self.recreate(&topic, subscription, old.as_ref(), to).await;
-        Ok(made?)
+        self.recreate(&topic, subscription, old.as_ref(), to).await?;
+        record.moving_to = None;
+        self.put_record(&record).await?;
+        Ok(())
     }
 
     async fn pause(&self, subscription: &str, paused: bool) -> Result<(), ManageError> {

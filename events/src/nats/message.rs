@@ -46,7 +46,10 @@ pub(super) fn event(
             let value = HeaderValue::try_from(value.as_str()).map_err(|_invalid| {
                 EnvelopeError::invalid(name.as_str(), "is not a header value")
             })?;
-            attributes.append(name.clone(), value);
+            // More than it has room for is no event of anybody's.
+            attributes.try_append(name.clone(), value).map_err(|_full| EnvelopeError::Body {
+                reason: "comes with too many headers".to_owned(),
+            })?;
         }
     }
     let envelope = attributes.keys().any(|name| name.as_str().starts_with("ce-"))

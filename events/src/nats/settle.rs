@@ -54,7 +54,12 @@ impl Job {
                 Done::Gone { position }
             }
             Settle::DeadLetter { reason, status } => {
+                let mut reason = reason;
                 while let Err(error) = self.bury(&event, &reason, status).await {
+                    if matches!(error, NatsError::Refused(_)) {
+                        // With all that a dead letter says it may be just larger than the servers take.
+                        reason.clear();
+                    }
                     tracing::warn!(subscription = self.spec.name, %error, "a dead letter waits");
                     sleep(AGAIN).await;
                 }

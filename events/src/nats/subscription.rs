@@ -40,6 +40,10 @@ pub(super) struct Record {
     /// Counts how often it was moved: what its deliveries carry as their generation.
     #[serde(default)]
     pub(super) epoch: u64,
+    /// Where its consumer is to start, while it is being moved: it may have none for a moment, or until somebody finishes
+    /// what was interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) moving_to: Option<Start>,
 }
 
 /// A record, and which writing of it.
@@ -111,7 +115,11 @@ impl Shared {
             Some(consumer) => {
                 Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;
             }
-            None => self.create(&topic, spec, spec.start).await?,
+            None => {
+                let moving = record.as_ref().filter(|record| record.topic == spec.topic);
+                let start = moving.and_then(|record| record.moving_to).unwrap_or(spec.start);
+                self.create(&topic, spec, start, None).await?;
+            }
         }
         let wanted = Record {
             name: spec.name.clone(),
@@ -120,6 +128,7 @@ impl Shared {
             expires: Some(spec.idle_expiry.is_some()),
             declared: record.as_ref().is_some_and(|record| record.declared),
             epoch: record.as_ref().map_or(0, |record| record.epoch),
+            moving_to: None,
         };
         if record.as_ref() != Some(&wanted) {
             self.put_record(&wanted).await?;
@@ -143,11 +152,13 @@ impl Shared {
         put.map(drop).map_err(|error| self.error("a subscription's record", &error))
     }
 
+    /// Makes the consumer; `old` is the one that it replaces.
     pub(super) async fn create(
         &self,
         topic: &Topic,
         spec: &SubscriptionSpec,
         start: Start,
+        old: Option<&consumer::Info>,
     ) -> Result<(), NatsError> {
         let config = pull::Config {
             durable_name: Some(token(&spec.name)),
@@ -160,6 +171,7 @@ impl Shared {
             filter_subject: topic.subject.clone(),
             inactive_threshold: spec.idle_expiry.unwrap_or_default(),
             num_replicas: self.options.replicas,
+            pause_until: old.filter(|old| old.paused).and_then(|old| old.config.pause_until),
             ..pull::Config::default()
         };
         let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
@@ -211,7 +223,7 @@ impl Shared {
             let idle = old.config.inactive_threshold;
             spec.idle_expiry = Some(idle).filter(|idle| !idle.is_zero());
         }
-        self.create(topic, &spec, start).await
+        self.create(topic, &spec, start, old).await
     }
 
     /// The consumer of a subscription, where there is one.

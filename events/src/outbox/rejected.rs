@@ -78,7 +78,7 @@ impl Outbox {
                 continue;
             };
             if let Some(event) = found.event {
-                self.keep(&spool, &found.topic, vec![event]).await?;
+                self.keep_all(&spool, &found.topic, vec![event]).await?;
                 redriven += self.drop_rejected(bus, vec![*position]).await.map_err(failed)?;
             }
         }

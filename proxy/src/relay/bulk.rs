@@ -1,47 +1,70 @@
 //! Several events in one request to the application, and its answer for each: Dapr's bulk subscribe.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
-use serde::Deserialize;
-use serde_json::json;
-use serde_json::value::RawValue;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
+
+use super::receive::ATTEMPT;
 
 /// The request's body. An entry is called by its delivery's number.
 pub(super) fn encode(spec: &SubscriptionSpec, deliveries: &[Delivery]) -> Bytes {
-    let entries: Vec<_> = deliveries.iter().map(|delivery| entry(spec, delivery)).collect();
-    let envelope = json!({
-        "id": Uuid::new_v4().to_string(),
-        "entries": entries,
-        "metadata": {},
-        "pubsubname": spec.bus,
-        "topic": spec.topic,
-        "type": "com.dapr.event.sent.bulk",
-    });
-    envelope.to_string().into()
+    let envelope = Envelope {
+        id: Uuid::new_v4().to_string(),
+        entries: deliveries.iter().map(|delivery| entry(spec, delivery)).collect(),
+        metadata: BTreeMap::new(),
+        pubsubname: &spec.bus,
+        topic: &spec.topic,
+        kind: "com.dapr.event.sent.bulk",
+    };
+    // Strings and checked raw JSON: writing them into memory cannot fail.
+    serde_json::to_vec(&envelope).unwrap_or_default().into()
 }
 
-fn entry(spec: &SubscriptionSpec, delivery: &Delivery) -> serde_json::Value {
+#[derive(Serialize)]
+struct Envelope<'a> {
+    id: String,
+    entries: Vec<Entry<'a>>,
+    metadata: BTreeMap<String, String>,
+    pubsubname: &'a str,
+    topic: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    entry_id: String,
+    /// Byte for byte: a JSON value in memory has neither every number nor every depth that an event may have.
+    event: Cow<'a, RawValue>,
+    content_type: &'a str,
+    metadata: BTreeMap<String, String>,
+}
+
+fn entry<'a>(spec: &SubscriptionSpec, delivery: &'a Delivery) -> Entry<'a> {
     let event = &delivery.event;
-    let (kind, event) = if spec.raw_payload {
+    let (content_type, json) = if spec.raw_payload {
         let data = event.data().cloned().unwrap_or_default();
         let text = base64::engine::general_purpose::STANDARD.encode(data);
-        (event.data_content_type().unwrap_or("application/octet-stream"), json!(text))
+        (event.data_content_type().unwrap_or("application/octet-stream"), to_raw_value(&text))
     } else {
         let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
-        let text = encode_structured(event, &extra);
-        (STRUCTURED_CONTENT_TYPE, serde_json::from_slice(&text).unwrap_or_default())
+        (STRUCTURED_CONTENT_TYPE, serde_json::from_slice(&encode_structured(event, &extra)))
     };
-    json!({
-        "entryId": delivery.id.to_string(),
-        "event": event,
-        "contentType": kind,
-        "metadata": {"duet-delivery-attempt": delivery.attempt.to_string()},
-    })
+    Entry {
+        entry_id: delivery.id.to_string(),
+        // Both are JSON that was just written.
+        event: json.map_or(Cow::Borrowed(RawValue::NULL), Cow::Owned),
+        content_type,
+        metadata: BTreeMap::from([(ATTEMPT.to_string(), delivery.attempt.to_string())]),
+    }
 }
 
 #[derive(Deserialize)]
@@ -121,10 +144,29 @@ mod tests {
         assert_eq!(envelope["topic"], "t");
         assert_eq!(envelope["entries"][1]["entryId"], "2");
         assert_eq!(envelope["entries"][1]["event"]["id"], "2");
+        assert_eq!(envelope["entries"][1]["contentType"], "application/cloudevents+json");
+        assert_eq!(envelope["entries"][1]["metadata"]["duet-delivery-attempt"], "1");
         let raw = SubscriptionSpec { raw_payload: true, ..spec };
         let mut one = deliveries();
         one[0].event = one[0].event.clone().with_data("x");
         let envelope: serde_json::Value = serde_json::from_slice(&encode(&raw, &one)).unwrap();
         assert_eq!(envelope["entries"][0]["event"], "eA==");
+    }
+
+    #[test]
+    fn data_stays_as_it_was_written() {
+        let spec = SubscriptionSpec::new("a/b", "default", "t").unwrap();
+        for data in [
+            "1e400",
+            "18446744073709551616",
+            "0.10",
+            &format!("{0}{1}", "[".repeat(300), "]".repeat(300)),
+        ] {
+            let mut one = deliveries();
+            one[0].event = one[0].event.clone().with_data(data.to_owned());
+            let envelope = encode(&spec, &one);
+            let sent = format!("\"data\":{data}");
+            assert!(String::from_utf8_lossy(&envelope).contains(&sent), "{data}");
+        }
     }
 }

@@ -75,6 +75,11 @@ impl Buses {
         }
     }
 
+    /// Whether the control plane said which buses there are.
+    pub(super) fn are_known(&self) -> bool {
+        self.workload.borrow().is_some()
+    }
+
     /// Whether there is a bus of this name, as far as [`Self::names`] knows.
     pub(super) fn knows(&self, name: &str) -> bool {
         match &*self.workload.borrow() {

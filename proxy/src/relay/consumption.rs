@@ -346,15 +346,12 @@ impl Hand {
         let count = work.deliveries.len();
         let timer = self.duration.start_timer();
         let bound = self.extensions.begin(&work.token, self.spec.ack_timeout);
-        let answers = tokio::select! {
-            answers = self.receiver.deliver(work) => Some(answers),
-            () = bound.over() => None,
+        let mut answers = Vec::with_capacity(count);
+        let reason = tokio::select! {
+            () = self.receiver.deliver(work, &mut answers) => "no answer for this event".to_owned(),
+            () = bound.over() => format!("no answer within {:?}", self.spec.ack_timeout),
         };
         timer.observe_duration();
-        let (mut answers, reason) = match answers {
-            Some(answers) => (answers, "no answer for this event".to_owned()),
-            None => (Vec::new(), format!("no answer within {:?}", self.spec.ack_timeout)),
-        };
         answers.resize(count, AppAnswer::NoAnswer { reason });
         answers
     }

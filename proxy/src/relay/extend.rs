@@ -71,6 +71,12 @@ impl Extensions {
         Ok(response)
     }
 
+    /// For work that is done piece by piece: the next piece has all of the time.
+    pub(super) fn renew(&self, token: &str) {
+        // Work that ended has no next piece.
+        self.extend(token, None);
+    }
+
     /// From now on; never shortens. False: there is no such work.
     fn extend(&self, token: &str, by: Option<Duration>) -> bool {
         let mut all = self.0.lock();

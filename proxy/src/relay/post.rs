@@ -25,16 +25,15 @@ pub(super) struct Post {
 }
 
 impl Receiver for Post {
-    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
+    fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
             if self.spec.bulk.is_some() {
-                return self.post_bulk(work).await;
+                *answers = self.post_bulk(work).await;
+                return;
             }
-            let mut answers = Vec::with_capacity(work.deliveries.len());
             for delivery in &work.deliveries {
                 answers.push(self.post(delivery, work).await);
             }
-            answers
         }
         .boxed()
     }

@@ -6,6 +6,8 @@ use duet_api::DEFAULT_BUS;
 use duet_api::proto;
 use serde::Deserialize;
 
+use super::publish::options::flag;
+
 /// Dapr has no limit by default; the mesh's defaults apply.
 pub(super) const DEFAULT_ATTEMPTS: u32 = 10;
 /// Dapr's defaults of a bulk subscription.
@@ -74,7 +76,9 @@ impl Programmatic {
         let mut raw_payload = false;
         for (key, value) in self.metadata.iter().flatten() {
             match key.as_str() {
-                "rawPayload" | "isRawPayload" => raw_payload = value == "true",
+                "rawPayload" | "isRawPayload" => {
+                    raw_payload = flag(value).map_err(|_reason| "its rawPayload is no boolean")?;
+                }
                 _ => {
                     tracing::info!(
                         topic = self.topic,

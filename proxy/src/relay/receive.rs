@@ -46,7 +46,7 @@ impl Work {
 
 /// Takes deliveries of one subscription.
 pub(super) trait Receiver: Send + Sync + std::fmt::Debug {
-    /// Hands the work over and waits for the answers: one for each delivery, in their order. Whoever calls this bounds
-    /// the time by dropping the future.
-    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>>;
+    /// Hands the work over and puts the answers into `answers`: one for each delivery, in their order. Whoever calls this
+    /// bounds the time by dropping the future; what is there by then counts, and whoever has none did not answer.
+    fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()>;
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use duet_api::DEFAULT_BUS;
 use duet_events::bus::{
     ConsumeError, Consumer, Delivery, EventBus, Settle, Start, SubscriptionSpec,
 };
@@ -52,6 +53,8 @@ pub(super) struct Streams {
 struct Reader {
     bus: Arc<dyn EventBus>,
     spec: SubscriptionSpec,
+    /// Position of the youngest event so far. One that was published for later comes after younger ones.
+    furthest: u64,
     frames: mpsc::Sender<Bytes>,
     stop: CancellationToken,
     _turn: OwnedSemaphorePermit,
@@ -86,7 +89,11 @@ impl Streams {
         let turn = Arc::clone(&self.readers).try_acquire_owned();
         let turn = turn.map_err(|_full| busy("too many readers"))?;
         let spec = self.spec(rest, request)?;
-        if !self.buses.names().contains(&spec.bus) {
+        if !self.buses.are_known() && spec.bus != DEFAULT_BUS {
+            let text = format!("it is not known yet whether there is a bus {:?}", spec.bus);
+            return Err(busy(&text));
+        }
+        if !self.buses.knows(&spec.bus) {
             let text = format!("there is no bus {:?}", spec.bus);
             return Err(Problem::new(StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", text));
         }
@@ -95,7 +102,11 @@ impl Streams {
         // One: what is not taken is not pulled.
         let (frames, taken) = mpsc::channel(1);
         let stop = self.drain.inbound.clone();
-        let reader = Reader { bus, spec, frames, stop, _turn: turn };
+        let furthest = match spec.start {
+            Start::Position(next) => next.saturating_sub(1),
+            Start::Latest | Start::Earliest | Start::Time(_) => 0,
+        };
+        let reader = Reader { bus, spec, furthest, frames, stop, _turn: turn };
         self.drain.inbound_tasks.spawn(reader.run(consumer));
         Ok(response(request.headers(), taken))
     }
@@ -180,9 +191,10 @@ impl Reader {
             tokio::select! {
                 next = consumer.next() => match next {
                     Some(Ok(delivery)) => {
-                        self.spec.start = Start::Position(delivery.position.saturating_add(1));
+                        self.furthest = self.furthest.max(delivery.position);
+                        self.spec.start = Start::Position(self.furthest.saturating_add(1));
                         handed = Some(delivery.id);
-                        permit.send(frame(&delivery, &self.spec));
+                        permit.send(frame(&delivery, &self.spec, self.furthest));
                     }
                     Some(Err(error)) => {
                         tracing::info!(%error, subscription = self.spec.name, "no events for a reader for now");
@@ -215,12 +227,12 @@ fn start(text: &str) -> Result<Start, Problem> {
     Ok(Start::Time(u64::try_from(time.as_millisecond()).unwrap_or_default()))
 }
 
-/// One event. A line break within the data (JSON may have them between its tokens) starts another `data:` line.
-fn frame(delivery: &Delivery, spec: &SubscriptionSpec) -> Bytes {
+/// One event, and from where a reader that lost its connection goes on. A line break within the data (JSON may have them between its tokens) starts another `data:` line.
+fn frame(delivery: &Delivery, spec: &SubscriptionSpec, furthest: u64) -> Bytes {
     let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
     let event = encode_structured(&delivery.event, &extra);
     let mut frame = Vec::with_capacity(event.len() + 128);
-    frame.extend_from_slice(format!("id: {}\n", delivery.position).as_bytes());
+    frame.extend_from_slice(format!("id: {furthest}\n").as_bytes());
     frame.extend_from_slice(format!("event: {}\n", delivery.event.event_type()).as_bytes());
     for line in event.split(|byte| matches!(byte, b'\n' | b'\r')).filter(|line| !line.is_empty()) {
         frame.extend_from_slice(b"data: ");
@@ -305,7 +317,7 @@ mod tests {
         let delivery =
             Delivery { id: 1, position: 5, attempt: 1, generation: 0, event, path: None };
         let spec = SubscriptionSpec::new("a/b", "default", "x").unwrap();
-        let frame = String::from_utf8(frame(&delivery, &spec).to_vec()).unwrap();
+        let frame = String::from_utf8(frame(&delivery, &spec, delivery.position).to_vec()).unwrap();
         let data: Vec<&str> =
             frame.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
         let event: serde_json::Value = serde_json::from_str(&data.join("\n")).unwrap();

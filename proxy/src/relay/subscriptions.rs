@@ -17,6 +17,7 @@ use super::active::Active;
 use super::app::App;
 use super::buses::Buses;
 use super::consumption::{Aids, Consumption};
+use super::extend::Extensions;
 use super::grpc::{self, Callback};
 use super::post::Post;
 use super::programmatic::Programmatic;
@@ -56,21 +57,34 @@ struct Running {
     stop: CancellationToken,
 }
 
+/// What came of asking the application.
+enum Answered {
+    NotAsked,
+    Yes(Wanted),
+    /// It is asked again, while what it said before holds.
+    No,
+}
+
 impl Subscriptions {
     /// Runs until phase one of the drain; returns when what was in flight is finished.
     pub(super) async fn run(mut self) {
         let consumers = TaskTracker::new();
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
-        let mut asked = None;
+        let (mut asked, mut unanswered) = (None, true);
         while !self.drain.inbound.is_cancelled() {
             self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
             let drain = self.drain.inbound.clone();
-            asked = tokio::select! {
-                answered = self.answered(asked) => answered,
+            let answered = tokio::select! {
+                answered = self.answered(unanswered) => answered,
                 () = drain.cancelled() => break,
             };
+            match answered {
+                Answered::Yes(wanted) => (asked, unanswered) = (Some(wanted), false),
+                Answered::No => unanswered = true,
+                Answered::NotAsked => {}
+            }
             self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
-            if !self.changed(asked.is_none()).await {
+            if !self.changed(unanswered).await {
                 break;
             }
         }
@@ -97,13 +111,13 @@ impl Subscriptions {
 
     /// What the application subscribes to. Asked each time that it comes up: the next version of it may subscribe
     /// to something else. While it is away, what it last said holds.
-    async fn answered(&mut self, known: Option<Wanted>) -> Option<Wanted> {
+    async fn answered(&mut self, unanswered: bool) -> Answered {
         let came_up = self.app_ready.has_changed().unwrap_or(false);
         let ready = *self.app_ready.borrow_and_update();
-        if !ready || (known.is_some() && !came_up) {
-            return known;
+        if !ready || !(unanswered || came_up) {
+            return Answered::NotAsked;
         }
-        self.ask().await.or(known)
+        self.ask().await.map_or(Answered::No, Answered::Yes)
     }
 
     /// Waits for a reason to look again. `false` at shutdown.
@@ -140,7 +154,7 @@ impl Subscriptions {
             let consumption = Consumption::new(
                 self.own(spec.clone()),
                 self.buses.bus(&spec.bus),
-                receiver(spec.clone(), self.app.clone()),
+                receiver(spec.clone(), self.app.clone(), self.aids.extensions.clone()),
                 self.app_ready.clone(),
                 &self.aids,
             );
@@ -236,9 +250,9 @@ impl Subscriptions {
     }
 }
 
-fn receiver(spec: SubscriptionSpec, app: App) -> Arc<dyn Receiver> {
+fn receiver(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Arc<dyn Receiver> {
     match app.protocol {
-        AppProtocol::Grpc => Arc::new(Callback::new(spec, app)),
+        AppProtocol::Grpc => Arc::new(Callback::new(spec, app, extensions)),
         AppProtocol::Auto | AppProtocol::Http1 | AppProtocol::H2c => Arc::new(Post::new(spec, app)),
     }
 }

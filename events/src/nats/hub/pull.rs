@@ -35,7 +35,8 @@ impl Hub {
         let pending = usize::try_from(MAX_ORDERED_PENDING).unwrap_or_default();
         let window = match (self.spec.ordered, &self.barrier) {
             (true, Some(_)) => pending,
-            // Later events of keys that wait must not keep the others away.
+            // Later events of keys that wait must not keep the others away: those have all the room there is.
+            (true, None) if self.hands.next().is_none() => pending,
             (true, None) => credit.saturating_mul(4).clamp(64, pending),
             (false, _) => credit,
         };
@@ -91,11 +92,11 @@ impl Hub {
         barrier.asking = true;
         let (shared, topic) = (Arc::clone(&self.shared), self.topic.clone());
         let name = self.spec.name.clone();
-        self.work.push(Box::pin(async move {
+        self.work(async move {
             sleep(ASK).await;
             let consumer = shared.consumer(&topic, &name).await.ok().flatten();
             Done::Pending(consumer.map(|consumer| consumer.cached_info().num_ack_pending))
-        }));
+        });
     }
 
     pub(super) async fn pulled(&mut self, pulled: Option<Result<Message, async_nats::Error>>) {
@@ -169,14 +170,14 @@ impl Hub {
         }
         self.hold(position, reply, event, Stage::Busy);
         let (shared, name) = (Arc::clone(&self.shared), self.spec.name.clone());
-        self.work.push(Box::pin(async move {
+        self.work(async move {
             loop {
                 match shared.spent(&name, position).await {
                     Ok(spent) => return Done::Spent { position, spent },
                     Err(_away) => sleep(PAUSE).await,
                 }
             }
-        }));
+        });
     }
 
     fn hold(&mut self, position: u64, reply: Subject, event: Event, stage: Stage) {

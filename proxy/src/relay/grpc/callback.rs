@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::super::app::App;
+use super::super::extend::Extensions;
 use super::super::receive::{Receiver, Work};
 use super::topic_event;
 use crate::error::Progress;
@@ -28,6 +29,8 @@ const ON_BULK_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnBulkTopi
 const ROUTE: &str = "/dapr-route/";
 /// Largest answer.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// Of an event whose time ran out.
+const NO_ANSWER: &str = "no answer in time";
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the application subscribes to, in the shape of an HTTP application's answer to `GET /dapr/subscribe`.
@@ -98,29 +101,33 @@ async fn list(app: &App) -> Result<Vec<TopicSubscription>, String> {
 pub(in super::super) struct Callback {
     spec: SubscriptionSpec,
     app: App,
+    extensions: Extensions,
 }
 
 impl Receiver for Callback {
-    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
+    fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
             if self.spec.bulk.is_some()
-                && let Some(answers) = self.call_bulk(work).await
+                && let Some(all) = self.call_bulk(work).await
             {
-                return answers;
+                *answers = all;
+                return;
             }
-            let mut answers = Vec::with_capacity(work.deliveries.len());
-            for delivery in &work.deliveries {
-                answers.push(self.call(delivery, work).await);
+            // Should the time run out, those that the application was never told of spend no attempt.
+            answers.resize(work.deliveries.len(), AppAnswer::NotReached);
+            for (delivery, answer) in work.deliveries.iter().zip(answers) {
+                self.extensions.renew(&work.token);
+                *answer = AppAnswer::NoAnswer { reason: NO_ANSWER.to_owned() };
+                *answer = self.call(delivery, work).await;
             }
-            answers
         }
         .boxed()
     }
 }
 
 impl Callback {
-    pub(in super::super) fn new(spec: SubscriptionSpec, app: App) -> Self {
-        Self { spec, app }
+    pub(in super::super) fn new(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Self {
+        Self { spec, app, extensions }
     }
 
     async fn call(&self, delivery: &Delivery, work: &Work) -> AppAnswer {

@@ -44,9 +44,10 @@ fn outgoing(
     let mut request = http::Request::new(Upload::Whole(Bytes::from(data.value)));
     *request.method_mut() = method(&extension)?;
     let headers = request.headers_mut();
-    for (name, value) in metadata.clone().into_headers() {
-        if let Some(name) = name.filter(|name| grpc::is_metadata(name, &value)) {
-            headers.append(name, value);
+    let metadata: &HeaderMap = metadata.as_ref();
+    for (name, value) in metadata {
+        if grpc::is_metadata(name, value) {
+            headers.append(name.clone(), value.clone());
         }
     }
     let own = [

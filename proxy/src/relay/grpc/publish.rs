@@ -15,12 +15,9 @@ use super::super::api::Api;
 use super::super::problem::Problem;
 use super::super::publish::bulk::single;
 use super::super::publish::options::Options;
-use super::super::publish::store::check_name;
+use super::super::publish::store::{MAX_ENTRIES, check_name};
 use crate::http::deadline;
 use crate::http::headers::{TRACEPARENT, TRACESTATE};
-
-/// Most entries of one bulk publish; the largest message has no room for many more anyway.
-const MAX_ENTRIES: usize = 10_000;
 
 pub(super) async fn one(api: &Api, request: Request<PublishEventRequest>) -> Result<(), Status> {
     let (metadata, _extensions, event) = request.into_parts();

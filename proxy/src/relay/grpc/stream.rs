@@ -24,6 +24,7 @@ use tonic::{Status, Streaming};
 use super::super::api::Api;
 use super::super::consumption::Consumption;
 use super::super::programmatic::{DEFAULT_ATTEMPTS, name};
+use super::super::publish::options::flag;
 use super::super::receive::{Receiver, Work};
 use super::topic_event;
 
@@ -133,7 +134,9 @@ fn spec(
     };
     let (bus, topic) = (initial.pubsub_name, initial.topic);
     check_bus(api, &bus)?;
-    let raw_payload = initial.metadata.get("rawPayload").is_some_and(|value| value == "true");
+    let raw_payload = initial.metadata.get("rawPayload").map(|value| flag(value)).transpose();
+    let raw_payload = raw_payload
+        .map_err(|reason| Status::invalid_argument(format!("metadata \"rawPayload\": {reason}")))?;
     for key in initial.metadata.keys().filter(|key| *key != "rawPayload") {
         tracing::info!(topic, key, "metadata of a subscription is ignored");
     }
@@ -145,7 +148,7 @@ fn spec(
         path: "/".to_owned(),
         max_attempts: DEFAULT_ATTEMPTS,
         dead_letter_topic: initial.dead_letter_topic.unwrap_or_default(),
-        raw_payload,
+        raw_payload: raw_payload.unwrap_or_default(),
         ..Subscription::default()
     };
     SubscriptionSpec::try_from(subscription)
@@ -263,11 +266,10 @@ impl Stream {
 }
 
 impl Receiver for Stream {
-    fn deliver<'a>(&'a self, work: &'a Work) -> BoxFuture<'a, Vec<AppAnswer>> {
+    fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
             let sent: Vec<_> =
                 work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
-            let mut answers = Vec::with_capacity(sent.len());
             for waiting in sent {
                 let answer = match waiting {
                     Some(waiting) => waiting.await.ok(),
@@ -275,7 +277,6 @@ impl Receiver for Stream {
                 };
                 answers.push(answer.unwrap_or(AppAnswer::NotReached));
             }
-            answers
         }
         .boxed()
     }

@@ -10,6 +10,7 @@ use duet_api::dapr::runtime::v1::{
 };
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use duet_events::cloudevent::STRUCTURED_CONTENT_TYPE;
+use http::StatusCode;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tonic::{Code, Status};
@@ -121,12 +122,15 @@ pub(super) fn outcome(response: Option<TopicEventResponse>) -> AppAnswer {
     }
 }
 
-/// What the application's failure means. `UNIMPLEMENTED`: no handler, and trying again will not make one.
+/// What the application's failure means. `UNIMPLEMENTED`, as 404 over HTTP: no handler, and trying again will not make one.
+/// `NOT_FOUND` is the handler's own word for something else.
 pub(super) fn failure(status: &Status) -> AppAnswer {
-    if status.code() == Code::Unimplemented {
-        return AppAnswer::Failed { status: 404 };
-    }
-    AppAnswer::Failed { status: grpc::status(status.code()).as_u16() }
+    let status = match status.code() {
+        Code::Unimplemented => StatusCode::NOT_FOUND,
+        Code::NotFound => StatusCode::INTERNAL_SERVER_ERROR,
+        code => grpc::status(code),
+    };
+    AppAnswer::Failed { status: status.as_u16() }
 }
 
 #[cfg(test)]
@@ -190,5 +194,6 @@ mod tests {
         assert_eq!(answer(9), AppAnswer::AskedToRetry { status: 200 });
         assert_eq!(failure(&Status::unimplemented("")), AppAnswer::Failed { status: 404 });
         assert_eq!(failure(&Status::unavailable("")), AppAnswer::Failed { status: 503 });
+        assert_eq!(failure(&Status::not_found("")), AppAnswer::Failed { status: 500 });
     }
 }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use super::super::problem::Problem;
 use super::accepted;
 use super::options::Options;
-use super::store::Publishing;
+use super::store::{MAX_ENTRIES, Publishing};
 use crate::http::body::Body;
 
 /// One event of the request, in Dapr's shape.
@@ -68,7 +68,7 @@ pub(in crate::relay) async fn bulk(
         // None of them was stored.
         Err(problem) => {
             failed.extend(ids.into_iter().map(|entry| failure(entry, &problem)));
-            let mut response = failures(&failed, worst(&failed));
+            let mut response = failures(&failed, (problem.status, problem.code));
             if let Some(seconds) = problem.retry_after {
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             }
@@ -88,6 +88,9 @@ fn entries(
 ) -> Result<Read, Problem> {
     let entries: Vec<Entry<'_>> = serde_json::from_slice(body)
         .map_err(|error| malformed(format!("the body is not an array of entries: {error}")))?;
+    if entries.len() > MAX_ENTRIES {
+        return Err(malformed(format!("the body has more than {MAX_ENTRIES} entries")));
+    }
     let mut ids = HashSet::new();
     let (mut good, mut failed) = (Vec::with_capacity(entries.len()), Vec::new());
     for (index, entry) in entries.iter().enumerate() {

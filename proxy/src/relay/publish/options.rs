@@ -8,6 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::super::problem::Problem;
 
+/// Longest value that becomes an attribute: of a bulk or a batch, each event gets a copy.
+const MAX_VALUE_BYTES: usize = 1024;
 /// What an event may be published for: longer than anybody waits, and far from the calendar's end.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 
@@ -166,7 +168,7 @@ fn bounded(wait: Duration) -> Result<Duration, String> {
 }
 
 /// As Go's `strconv.ParseBool`, which Dapr uses.
-fn flag(value: &str) -> Result<bool, String> {
+pub(in crate::relay) fn flag(value: &str) -> Result<bool, String> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -175,7 +177,13 @@ fn flag(value: &str) -> Result<bool, String> {
 }
 
 fn filled(value: &str) -> Result<String, String> {
-    if value.is_empty() { Err("is empty".to_owned()) } else { Ok(value.to_owned()) }
+    if value.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(format!("is longer than {MAX_VALUE_BYTES} bytes"));
+    }
+    Ok(value.to_owned())
 }
 
 /// A piece of a query string: `+` is a space, and `%` escapes are UTF-8.
@@ -242,6 +250,7 @@ mod tests {
             ("metadata.deliverAt=tomorrow", "metadata.deliverAt"),
             ("metadata.deliverAfter=-1s", "metadata.deliverAfter"),
             ("metadata.partitionKey=", "metadata.partitionKey"),
+            (&format!("metadata.partitionKey={}", "k".repeat(1025)), "metadata.partitionKey"),
             ("metadata.priority=1", "metadata.priority"),
             ("metadata.ttlInSeconds=1&metadata.expireWithDeadline=true", "expireWithDeadline"),
         ] {

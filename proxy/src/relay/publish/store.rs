@@ -19,6 +19,8 @@ use super::options::Options;
 
 /// Longest name of a bus or topic.
 const MAX_NAME_BYTES: usize = 255;
+/// Most events of one request: an event takes more in memory than in a body.
+pub(in crate::relay) const MAX_ENTRIES: usize = 10_000;
 /// A publisher must send its whole body within this time.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -132,6 +134,10 @@ impl Publishing {
             false => (decode(headers, body, &context), is_plain(headers)),
         };
         let mut events = events.map_err(|error| malformed(&error))?;
+        if events.len() > MAX_ENTRIES {
+            let text = format!("the batch has more than {MAX_ENTRIES} events");
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "ERR_PUBSUB_EVENTS_SER", text));
+        }
         // A plain body's event has it already.
         if !wrapped {
             for event in &mut events {
