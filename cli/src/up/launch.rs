@@ -280,14 +280,17 @@ impl Launcher {
     pub(crate) fn report(&self) {
         let state = self.state.state();
         output::line(&format!("\n{} is ready.\n", state.name));
+        let row = |name: &str, url: &str, [calls, events, metrics]: [&str; 3]| {
+            let row = format!("  {name:18} {url:24} {calls:17} {events:17} {metrics}");
+            output::line(row.trim_end());
+        };
+        row("", "", ["sidecar: calls", "events", "metrics"]);
         for replica in &state.apps {
-            let (name, url) = (&replica.instance, &replica.app.url);
-            output::line(&format!(
-                "  {name:18} {url:26} sidecar http://{}/metrics",
-                replica.sidecar.metrics
-            ));
+            let sidecar = &replica.sidecar;
+            let ports = [&sidecar.outbound, &sidecar.api, &sidecar.metrics].map(String::as_str);
+            row(&replica.instance, &replica.app.url, ports);
         }
-        output::line(&format!("  {:18} {}", "control plane", state.control_plane.metrics_url));
+        row("control plane", &state.control_plane.metrics_url, ["", "", ""]);
         output::line(&format!(
             "\n  All ports and process ids: {}",
             self.state.join("state.json").display()

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 
 use super::{Event, decode, header};
 
-/// The event as one JSON object. `extra` attributes (name, value) are added where the event lacks them, as Dapr
-/// does with `topic` and `pubsubname`.
+/// The event as one JSON object. `extra` attributes (name, value) are the bus's own word and replace those of the event, as
+/// Dapr does with `topic` and `pubsubname`.
 #[must_use]
 pub fn encode_structured(event: &Event, extra: &[(&str, &str)]) -> Bytes {
     to_json(&Envelope { event, extra })
@@ -71,13 +71,12 @@ impl Serialize for Envelope<'_> {
         map.serialize_entry("id", &event.id)?;
         map.serialize_entry("source", &event.source)?;
         map.serialize_entry("type", &event.event_type)?;
-        for (name, value) in &event.attributes {
+        let given = |name: &String| self.extra.iter().any(|(extra, _)| extra == name);
+        for (name, value) in event.attributes.iter().filter(|(name, _)| !given(name)) {
             map.serialize_entry(name, value)?;
         }
         for (name, value) in self.extra {
-            if event.attribute(name).is_none() {
-                map.serialize_entry(name, value)?;
-            }
+            map.serialize_entry(name, value)?;
         }
         match event.data.as_deref().map(|data| Data::of(event.data_content_type(), data)) {
             None => {}

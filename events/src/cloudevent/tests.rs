@@ -317,12 +317,12 @@ fn an_event_has_a_bounded_number_of_attributes() {
 }
 
 #[test]
-fn extra_attributes_fill_gaps_only() {
+fn extra_attributes_count_instead_of_the_events_own() {
     let event = Event::new("1", "/s", "t").unwrap().with_attribute("topic", "mine").unwrap();
     let extra = [("topic", "theirs"), ("pubsubname", "default")];
     let sent = json(&encode_structured(&event, &extra));
-    assert_eq!((&sent["topic"], &sent["pubsubname"]), (&"mine".into(), &"default".into()));
-    assert_eq!(json(&encode_batch(&[event], &extra))[0]["topic"], "mine");
+    assert_eq!((&sent["topic"], &sent["pubsubname"]), (&"theirs".into(), &"default".into()));
+    assert_eq!(json(&encode_batch(&[event], &extra))[0]["topic"], "theirs");
 }
 
 #[test]
