@@ -126,7 +126,7 @@ impl NatsBus {
         let hub = Hub::new(Arc::clone(&self.shared), spec.clone(), topic, queue);
         let (running, finished) = tokio::sync::watch::channel(());
         tokio::spawn(async move {
-            hub.run().await;
+            Box::pin(hub.run()).await;
             drop(running);
         });
         let handle = HubHandle { commands, spec: spec.clone(), finished };

@@ -243,6 +243,8 @@ impl Outbox {
         }
         *all += bytes;
         drop(all);
+        // First: until it is on disk, nobody compares the count with what is there.
+        spool.waiting.lock().appending += 1;
         self.count_in(spool, events, bytes);
         true
     }
@@ -289,7 +291,6 @@ struct Reserved<'a> {
 
 impl<'a> Reserved<'a> {
     fn new(outbox: &'a Outbox, spool: &'a Spool, count: u64, bytes: u64) -> Self {
-        spool.waiting.lock().appending += 1;
         Self { outbox, spool, count, bytes, kept: false }
     }
 

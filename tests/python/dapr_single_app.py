@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from concurrent import futures
 
 import grpc
@@ -13,7 +14,11 @@ import story
 
 class Application(callback.AppCallbackServicer):
     def OnTopicEvent(self, request, context):
-        story.verdict(request.topic, json.loads(request.data)['text'], id=request.id)
+        text = json.loads(request.data)['text']
+        if text.startswith('slow'):
+            # Work that takes its time.
+            time.sleep(0.4)
+        story.verdict(request.topic, text, id=request.id)
         return messages.TopicEventResponse(status=0)
 
 

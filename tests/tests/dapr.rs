@@ -356,6 +356,7 @@ spec:
   subscriber: {service: callback, path: /}
   deadLetterTopic: orders.dead
   bulk: {max: 10, wait: 100ms}
+  delivery: {ackTimeout: 1s}
 ";
     let resources = [("services.yaml", SERVICES), ("bulk.yaml", bulk)];
     let control_plane = ControlPlane::start(&resources).await;
@@ -373,6 +374,20 @@ spec:
         all.then_some(())
     })
     .await;
+    // Together they take twice the time that one may take.
+    let slow: Vec<_> = (0..5).map(|number| format!("slow {number}")).collect();
+    for text in &slow {
+        publish(&callback, text).await;
+    }
+    let acks = [("outcome", "ack")];
+    eventually("all are handled", SOON, || async {
+        let name = "duet_event_deliveries_total";
+        (duet_tests::metrics::sum(callback.ports.metrics, name, &acks).await >= 7.0).then_some(())
+    })
+    .await;
+    for text in &slow {
+        assert_eq!(script.events("orders", text).len(), 1, "{text}");
+    }
 }
 
 #[tokio::test]

@@ -39,10 +39,10 @@ impl Forwarder {
 
     /// Runs until it is aborted.
     pub(super) async fn run(self) {
+        while self.spool.waiting.lock().events == 0 {
+            self.spool.filled.notified().await;
+        }
         loop {
-            while self.spool.waiting.lock().events == 0 {
-                self.spool.filled.notified().await;
-            }
             // It ends only when the store failed; the store opens again by itself.
             if let Err(error) = self.forward_all().await {
                 tracing::error!(bus = self.spool.bus, %error, "the outbox cannot be read; trying again");
@@ -56,6 +56,7 @@ impl Forwarder {
         let spec = self.outbox.prepare(&log, &self.spool).await?;
         let subscription = spec.name.clone();
         let mut consumer = log.consume_as_is(spec).await?;
+        self.recount(&log, &subscription).await?;
         let mut next = None;
         loop {
             let first = match next.take() {
@@ -78,17 +79,25 @@ impl Forwarder {
         }
     }
 
-    /// Nothing comes, so nothing should wait. A record that was damaged on disk is skipped by the log and would be counted
-    /// for ever.
+    /// Compares the count with what the log holds, while nothing is in hand. A record that was damaged on disk is skipped by
+    /// the log and would be counted for ever; one that was forwarded and comes again, since the log failed before it wrote
+    /// that down, was counted off.
     async fn recount(&self, log: &Log, subscription: &str) -> Result<(), LogError> {
         let kept_before = self.spool.waiting.lock().kept;
         let backlog = log.backlog(subscription).await?;
         let waiting = self.spool.waiting.lock();
-        let lost = waiting.events.saturating_sub(backlog.events);
-        if lost == 0 || waiting.appending > 0 || waiting.kept != kept_before {
+        if waiting.appending > 0 || waiting.kept != kept_before {
             return Ok(());
         }
+        let lost = waiting.events.saturating_sub(backlog.events);
+        let again = backlog.events.saturating_sub(waiting.events);
         drop(waiting);
+        if again > 0 {
+            self.outbox.count_in(&self.spool, again, 0);
+        }
+        if lost == 0 {
+            return Ok(());
+        }
         tracing::error!(bus = self.spool.bus, lost, "events in the outbox were damaged on disk");
         self.outbox.remove(&self.spool, lost, 0);
         Ok(())

@@ -125,10 +125,13 @@ pub(super) fn outcome(response: Option<TopicEventResponse>) -> AppAnswer {
 /// What the application's failure means. `UNIMPLEMENTED`, as 404 over HTTP: no handler, and trying again will not make one.
 /// `NOT_FOUND` is the handler's own word for something else.
 pub(super) fn failure(status: &Status) -> AppAnswer {
-    let status = match status.code() {
-        Code::Unimplemented => StatusCode::NOT_FOUND,
-        Code::NotFound => StatusCode::INTERNAL_SERVER_ERROR,
-        code => grpc::status(code),
+    let code = status.code();
+    let status = if code == Code::Unimplemented {
+        StatusCode::NOT_FOUND
+    } else if code == Code::NotFound {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        grpc::status(code)
     };
     AppAnswer::Failed { status: status.as_u16() }
 }
