@@ -432,6 +432,11 @@ async fn metadata_lists_every_kind_of_subscription_and_shutdown_drains() {
     reader.gone().await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let url = format!("http://{}/v1.0/shutdown", writer.ports.api);
+    let publish = format!("http://{}/v1.0/publish/default/news", writer.ports.api);
+    for (origin, status) in [("http://evil.example", 403), ("http://localhost:8080", 204)] {
+        let page = http::client().post(&publish).header("origin", origin).body("from a page");
+        assert_eq!(page.send().await.unwrap().status(), status, "{origin}");
+    }
     let page = http::client().post(&url).header("origin", "http://evil.example").send();
     assert_eq!(page.await.unwrap().status(), 403);
     assert_eq!(http::client().post(url).send().await.unwrap().status(), 204);

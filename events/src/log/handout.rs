@@ -236,7 +236,7 @@ impl Engine {
 
     /// Reads a piece of the topic again for a key that had events put off. True: there is more to read.
     fn refill(&mut self, name: &str, topic: &str) -> Result<bool, LogError> {
-        let Some(subscription) = self.subscriptions.get(name) else {
+        let Some(subscription) = self.subscriptions.get_mut(name) else {
             return Ok(false);
         };
         if subscription.consumers.pick().is_none() {

@@ -171,8 +171,13 @@ impl Progress {
         !gone.is_empty()
     }
 
-    /// A key whose events have to be read again, and where.
-    pub(super) fn refill(&self) -> Option<Refill> {
+    /// A key whose events have to be read again, and where. None while there is no room for them, as for new events.
+    pub(super) fn refill(&mut self) -> Option<Refill> {
+        self.lanes.refill(self.cursor)?;
+        if self.unsettled.len() >= MAX_UNSETTLED && !self.put_off() {
+            return None;
+        }
+        // Anew: what was put off just now may be of this key.
         self.lanes.refill(self.cursor)
     }
 

@@ -18,7 +18,7 @@ use super::consumption::Aids;
 use super::grpc::Labels;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
-use super::sse::Streams;
+use super::sse::{Streams, is_local};
 use super::{InvokeFn, RelayConfig, invoke, publish};
 use crate::drain::Drain;
 use crate::http::body::Body;
@@ -100,6 +100,11 @@ impl Api {
             let text = "publish with POST";
             let status = StatusCode::METHOD_NOT_ALLOWED;
             return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", text));
+        }
+        if request.headers().get(header::ORIGIN).is_some_and(|origin| !is_local(origin)) {
+            // A page can post plain text to this machine without asking first.
+            let text = "a web page of another machine cannot publish";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", text));
         }
         let (name, topic) = rest.split_once('/').unwrap_or((rest, ""));
         let target = (store::name(name)?, store::name(topic)?);

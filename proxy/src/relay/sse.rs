@@ -256,7 +256,7 @@ fn response(asked: &HeaderMap, taken: mpsc::Receiver<Bytes>) -> Response<Body> {
 }
 
 /// A page that this machine serves. Pages of others must not read events through the visitor's browser.
-fn is_local(origin: &HeaderValue) -> bool {
+pub(super) fn is_local(origin: &HeaderValue) -> bool {
     let text = origin.to_str().unwrap_or_default();
     let Some((_, host)) = text.split_once("://") else {
         return false;

@@ -35,9 +35,12 @@ impl Hub {
         let pending = usize::try_from(MAX_ORDERED_PENDING).unwrap_or_default();
         let window = match (self.spec.ordered, &self.barrier) {
             (true, Some(_)) => pending,
-            // Later events of keys that wait must not keep the others away: those have all the room there is.
-            (true, None) if self.hands.next().is_none() => pending,
-            (true, None) => credit.saturating_mul(4).clamp(64, pending),
+            (true, None) => {
+                let usual = credit.saturating_mul(4).clamp(64, pending);
+                // Later events of keys that wait must not keep the others away.
+                let stuck = self.hands.len() >= usual && self.hands.next().is_none();
+                if stuck { pending } else { usual }
+            }
             (false, _) => credit,
         };
         if credit == 0 { 0 } else { window.saturating_sub(self.hands.len()).min(MAX_PULL) }
