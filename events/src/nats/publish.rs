@@ -1,6 +1,5 @@
 //! From events to acknowledged messages.
 
-use std::collections::HashSet;
 use std::future::IntoFuture as _;
 
 use async_nats::jetstream::context::{PublishAckFuture, PublishErrorKind as Kind};
@@ -14,7 +13,7 @@ use crate::bus::{PublishError, PublishErrorKind, Published, TopicConfig};
 use crate::cloudevent::Event;
 
 impl Shared {
-    /// Sends all events, then waits for JetStream to acknowledge each; those of one key one after the other. Not atomic: where it fails half-way, publishing
+    /// Sends all events, then waits for JetStream to acknowledge each. Not atomic: where it fails half-way, publishing
     /// the same again stores what is missing.
     pub(super) async fn publish(
         &self,
@@ -26,21 +25,13 @@ impl Shared {
         let turn = order.lock().await;
         let topic = self.topic(name, TopicConfig::undeclared(name)).await?;
         self.connected()?;
-        let mut published = Vec::with_capacity(events.len());
-        let (mut acks, mut keys) = (Vec::with_capacity(events.len()), HashSet::new());
+        let mut acks = Vec::with_capacity(events.len());
         for event in &events {
-            // Where one is lost, those behind it may be stored: of one key, none is sent before the last is.
-            if event.order_key(&topic.order_by).is_some_and(|key| !keys.insert(key)) {
-                for ack in acks.drain(..) {
-                    published.push(self.acknowledged(name, ack).await?);
-                }
-                keys.clear();
-                keys.extend(event.order_key(&topic.order_by));
-            }
             let id = topic.dedup.then(|| message_id(event.source(), event.id()));
             acks.push(self.send(&topic, event, id).await?);
         }
         drop(turn);
+        let mut published = Vec::with_capacity(acks.len());
         for ack in acks {
             published.push(self.acknowledged(name, ack).await?);
         }
