@@ -103,6 +103,7 @@ macro_rules! on_nats {
 
 on_nats!(
     a_key_keeps_its_order_through_retries_and_restarts,
+    a_key_that_waits_leaves_room_for_others,
     events_of_a_source_keep_their_order,
     an_event_for_later_waits,
     any_number_of_events_for_later_holds_up_nobody,

@@ -40,6 +40,20 @@ pub(crate) async fn a_key_keeps_its_order_through_retries_and_restarts(bus: &Bus
     nothing(&mut consumer).await;
 }
 
+pub(crate) async fn a_key_that_waits_leaves_room_for_others(bus: &Bus) {
+    let bus = bus.open().await;
+    let mut published: Vec<_> = (1..=400).map(|id| keyed(id, "a")).collect();
+    published.push(keyed(401, "b"));
+    bus.publish("orders", published).await.unwrap();
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/s") };
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    let one = next(&mut consumer).await;
+    assert_eq!(one.event.id(), "1");
+    let delay = Duration::from_secs(3600);
+    consumer.settler().settle(one.id, Settle::Retry { delay });
+    assert_eq!(next(&mut consumer).await.event.id(), "401");
+}
+
 pub(crate) async fn events_of_a_source_keep_their_order(bus: &Bus) {
     let bus = bus.open().await;
     let config = TopicConfig { order_by: "source".to_owned(), ..TopicConfig::default() };
@@ -206,6 +220,10 @@ pub(crate) async fn a_paused_subscription_rests_also_after_a_restart(bus: &Bus) 
     open.close().await;
     let open = bus.open().await;
     let mut consumer = open.consume(spec("a/s")).await.unwrap();
+    assert!(open.subscriptions().await.unwrap()[0].paused);
+    nothing(&mut consumer).await;
+    // And after a replay.
+    open.seek("a/s", Start::Earliest).await.unwrap();
     assert!(open.subscriptions().await.unwrap()[0].paused);
     nothing(&mut consumer).await;
     open.pause("a/s", false).await.unwrap();
