@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 const SPANS: u64 = 4;
 /// Most events remembered for one topic (about 30 bytes each). Past it the oldest span goes early.
 const MAX_ENTRIES: usize = 4 << 20;
+/// The same for one span, so that about as many are full at once as the window has.
 const MAX_SPAN: usize = MAX_ENTRIES / 4;
 
 /// Keyed hash of a (`source`, `id`), which no publisher can foresee.
