@@ -358,6 +358,18 @@ spec:
         .map(|id| id.parse().unwrap())
         .collect();
     assert!(ids.is_sorted(), "{ids:?}");
+    // One for later comes after younger ones, and takes nobody back.
+    for (n, when) in [(20, "?metadata.deliverAfter=1s"), (21, "")] {
+        let (path, body) = (format!("/v1.0/publish/default/news{when}"), json!({ "n": n }));
+        let answer = post(api, &path, "application/json", &body.to_string()).await;
+        assert_eq!(answer.status(), 204);
+    }
+    let answer = get("?start=earliest").send().await.unwrap();
+    let text = read_until(answer, |text| text.matches("\nevent: ").count() == 22).await;
+    assert_eq!(numbers(&text)[20..], [21, 20]);
+    let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+    let ids: Vec<u64> = ids.map(|id| id.parse().unwrap()).collect();
+    assert_eq!(ids[21], ids[20], "a reader that comes back goes on behind both");
 
     let other = get("").header("origin", "https://elsewhere.example").send().await.unwrap();
     assert!(!other.headers().contains_key("access-control-allow-origin"));
@@ -368,6 +380,11 @@ spec:
     }
     let secret = format!("http://{api}/v1.0/subscribe/default/secret");
     assert_eq!(http::client().get(secret).send().await.unwrap().status(), 403);
+    let event = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t"}"#;
+    let batch = format!("[{}{event}]", format!("{event},").repeat(10_000));
+    let kind = "application/cloudevents-batch+json";
+    let answer = post(api, "/v1.0/publish/default/news", kind, &batch).await;
+    assert_eq!(answer.status(), 400, "more events than one request may have");
     let nobus = format!("http://{api}/v1.0/subscribe/nobus/news");
     assert_eq!(http::client().get(nobus).send().await.unwrap().status(), 404);
 

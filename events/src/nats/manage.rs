@@ -18,6 +18,8 @@ use crate::bus::{
 
 /// Bytes of one reading, so that a piece of a topic fits into memory.
 const READ_BYTES: usize = 16 << 20;
+/// Bound on giving back what is in hand: while no server is there, answers wait for one.
+const GIVE_BACK: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bound on telling the servers what was said last.
 const FLUSH: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -202,9 +204,15 @@ impl ManagedBus for NatsBus {
         Box::pin(async {
             self.shared.closed.send_replace(true);
             let hubs: Vec<_> = self.hubs.lock().drain().map(|(_, hub)| hub).collect();
-            for mut hub in hubs {
-                // An error means that its end is gone: it gave everything back.
-                while hub.finished.changed().await.is_ok() {}
+            let finished = async {
+                for mut hub in hubs {
+                    // An error means that its end is gone: it gave everything back.
+                    while hub.finished.changed().await.is_ok() {}
+                }
+            };
+            if tokio::time::timeout(GIVE_BACK, finished).await.is_err() {
+                // JetStream hands out again what it hears nothing of.
+                tracing::warn!(bus = self.shared.name, "not everything could be given back");
             }
             // What they said last goes out before the connection does.
             if self.shared.connected_now() {

@@ -75,9 +75,26 @@ impl Buses {
         }
     }
 
-    /// Whether the control plane said which buses there are.
-    pub(super) fn are_known(&self) -> bool {
-        self.workload.borrow().is_some()
+    /// Checks that there is a bus of this name.
+    ///
+    /// # Errors
+    /// 404 when there is none, 503 while nobody can know.
+    pub(super) fn check(&self, name: &str) -> Result<(), Problem> {
+        if self.knows(name) {
+            return Ok(());
+        }
+        let shown: String = name.chars().take(64).collect();
+        if self.workload.borrow().is_none() {
+            // Not told yet: anything but the default bus may or may not exist.
+            let text = format!("it is not known yet whether there is a bus {shown:?}");
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            let mut problem = Problem::new(status, "ERR_PUBSUB_NOT_READY", text);
+            problem.retry_after = Some(1);
+            return Err(problem);
+        }
+        let names = self.names().join(", ");
+        let text = format!("there is no bus {shown:?}; known are: {names}");
+        Err(Problem::new(StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", text))
     }
 
     /// Whether there is a bus of this name, as far as [`Self::names`] knows.
@@ -98,34 +115,19 @@ impl Buses {
     /// # Errors
     /// When the bus is unknown, takes declared topics only and this is none, or policies forbid the publish.
     pub(super) fn publisher(&self, bus: &str, topic: &str) -> Result<Arc<RelayPublisher>, Problem> {
-        let workload = self.workload.borrow().clone();
-        let known = workload.as_ref().map(|workload| declared(workload, bus));
-        match known {
-            // Not told yet: anything but the default bus may or may not exist.
-            None if bus != DEFAULT_BUS => {
-                let text = format!("it is not known yet whether there is a bus {bus:?}");
-                let mut problem =
-                    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "ERR_PUBSUB_NOT_READY", text);
-                problem.retry_after = Some(1);
-                Err(problem)
-            }
-            Some(None) => {
-                let names = self.names().join(", ");
-                let text = format!("there is no bus {bus:?}; known are: {names}");
-                Err(Problem::new(StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", text))
-            }
-            Some(Some(declared)) if refuses(declared, topic) => {
+        self.check(bus)?;
+        if let Some(declared) =
+            self.workload.borrow().as_ref().and_then(|workload| declared(workload, bus))
+        {
+            if refuses(declared, topic) {
                 let text = format!("bus {bus:?} takes declared topics only, and {topic:?} is none");
-                Err(Problem::new(StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", text))
+                return Err(Problem::new(StatusCode::NOT_FOUND, "ERR_TOPIC_NOT_FOUND", text));
             }
-            Some(Some(declared)) => match denied(declared, topic) {
-                Some(reason) => {
-                    Err(Problem::new(StatusCode::FORBIDDEN, "ERR_PUBSUB_FORBIDDEN", reason))
-                }
-                None => Ok(self.open(bus).publisher),
-            },
-            None => Ok(self.open(bus).publisher),
+            if let Some(reason) = denied(declared, topic) {
+                return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_PUBSUB_FORBIDDEN", reason));
+            }
         }
+        Ok(self.open(bus).publisher)
     }
 
     fn open(&self, name: &str) -> OpenBus {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use duet_api::DEFAULT_BUS;
 use duet_events::bus::{
     ConsumeError, Consumer, Delivery, EventBus, Settle, Start, SubscriptionSpec,
 };
@@ -89,14 +88,7 @@ impl Streams {
         let turn = Arc::clone(&self.readers).try_acquire_owned();
         let turn = turn.map_err(|_full| busy("too many readers"))?;
         let spec = self.spec(rest, request)?;
-        if !self.buses.are_known() && spec.bus != DEFAULT_BUS {
-            let text = format!("it is not known yet whether there is a bus {:?}", spec.bus);
-            return Err(busy(&text));
-        }
-        if !self.buses.knows(&spec.bus) {
-            let text = format!("there is no bus {:?}", spec.bus);
-            return Err(Problem::new(StatusCode::NOT_FOUND, "ERR_PUBSUB_NOT_FOUND", text));
-        }
+        self.buses.check(&spec.bus)?;
         let bus = self.buses.bus(&spec.bus);
         let consumer = bus.consume(spec.clone()).await.map_err(|error| refused(&error))?;
         // One: what is not taken is not pulled.
@@ -227,7 +219,8 @@ fn start(text: &str) -> Result<Start, Problem> {
     Ok(Start::Time(u64::try_from(time.as_millisecond()).unwrap_or_default()))
 }
 
-/// One event, and from where a reader that lost its connection goes on. A line break within the data (JSON may have them between its tokens) starts another `data:` line.
+/// One event, and from where a reader that lost its connection goes on. A line break within the data (JSON may have them
+/// between its tokens) starts another `data:` line.
 fn frame(delivery: &Delivery, spec: &SubscriptionSpec, furthest: u64) -> Bytes {
     let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
     let event = encode_structured(&delivery.event, &extra);

@@ -133,7 +133,7 @@ fn spec(
         return Err(Status::failed_precondition(text));
     };
     let (bus, topic) = (initial.pubsub_name, initial.topic);
-    check_bus(api, &bus)?;
+    api.buses.check(&bus)?;
     let raw_payload = initial.metadata.get("rawPayload").map(|value| flag(value)).transpose();
     let raw_payload = raw_payload
         .map_err(|reason| Status::invalid_argument(format!("metadata \"rawPayload\": {reason}")))?;
@@ -153,21 +153,6 @@ fn spec(
     };
     SubscriptionSpec::try_from(subscription)
         .map_err(|error| Status::invalid_argument(error.to_string()))
-}
-
-fn check_bus(api: &Api, bus: &str) -> Result<(), Status> {
-    let names = api.buses.names();
-    if names.iter().any(|name| name == bus) {
-        return Ok(());
-    }
-    let bus: String = bus.chars().take(64).collect();
-    if api.workload.borrow().is_none() {
-        let text = format!("it is not known yet whether there is a bus {bus:?}");
-        return Err(Status::unavailable(text));
-    }
-    let text =
-        format!("ERR_PUBSUB_NOT_FOUND: there is no bus {bus:?}; known are: {}", names.join(", "));
-    Err(Status::not_found(text))
 }
 
 /// A refusal is said at once, and not left to a log. A bus that is away is no refusal: the stream waits for it.
