@@ -15,6 +15,7 @@ mod selection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use duet_api::proto::event_bus_server::EventBus;
 use duet_api::resource::BusBackend;
@@ -49,9 +50,12 @@ pub struct Buses {
     open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
     /// Topics of each bus that have a declared subscription which the bus does not know yet.
     held_back: RwLock<BTreeMap<String, BTreeSet<String>>>,
-    /// What each open bus is kept on.
-    backends: RwLock<BTreeMap<String, BusBackend>>,
-    /// Those that a resource has on something else by now.
+    /// What each open bus is kept on, and the number of its opening.
+    backends: RwLock<BTreeMap<String, (BusBackend, u64)>>,
+    openings: AtomicU64,
+    /// Buses that are another one now, on which not everything declared was looked at yet.
+    moving: RwLock<BTreeSet<String>>,
+    /// Those that a resource has on something else by now, from the next start on.
     outdated: RwLock<BTreeSet<String>>,
     /// Buses that were embedded before.
     moves: Moves,
@@ -93,9 +97,21 @@ impl Buses {
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
         let (backends, outdated) = (RwLock::default(), RwLock::default());
-        let moves = Moves::default();
+        let (moving, moves) = (RwLock::default(), Moves::default());
+        let openings = AtomicU64::default();
         backup::clean(&dir);
-        let buses = Self { dir, registry, store, open, held_back, backends, outdated, moves };
+        let buses = Self {
+            dir,
+            registry,
+            store,
+            open,
+            held_back,
+            backends,
+            openings,
+            moving,
+            outdated,
+            moves,
+        };
         buses.get(DEFAULT_BUS).await?;
         Ok(buses)
     }
@@ -133,6 +149,12 @@ impl Buses {
                 "the bus moved, and its older events did not yet: `duet events migrate` moves them",
             );
         }
+        if self.moving.read().contains(bus) {
+            return Some("the bus is moving");
+        }
+        if self.moves.awaits(bus, topic) {
+            return Some("the bus moved, and a subscription of the topic has yet to come");
+        }
         let misses = self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic));
         misses.then_some("a declared subscription of the topic cannot be made yet")
     }
@@ -157,8 +179,15 @@ impl Buses {
         self.store.read(|view| compile::declares_subscription(view.index, bus, subscription))
     }
 
+    /// A subscription is consumed.
+    fn arrived(&self, bus: &str, subscription: &str) {
+        self.moves.arrived(bus, subscription);
+    }
+
+    /// Takes note of what declared subscriptions would miss, and of nothing else.
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {
         *self.held_back.write() = topics;
+        self.moving.write().clear();
     }
 
     /// Flushes and closes every bus.

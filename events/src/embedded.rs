@@ -51,7 +51,8 @@ impl EmbeddedBus {
     ) -> Result<Self, LogError> {
         let metrics = LogMetrics::register(registry, name)
             .map_err(|error| LogError::Refused(format!("metrics of bus {name}: {error}")))?;
-        let log = Log::open(dir, options, metrics.clone()).await?;
+        // Whoever tries again needs the names of the metrics.
+        let log = Log::open(dir, options, metrics.clone()).await.inspect_err(|_| metrics.end())?;
         Ok(Self { name: name.to_owned(), log, metrics })
     }
 
@@ -113,7 +114,7 @@ impl EventBus for EmbeddedBus {
         Box::pin(async move {
             let (bus, name) = (self.name.clone(), subscription.name.clone());
             let consumer = self.log.consume(subscription).await;
-            let consumer = consumer.map_err(|error| consume_error(&name, &error))?;
+            let consumer = consumer.map_err(|error| consume_error(&bus, &name, &error))?;
             let reason = "the bus ended this consumer".to_owned();
             let over = Err(ConsumeError::Unavailable { bus, reason });
             let deliveries = ReceiverStream::new(consumer.deliveries)
@@ -139,24 +140,25 @@ pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
     let kind = match error {
         LogError::DiskFull => PublishErrorKind::Full,
         LogError::Refused(_) | LogError::Unknown { .. } => PublishErrorKind::Invalid,
-        LogError::InUse | LogError::Format { .. } | LogError::Store(_) | LogError::Closed => {
+        // There will be another: after a restart, or elsewhere.
+        LogError::Closed => PublishErrorKind::Unavailable,
+        LogError::InUse | LogError::Format { .. } | LogError::Store(_) => {
             PublishErrorKind::Internal
         }
     };
     PublishError::new(kind, format!("{context}: {error}"))
 }
 
-fn consume_error(subscription: &str, error: &LogError) -> ConsumeError {
+fn consume_error(bus: &str, subscription: &str, error: &LogError) -> ConsumeError {
     let (subscription, reason) = (subscription.to_owned(), error.to_string());
     match error {
+        LogError::Closed => ConsumeError::Unavailable { bus: bus.to_owned(), reason },
         LogError::Refused(_) | LogError::Unknown { .. } => {
             ConsumeError::Refused { subscription, reason }
         }
-        LogError::DiskFull
-        | LogError::InUse
-        | LogError::Format { .. }
-        | LogError::Store(_)
-        | LogError::Closed => ConsumeError::Internal { subscription, reason },
+        LogError::DiskFull | LogError::InUse | LogError::Format { .. } | LogError::Store(_) => {
+            ConsumeError::Internal { subscription, reason }
+        }
     }
 }
 

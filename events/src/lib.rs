@@ -22,6 +22,7 @@ pub mod cloudevent;
 pub mod embedded;
 pub mod inbox;
 pub mod log;
+mod metrics;
 #[cfg(feature = "nats")]
 pub mod nats;
 pub mod outbox;

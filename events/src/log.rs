@@ -42,7 +42,7 @@ use crate::cloudevent::Event;
 
 use command::{Command, Queue};
 use engine::Engine;
-pub use metrics::LogMetrics;
+pub(crate) use metrics::LogMetrics;
 use record::{Record, Unsealed};
 pub(crate) use worker::now_ms;
 

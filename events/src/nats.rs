@@ -10,6 +10,7 @@ mod held;
 mod hub;
 mod import;
 mod later;
+mod login;
 mod manage;
 mod message;
 mod metrics;
@@ -37,10 +38,11 @@ use crate::bus::{
 };
 use crate::cloudevent::Event;
 use hub::{Command, Hub};
+pub use login::NatsLogin;
 use metrics::NatsMetrics;
 pub use payload::payload_warning;
 use shared::Shared;
-pub use shared::{NatsError, NatsLogin, NatsOptions, NatsTls};
+pub use shared::{NatsError, NatsOptions, NatsTls};
 
 /// A bus on a NATS cluster.
 #[derive(Debug)]
@@ -200,7 +202,9 @@ impl HubMember {
 fn consume_error(spec: &SubscriptionSpec, error: &NatsError) -> ConsumeError {
     let (subscription, reason) = (spec.name.clone(), error.to_string());
     match error {
-        NatsError::Away(_) => ConsumeError::Unavailable { bus: spec.bus.clone(), reason },
+        NatsError::Away(_) | NatsError::Closed => {
+            ConsumeError::Unavailable { bus: spec.bus.clone(), reason }
+        }
         NatsError::Refused(_) => ConsumeError::Refused { subscription, reason },
         NatsError::Settings(_) | NatsError::Full(_) | NatsError::Failed(_) => {
             ConsumeError::Internal { subscription, reason }

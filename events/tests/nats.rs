@@ -159,16 +159,28 @@ async fn events_survive_a_killed_server_and_publishes_fail_fast_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_wrong_login_is_away_and_the_right_one_works() {
-    let Some(server) = Server::start("authorization { token: sesame }").await else { return };
+async fn a_wrong_login_is_away_and_the_right_one_works_until_the_next_one() {
+    let Some(mut server) = Server::start("authorization { token: sesame }").await else { return };
     let registry = prometheus::Registry::new();
     let bus = NatsBus::open("default", options(&server), &registry).await.unwrap();
     assert!(bus.connected(Duration::from_secs(1)).await.is_err());
     let error = bus.publish("orders", events([1])).await.unwrap_err();
     assert_eq!(error.kind, PublishErrorKind::Unavailable);
-    let login = NatsLogin::Token("sesame".to_owned());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "sesame\n").unwrap();
+    let login = NatsLogin::Token(file.path().to_owned());
     let bus = connect(NatsOptions { login, ..options(&server) }).await;
     assert_eq!(publish(&*bus, [1]).await[0].position, 1);
+    // The token is renewed.
+    server.kill();
+    server.configure("authorization { token: open }");
+    server.restart().await;
+    assert!(bus.publish("orders", events([2])).await.is_err());
+    std::fs::write(&file, "open\n").unwrap();
+    behaviour::eventually("the new token is used", async || {
+        bus.publish("orders", events([2])).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -282,7 +294,9 @@ async fn a_credentials_file_logs_in() {
         "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
         user.seed().unwrap()
     );
-    let login = NatsLogin::Credentials(credentials);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, credentials).unwrap();
+    let login = NatsLogin::Credentials(file.path().to_owned());
     let bus = connect(NatsOptions { login, ..options(&server) }).await;
     assert_eq!(publish(&*bus, [1]).await[0].position, 1);
 }

@@ -26,7 +26,7 @@ impl Up {
         let yaml = std::fs::read_to_string(example.join("duet.yaml")).unwrap();
         let shop = program("shop").display().to_string();
         // What the user builds is built already, and the storefront's own port may be in use.
-        let yaml = yaml.replace("../../target/release/shop", &shop);
+        let yaml = yaml.replace("${CARGO_TARGET_DIR:-../../target}/release/shop", &shop);
         let yaml = yaml.replace("port: 8080", "port: auto").replace("build: ", "# build: ");
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("mesh")).unwrap();

@@ -1,4 +1,5 @@
-//! `duet events migrate`: from the embedded bus to a real `nats-server`, with a kill in the middle.
+//! From the embedded bus to a real `nats-server`: the resource changes, `duet events migrate` moves the backlog, with a
+//! kill in the middle.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +12,7 @@
     reason = "tests: a failure here is a failed test, and a test may tell a long story"
 )]
 
+use std::cell::Cell;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,8 +134,14 @@ async fn a_backlog_moves_to_nats_without_loss_and_to_nobody_else() {
     let handled = ids(&app, "/done").len();
     assert_eq!(handled, 20);
 
+    // It moves without a restart.
     control_plane.write("bus.yaml", &nats.default_bus());
-    control_plane.restart().await;
+    eventually("the bus is on NATS, with its subscriptions", SOON, || async {
+        let all = ask(&control_plane, &["subscriptions"])["subscriptions"].clone();
+        let all = all.as_array()?.clone();
+        (all.len() == 3 && all.iter().all(|s| s["lag"] == 0)).then_some(())
+    })
+    .await;
     // Published meanwhile: it waits, since it must not overtake what is older.
     publish(&writer, "news", 21).await;
     let by_hand = duet(&control_plane, &["publish", "news", "1"]);
@@ -196,4 +204,66 @@ async fn events_of_a_subscription_that_is_gone_are_asked_about() {
     assert!(!refused.status.success() && error.contains("default/picky"), "{error}");
     let answer = ask(&control_plane, &["migrate", "--skip", "default/picky"]);
     assert_eq!(answer["moved"], 0, "{answer}");
+}
+
+#[tokio::test]
+async fn publishing_goes_on_while_the_bus_moves_and_nothing_is_lost_or_turned_around() {
+    let Some(nats) = NatsServer::start().await else { return };
+    let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
+    let app = App::replying(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => {
+            Reply::new(200, r#"[{"pubsubname": "default", "topic": "news", "route": "/own"}]"#)
+        }
+        _ => Reply::new(200, ""),
+    })
+    .await;
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    eventually("what the application subscribes itself is there", SOON, || async {
+        let all = ask(&control_plane, &["subscriptions"])["subscriptions"].clone();
+        (all.as_array()?.len() == 4).then_some(())
+    })
+    .await;
+    publish(&writer, "news", 1).await;
+    control_plane.write("bus.yaml", &nats.default_bus());
+    let published = Cell::new(1);
+    eventually("events of one key go through NATS", SOON, || {
+        let id = published.get() + 1;
+        published.set(id);
+        let (writer, control_plane) = (&writer, &control_plane);
+        async move {
+            publish(writer, "news", id).await;
+            let all = ask(control_plane, &["topics"])["topics"].clone();
+            let news = all.as_array()?.iter().find(|topic| topic["name"] == "news")?.clone();
+            // Positions begin anew there.
+            (news["next"].as_u64()? < u64::from(id) / 2).then_some(())
+        }
+    })
+    .await;
+    let last = published.get() + 20;
+    for id in published.get() + 1..=last {
+        publish(&writer, "news", id).await;
+    }
+    // It refuses while events wait for a subscription whose consumer has not come yet.
+    eventually("what was in hand at the move is moved", SOON, || async {
+        duet(&control_plane, &["migrate"]).status.success().then_some(())
+    })
+    .await;
+    let paths = ["/done", "/own", "/behind"];
+    eventually("the newest arrives everywhere", SOON, || async {
+        paths.iter().all(|path| ids(&app, path).contains(&last)).then_some(())
+    })
+    .await;
+    for path in paths {
+        let mut arrived = ids(&app, path);
+        arrived.sort_unstable();
+        arrived.dedup();
+        assert_eq!(arrived, (1..=last).collect::<Vec<u32>>(), "none missing at {path}");
+    }
+    // An event in hand at the move comes again, before what is newer.
+    let mut newest = 0;
+    for id in ids(&app, "/behind") {
+        assert!(id <= newest + 1, "{id} after {newest}");
+        newest = newest.max(id);
+    }
 }

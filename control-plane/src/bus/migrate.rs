@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use duet_events::bus::{Import, ManageError, ManagedBus, SubscriptionStatus, dead_letter};
 use duet_events::embedded::{EmbeddedBus, OpenEvent};
@@ -15,6 +16,8 @@ use tokio::sync::Mutex;
 
 use super::{BusError, Buses};
 
+/// How long a topic waits for consumers that were on the old bus.
+const COMING: Duration = Duration::from_secs(10);
 /// Events that are read, stored and removed together.
 const BATCH: usize = 256;
 
@@ -44,6 +47,18 @@ pub(super) struct Moves {
     open: Mutex<BTreeMap<String, Old>>,
     /// Those that hold publishes back.
     waiting: RwLock<BTreeSet<String>>,
+    /// Subscriptions of each that only their consumers make.
+    awaited: RwLock<BTreeMap<String, Awaited>>,
+}
+
+/// Subscriptions that no resource declares, and that were on the old bus: what is published before their consumers are on
+/// the new one, they would miss.
+#[derive(Debug)]
+struct Awaited {
+    /// Topics by subscription.
+    topics: BTreeMap<String, String>,
+    /// Some may never come.
+    until: Instant,
 }
 
 /// A bus that was embedded before.
@@ -59,6 +74,27 @@ struct Old {
 impl Moves {
     pub(super) fn waits(&self, bus: &str) -> bool {
         self.waiting.read().contains(bus)
+    }
+
+    /// Whether the consumers of a topic have yet to come.
+    pub(super) fn awaits(&self, bus: &str, topic: &str) -> bool {
+        let awaited = self.awaited.read();
+        let Some(awaited) = awaited.get(bus) else { return false };
+        Instant::now() < awaited.until && awaited.topics.values().any(|of| of == topic)
+    }
+
+    /// A subscription has a consumer on the new bus.
+    pub(super) fn arrived(&self, bus: &str, subscription: &str) {
+        if !self.awaited.read().contains_key(bus) {
+            return;
+        }
+        let mut all = self.awaited.write();
+        if let Some(awaited) = all.get_mut(bus) {
+            awaited.topics.remove(subscription);
+            if awaited.topics.is_empty() || Instant::now() >= awaited.until {
+                all.remove(bus);
+            }
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -89,6 +125,10 @@ impl Moves {
             );
             self.waiting.write().insert(name.to_owned());
         }
+        let undeclared = subscriptions.into_iter().filter(|subscription| !subscription.declared);
+        let topics = undeclared.map(|it| (it.name, it.topic)).collect();
+        let awaited = Awaited { topics, until: Instant::now() + COMING };
+        self.awaited.write().insert(name.to_owned(), awaited);
         open.insert(name.to_owned(), Old { bus, next: BTreeMap::new(), checked: false });
         Ok(())
     }
@@ -245,6 +285,23 @@ mod tests {
     use duet_events::Event;
 
     use super::*;
+
+    #[test]
+    fn a_topic_waits_for_the_consumers_that_it_had() {
+        let moves = Moves::default();
+        let topics = [("a/one", "news"), ("a/two", "news"), ("a/three", "other")];
+        let topics = topics.map(|(name, topic)| (name.to_owned(), topic.to_owned())).into();
+        let until = Instant::now() + Duration::from_secs(600);
+        moves.awaited.write().insert("default".to_owned(), Awaited { topics, until });
+        assert!(moves.awaits("default", "news") && moves.awaits("default", "other"));
+        assert!(!moves.awaits("default", "else") && !moves.awaits("audit", "news"));
+        moves.arrived("default", "a/one");
+        assert!(moves.awaits("default", "news"));
+        moves.arrived("default", "a/two");
+        assert!(!moves.awaits("default", "news"));
+        moves.awaited.write().get_mut("default").unwrap().until = Instant::now();
+        assert!(!moves.awaits("default", "other"), "it may never come");
+    }
 
     fn names(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use duet_api::resource::{BusBackend, NatsBackend, NatsTls as TlsFiles};
@@ -17,7 +18,7 @@ use crate::compile;
 const CONNECT: Duration = Duration::from_secs(3);
 
 impl Buses {
-    /// A bus as its resource says. What it is kept on is decided once; another backend counts from the next start on.
+    /// A bus as its resource says. [`Self::follow_backend`] tells what becomes of a later change.
     pub(super) async fn make(&self, name: &str) -> Result<Arc<dyn ManagedBus>, BusError> {
         let backend = self.store.read(|view| compile::bus_backend(view.index, name));
         let bus: Arc<dyn ManagedBus> = match backend.clone() {
@@ -29,15 +30,30 @@ impl Buses {
             }
             BusBackend::Nats(nats) => Arc::new(self.make_nats(name, nats).await?),
         };
-        self.backends.write().insert(name.to_owned(), backend);
+        let number = self.openings.fetch_add(1, Ordering::Relaxed);
+        self.backends.write().insert(name.to_owned(), (backend, number));
         Ok(bus)
     }
 
-    /// Says so, once, where a resource has an open bus on something else now: events that are on the old one have to be
-    /// handled or moved first, which nobody but an operator can decide.
-    pub(super) fn notice_backend(&self, name: &str) {
+    /// Number of the last opening of a bus; another one means that it may be kept on something else since.
+    pub(super) fn opening(&self, name: &str) -> Option<u64> {
+        self.backends.read().get(name).map(|(_backend, number)| *number)
+    }
+
+    /// Brings an open bus to what its resource has it on now. An embedded one goes to its cluster at once: what is in its
+    /// log holds publishes back until it is moved. Every other change waits for a restart: only an operator can know that
+    /// nothing is left where it was.
+    ///
+    /// # Errors
+    /// When the cluster cannot be used: the bus goes on as it is, if that was known before.
+    pub(super) async fn follow_backend(&self, name: &str) -> Result<(), BusError> {
         let wanted = self.store.read(|view| compile::bus_backend(view.index, name));
-        let differs = self.backends.read().get(name).is_some_and(|open| *open != wanted);
+        let now = self.backends.read().get(name).map(|(backend, _number)| backend.clone());
+        if let (Some(BusBackend::Embedded(_)), BusBackend::Nats(nats)) = (&now, &wanted) {
+            self.outdated.write().remove(name);
+            return self.move_to_cluster(name, nats).await;
+        }
+        let differs = now.is_some_and(|now| now != wanted);
         let mut outdated = self.outdated.write();
         if !differs {
             outdated.remove(name);
@@ -47,12 +63,37 @@ impl Buses {
                 "spec.backend changed; the bus stays on what it was opened with until the control plane restarts"
             );
         }
+        Ok(())
     }
 
     /// Whether a bus has another backend from the next start on.
     #[must_use]
     pub fn needs_restart(&self, name: &str) -> bool {
         self.outdated.read().contains(name)
+    }
+
+    /// Closes the embedded bus and opens the one on the cluster. Publishes to it wait from here on, until
+    /// [`Self::hold_back`] knows what has yet to be declared there.
+    async fn move_to_cluster(&self, name: &str, nats: &NatsBackend) -> Result<(), BusError> {
+        let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
+        // Before anything is given up. The metrics have their names still.
+        let nobody = prometheus::Registry::new();
+        let there = NatsBus::open(name, options(nats).map_err(error)?, &nobody).await;
+        let there = there.map_err(|source| error(source.to_string()))?;
+        let connected = there.connected(CONNECT).await;
+        there.close().await;
+        connected.map_err(|away| error(format!("servers: {away}; it stays embedded for now")))?;
+        tracing::warn!(bus = name, "the bus moves from its embedded log to NATS");
+        self.moving.write().insert(name.to_owned());
+        let mut open = self.open.lock().await;
+        if let Some(old) = open.remove(name) {
+            old.close().await;
+        }
+        self.backends.write().remove(name);
+        // If this fails, whoever needs the bus tries again.
+        let bus = Box::pin(self.make(name)).await?;
+        open.insert(name.to_owned(), bus);
+        Ok(())
     }
 
     async fn make_nats(&self, name: &str, nats: Box<NatsBackend>) -> Result<NatsBus, BusError> {
@@ -64,7 +105,11 @@ impl Buses {
             tracing::warn!(bus = name, "{away}; going on without it");
         }
         warn_of_lost_events(name, *nats);
-        self.moves.look(name, &self.dir.join(name)).await?;
+        let looked = self.moves.look(name, &self.dir.join(name)).await;
+        if let Err(error) = looked {
+            bus.close().await;
+            return Err(error);
+        }
         Ok(bus)
     }
 }
@@ -92,20 +137,18 @@ fn options(nats: &NatsBackend) -> Result<NatsOptions, String> {
 fn login(nats: &NatsBackend) -> Result<NatsLogin, String> {
     match (&nats.credentials_file, &nats.token_file, &nats.user_file) {
         (None, None, None) => Ok(NatsLogin::None),
-        (Some(file), None, None) => Ok(NatsLogin::Credentials(read("credentialsFile", file)?)),
-        (None, Some(file), None) => {
-            Ok(NatsLogin::Token(read("tokenFile", file)?.trim().to_owned()))
-        }
-        (None, None, Some(file)) => match read("userFile", file)?.trim().split_once(':') {
-            Some((user, password)) => Ok(NatsLogin::User(user.to_owned(), password.to_owned())),
-            None => Err(format!("userFile: {file} does not hold user:password")),
-        },
+        (Some(file), None, None) => Ok(NatsLogin::Credentials(file.into())),
+        (None, Some(file), None) => Ok(NatsLogin::Token(file.into())),
+        (None, None, Some(file)) => Ok(NatsLogin::User(file.into())),
         _ => Err("credentialsFile, tokenFile and userFile: only one can be given".to_owned()),
     }
 }
 
 fn tls(files: &TlsFiles) -> Result<NatsTls, String> {
-    let there = |field: &str, file: &String| read(field, file).map(|_text| PathBuf::from(file));
+    let there = |field: &str, file: &String| match std::fs::File::open(file) {
+        Ok(_readable) => Ok(PathBuf::from(file)),
+        Err(error) => Err(format!("{field}: {file}: {error}")),
+    };
     let client = match (&files.cert_file, &files.key_file) {
         (Some(cert), Some(key)) => Some((there("tls.certFile", cert)?, there("tls.keyFile", key)?)),
         (None, None) => None,
@@ -113,10 +156,6 @@ fn tls(files: &TlsFiles) -> Result<NatsTls, String> {
     };
     let ca_file = files.ca_file.as_ref().map(|file| there("tls.caFile", file)).transpose()?;
     Ok(NatsTls { ca_file, client })
-}
-
-fn read(field: &str, file: &str) -> Result<String, String> {
-    std::fs::read_to_string(file).map_err(|error| format!("{field}: {file}: {error}"))
 }
 
 #[cfg(test)]
@@ -128,15 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_and_bad_ones_named() {
-        let dir = tempfile::TempDir::new().unwrap();
-        let file = dir.path().join("user");
-        std::fs::write(&file, "ann:secret\n").unwrap();
-        let field = format!(r#", "userFile": {file:?}"#);
-        let login = options(&nats(&field)).unwrap().login;
-        assert!(matches!(login, NatsLogin::User(user, word) if user == "ann" && word == "secret"));
+    fn bad_fields_are_named() {
+        let login = options(&nats(r#", "userFile": "/etc/user""#)).unwrap().login;
+        assert_eq!(login, NatsLogin::User("/etc/user".into()));
         for (extra, part) in [
-            (r#", "tokenFile": "/no/such""#, "tokenFile: /no/such"),
             (r#", "tls": {"certFile": "/a"}"#, "certFile and keyFile"),
             (r#", "tls": {"caFile": "/no/such"}"#, "tls.caFile"),
             (r#", "tokenFile": "/a", "userFile": "/b""#, "only one"),

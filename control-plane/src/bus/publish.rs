@@ -70,7 +70,8 @@ impl Publisher {
         let bus = self.buses.get(&request.bus).await.map_err(|error| {
             let kind = match error {
                 BusError::Unknown(_) => PublishErrorKind::UnknownBus,
-                BusError::Open { .. } | BusError::Nats { .. } => PublishErrorKind::Internal,
+                // Until whoever operates it has mended that, outboxes keep the events.
+                BusError::Open { .. } | BusError::Nats { .. } => PublishErrorKind::Unavailable,
             };
             PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
         })?;

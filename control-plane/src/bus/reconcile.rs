@@ -101,8 +101,8 @@ pub struct Reconciler {
     seen: u64,
     /// Everything is as declared.
     settled: bool,
-    /// Buses whose own record of what was declared has been read.
-    compared: BTreeSet<String>,
+    /// Buses whose own record of what was declared has been read, as of this opening.
+    compared: BTreeMap<String, Option<u64>>,
     /// What no resource declares any more and is kept for now, and until when.
     undeclared: HashMap<Kept, Instant>,
 }
@@ -117,7 +117,7 @@ impl Reconciler {
             done: Declared::default(),
             seen: 0,
             settled: false,
-            compared: BTreeSet::new(),
+            compared: BTreeMap::new(),
             undeclared: HashMap::new(),
         };
         reconciler.look().await;
@@ -158,11 +158,12 @@ impl Reconciler {
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
-        self.compared.retain(|bus| wanted.buses.contains(bus));
+        self.compared.retain(|bus, _| wanted.buses.contains(bus));
         for name in &wanted.buses {
+            let followed = Box::pin(self.buses.follow_backend(name)).await;
+            settled &= succeeded("bus", name, followed);
             let compared = self.compare(name, &wanted).await;
             settled &= succeeded("bus", name, compared);
-            self.buses.notice_backend(name);
         }
         let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
         let subscriptions = self.done.subscriptions.iter();
@@ -178,9 +179,14 @@ impl Reconciler {
     /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
     async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
         let bus = self.buses.get(name).await?;
-        if self.compared.contains(name) {
+        let opening = self.buses.opening(name);
+        if self.compared.get(name) == Some(&opening) {
             return Ok(());
         }
+        // What was done counts for the one that was open before.
+        self.done.topics.retain(|_, topic| topic.bus != name);
+        self.done.subscriptions.retain(|_, spec| spec.bus != name);
+        self.undeclared.retain(|kept, _| kept.parts().0 != name);
         let topics = bus.topics().await?.into_iter();
         let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
         let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
@@ -188,7 +194,7 @@ impl Reconciler {
         for kept in topics.chain(subscriptions).filter(|kept| !wanted.has(kept)) {
             self.undeclare(kept);
         }
-        self.compared.insert(name.to_owned());
+        self.compared.insert(name.to_owned(), opening);
         Ok(())
     }
 

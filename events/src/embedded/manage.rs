@@ -30,7 +30,10 @@ impl ManagedBus for EmbeddedBus {
     ) -> BoxFuture<'_, Result<(), ConsumeError>> {
         Box::pin(async move {
             let name = spec.name.clone();
-            self.log.ensure_subscription(spec).await.map_err(|error| consume_error(&name, &error))
+            self.log
+                .ensure_subscription(spec)
+                .await
+                .map_err(|error| consume_error(&self.name, &name, &error))
         })
     }
 
@@ -100,7 +103,10 @@ impl ManagedBus for EmbeddedBus {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.log.close())
+        Box::pin(async {
+            self.log.close().await;
+            self.metrics.end();
+        })
     }
 }
 

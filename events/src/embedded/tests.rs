@@ -280,8 +280,28 @@ async fn a_closed_bus_says_so() {
     bus.close().await;
     bus.close().await;
     let error = bus.publish("orders", events([1])).await.unwrap_err();
-    assert_eq!(error.kind, PublishErrorKind::Internal);
-    assert!(bus.consume(spec("a/s")).await.is_err());
+    assert!(error.is_unavailable(), "an outbox keeps it for the next one: {error:?}");
+    let error = bus.consume(spec("a/s")).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_bus_that_could_not_be_opened_or_was_closed_can_be_opened_on_the_same_registry() {
+    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = open(&dir).await;
+    let registry = prometheus::Registry::new();
+    let open = async |dir: &TempDir| {
+        EmbeddedBus::open("b", dir.path(), LogOptions::default(), &registry).await
+    };
+    assert_eq!(open(&dir).await.unwrap_err(), LogError::InUse);
+    first.close().await;
+    let second = open(&dir).await.unwrap();
+    assert!(matches!(open(&other).await, Err(LogError::Refused(_))), "of this name there is one");
+    second.close().await;
+    publish(&open(&other).await.unwrap(), [1]).await;
+    let published =
+        registry.gather().into_iter().find(|it| it.name() == "duet_bus_published_events_total");
+    assert_eq!(published.unwrap().get_metric().len(), 1);
 }
 
 #[tokio::test]

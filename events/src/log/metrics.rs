@@ -1,15 +1,11 @@
 //! Numbers of a log. Labels are names that operators declare, and still bounded.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
-use parking_lot::Mutex;
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
 
-/// Label values of one kind before further ones become `other`.
-const MAX_LABELS: usize = 200;
+use crate::metrics::{Forget as _, Labels, Registration};
+
 const OLDEST: (&str, &str) = (
     "duet_bus_subscription_oldest_event_seconds",
     "Age of the oldest event not handled yet; 0 if there is none.",
@@ -26,7 +22,7 @@ const DROPPED: (&str, &str) = (
 
 /// Counters of one log.
 #[derive(Clone, Debug)]
-pub struct LogMetrics {
+pub(crate) struct LogMetrics {
     published: IntCounterVec,
     duplicates: IntCounterVec,
     dead_letters: IntCounterVec,
@@ -42,6 +38,7 @@ pub struct LogMetrics {
     pub(super) refused_events: IntCounter,
     topics: Labels,
     subscriptions: Labels,
+    registration: Option<Registration>,
 }
 
 impl LogMetrics {
@@ -49,33 +46,42 @@ impl LogMetrics {
     ///
     /// # Errors
     /// When the registry has them already.
-    pub fn register(registry: &Registry, bus: &str) -> prometheus::Result<Self> {
-        let metrics = Self::new(bus)?;
-        registry.register(Box::new(metrics.published.clone()))?;
-        registry.register(Box::new(metrics.duplicates.clone()))?;
-        registry.register(Box::new(metrics.dead_letters.clone()))?;
-        registry.register(Box::new(metrics.expired.clone()))?;
-        registry.register(Box::new(metrics.dropped.clone()))?;
-        registry.register(Box::new(metrics.lag.clone()))?;
-        registry.register(Box::new(metrics.oldest_seconds.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        metrics.register_own(registry)?;
-        Ok(metrics)
+    pub(crate) fn register(registry: &Registry, bus: &str) -> prometheus::Result<Self> {
+        let (metrics, registration) = (Self::new(bus)?, Registration::new(registry));
+        registration.add(metrics.published.clone())?;
+        registration.add(metrics.duplicates.clone())?;
+        registration.add(metrics.dead_letters.clone())?;
+        registration.add(metrics.expired.clone())?;
+        registration.add(metrics.dropped.clone())?;
+        registration.add(metrics.lag.clone())?;
+        registration.add(metrics.oldest_seconds.clone())?;
+        registration.add(metrics.in_flight.clone())?;
+        metrics.add_own(&registration)?;
+        Ok(Self { registration: Some(registration), ..metrics })
     }
 
     /// Registers only what concerns the store, for a log that is no bus.
     pub(crate) fn register_store(registry: &Registry, log: &str) -> prometheus::Result<Self> {
         let metrics = Self::new(log)?;
-        metrics.register_own(registry)?;
-        Ok(metrics)
+        let registration = Registration::new(registry);
+        metrics.add_own(&registration)?;
+        Ok(Self { registration: Some(registration), ..metrics })
     }
 
-    fn register_own(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(Box::new(self.flush_seconds.clone()))?;
-        registry.register(Box::new(self.group_events.clone()))?;
-        registry.register(Box::new(self.damaged_records.clone()))?;
-        registry.register(Box::new(self.store_failures.clone()))?;
-        registry.register(Box::new(self.refused_events.clone()))
+    /// Leaves the registry, for another log of the same name.
+    pub(crate) fn end(&self) {
+        if let Some(registration) = &self.registration {
+            registration.end();
+        }
+    }
+
+    fn add_own(&self, registration: &Registration) -> prometheus::Result<()> {
+        registration.add(self.flush_seconds.clone())?;
+        registration.add(self.group_events.clone())?;
+        registration.add(self.damaged_records.clone())?;
+        registration.add(self.store_failures.clone())?;
+        registration.add(self.refused_events.clone())?;
+        Ok(())
     }
 
     fn new(name: &str) -> prometheus::Result<Self> {
@@ -136,6 +142,7 @@ impl LogMetrics {
             )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),
+            registration: None,
         })
     }
 
@@ -202,34 +209,12 @@ impl LogMetrics {
     }
 
     pub(super) fn forget_subscription(&self, name: &str) {
-        for gauges in [&self.lag, &self.in_flight] {
-            // It may never have had a value.
-            gauges.remove_label_values(&[name]).unwrap_or_default();
-        }
-        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
+        self.lag.forget(name);
+        self.in_flight.forget(name);
+        self.oldest_seconds.forget(name);
+        self.dead_letters.forget(name);
+        self.expired.forget(name);
         self.subscriptions.forget(name);
-    }
-}
-
-/// Names that have their own label.
-#[derive(Clone, Debug, Default)]
-struct Labels(Arc<Mutex<BTreeSet<String>>>);
-
-impl Labels {
-    fn bounded<'a>(&self, name: &'a str) -> &'a str {
-        let mut known = self.0.lock();
-        if known.contains(name) {
-            return name;
-        }
-        if known.len() >= MAX_LABELS {
-            return "other";
-        }
-        known.insert(name.to_owned());
-        name
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().remove(name);
     }
 }
 
@@ -238,20 +223,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_overflow_to_other() {
-        let labels = Labels::default();
-        for at in 0..MAX_LABELS {
-            labels.bounded(&at.to_string());
-        }
-        assert_eq!(labels.bounded("199"), "199");
-        assert_eq!(labels.bounded("200"), "other");
-    }
-
-    #[test]
     fn two_buses_share_a_registry() {
         let registry = Registry::new();
-        LogMetrics::register(&registry, "default").unwrap();
-        LogMetrics::register(&registry, "audit").unwrap();
+        let _default = LogMetrics::register(&registry, "default").unwrap();
+        let _audit = LogMetrics::register(&registry, "audit").unwrap();
         assert!(LogMetrics::register(&registry, "audit").is_err());
     }
 }

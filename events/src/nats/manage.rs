@@ -221,6 +221,7 @@ impl ManagedBus for NatsBus {
             if let Err(error) = self.shared.client.drain().await {
                 tracing::debug!(bus = self.shared.name, %error, "the connection was not drained");
             }
+            self.shared.metrics.end();
         })
     }
 }
@@ -415,7 +416,8 @@ impl From<NatsError> for ManageError {
             NatsError::Settings(_)
             | NatsError::Away(_)
             | NatsError::Full(_)
-            | NatsError::Failed(_) => Self::Failed(error.to_string()),
+            | NatsError::Failed(_)
+            | NatsError::Closed => Self::Failed(error.to_string()),
         }
     }
 }

@@ -1,13 +1,8 @@
 //! Numbers of a NATS bus, under the names that the embedded bus has for them.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-
-use parking_lot::Mutex;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
-/// Label values of one kind before further ones become `other`.
-const MAX_LABELS: usize = 200;
+use crate::metrics::{Forget as _, Labels, Registration};
 
 /// Counters of one bus.
 #[derive(Clone, Debug)]
@@ -23,32 +18,27 @@ pub(super) struct NatsMetrics {
     pub(super) connects: IntCounter,
     topics: Labels,
     subscriptions: Labels,
+    registration: Registration,
 }
 
 impl NatsMetrics {
     pub(super) fn register(registry: &Registry, bus: &str) -> prometheus::Result<Self> {
+        let registration = Registration::new(registry);
         let opts = |metric: &str, help: &str| Opts::new(metric, help).const_label("bus", bus);
         let counters = |metric, help, label| {
-            let counters = IntCounterVec::new(opts(metric, help), &[label])?;
-            registry.register(Box::new(counters.clone())).map(|()| counters)
+            registration.add(IntCounterVec::new(opts(metric, help), &[label])?)
         };
-        let counter = |metric, help| {
-            let counter = IntCounter::with_opts(opts(metric, help))?;
-            registry.register(Box::new(counter.clone())).map(|()| counter)
-        };
+        let counter = |metric, help| registration.add(IntCounter::with_opts(opts(metric, help))?);
         let gauges = |metric, help| {
-            let gauges = IntGaugeVec::new(opts(metric, help), &["subscription"])?;
-            registry.register(Box::new(gauges.clone())).map(|()| gauges)
+            registration.add(IntGaugeVec::new(opts(metric, help), &["subscription"])?)
         };
         let oldest = opts(
             "duet_bus_subscription_oldest_event_seconds",
             "Age of the oldest event not handled yet; 0 if there is none.",
         );
-        let oldest_seconds = GaugeVec::new(oldest, &["subscription"])?;
-        registry.register(Box::new(oldest_seconds.clone()))?;
         Ok(Self {
             lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
-            oldest_seconds,
+            oldest_seconds: registration.add(GaugeVec::new(oldest, &["subscription"])?)?,
             in_flight: gauges(
                 "duet_bus_subscription_in_flight_events",
                 "Events that a consumer has now.",
@@ -83,7 +73,13 @@ impl NatsMetrics {
             )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),
+            registration,
         })
+    }
+
+    /// Leaves the registry, for another bus of the same name.
+    pub(super) fn end(&self) {
+        self.registration.end();
     }
 
     pub(super) fn published(&self, topic: &str, stored: u64, duplicates: u64) {
@@ -111,33 +107,11 @@ impl NatsMetrics {
     }
 
     pub(super) fn forget_subscription(&self, name: &str) {
-        for gauges in [&self.lag, &self.in_flight] {
-            // It may be among the others, without a value of its own.
-            gauges.remove_label_values(&[name]).unwrap_or_default();
-        }
-        self.oldest_seconds.remove_label_values(&[name]).unwrap_or_default();
+        self.lag.forget(name);
+        self.in_flight.forget(name);
+        self.oldest_seconds.forget(name);
+        self.dead_letters.forget(name);
+        self.expired.forget(name);
         self.subscriptions.forget(name);
-    }
-}
-
-/// Names that have their own label.
-#[derive(Clone, Debug, Default)]
-struct Labels(Arc<Mutex<BTreeSet<String>>>);
-
-impl Labels {
-    fn bounded<'a>(&self, name: &'a str) -> &'a str {
-        let mut known = self.0.lock();
-        if known.contains(name) {
-            return name;
-        }
-        if known.len() >= MAX_LABELS {
-            return "other";
-        }
-        known.insert(name.to_owned());
-        name
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().remove(name);
     }
 }

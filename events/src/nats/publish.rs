@@ -107,7 +107,7 @@ impl Shared {
 /// What a publisher is told.
 pub(super) fn publish_error(bus: &str, topic: &str, error: &NatsError) -> PublishError {
     let kind = match error {
-        NatsError::Away(_) => PublishErrorKind::Unavailable,
+        NatsError::Away(_) | NatsError::Closed => PublishErrorKind::Unavailable,
         NatsError::Full(_) => PublishErrorKind::Full,
         NatsError::Refused(_) => PublishErrorKind::Invalid,
         NatsError::Settings(_) | NatsError::Failed(_) => PublishErrorKind::Internal,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, watch};
 
+use super::login::NatsLogin;
 use super::metrics::NatsMetrics;
 use super::stream::Topic;
 
@@ -30,31 +31,6 @@ pub struct NatsOptions {
     pub login: NatsLogin,
     /// TLS.
     pub tls: Option<NatsTls>,
-}
-
-/// Who the control plane is on the cluster. Debug output shows no secret.
-#[derive(Clone, Default)]
-pub enum NatsLogin {
-    /// Nobody in particular.
-    #[default]
-    None,
-    /// The text of a `.creds` file: a JWT and its key.
-    Credentials(String),
-    /// A token.
-    Token(String),
-    /// User and password.
-    User(String, String),
-}
-
-impl std::fmt::Debug for NatsLogin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::None => "None",
-            Self::Credentials(_) => "Credentials(..)",
-            Self::Token(_) => "Token(..)",
-            Self::User(..) => "User(..)",
-        })
-    }
 }
 
 /// TLS to the cluster.
@@ -84,6 +60,9 @@ pub enum NatsError {
     /// The cluster said no.
     #[error("{0}")]
     Failed(String),
+    /// The bus was closed.
+    #[error("the bus is closed")]
+    Closed,
 }
 
 #[derive(Debug)]
@@ -146,7 +125,7 @@ impl Shared {
     /// Fails at once while there is no connection.
     pub(super) fn connected(&self) -> Result<(), NatsError> {
         if *self.closed.borrow() {
-            return Err(NatsError::Failed("the bus is closed".to_owned()));
+            return Err(NatsError::Closed);
         }
         match self.client.connection_state() {
             State::Connected => Ok(()),
@@ -221,15 +200,7 @@ fn code(text: &str) -> Option<u64> {
 }
 
 fn connect_options(options: &NatsOptions) -> Result<ConnectOptions, NatsError> {
-    let mut connect = ConnectOptions::new();
-    connect = match options.login.clone() {
-        NatsLogin::None => connect,
-        NatsLogin::Credentials(text) => connect
-            .credentials(&text)
-            .map_err(|error| NatsError::Settings(format!("credentialsFile: {error}")))?,
-        NatsLogin::Token(token) => connect.token(token),
-        NatsLogin::User(user, password) => connect.user_and_password(user, password),
-    };
+    let mut connect = options.login.connect_options()?;
     if let Some(tls) = &options.tls {
         connect = connect.require_tls(true);
         if let Some(file) = &tls.ca_file {

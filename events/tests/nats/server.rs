@@ -41,13 +41,14 @@ impl Server {
 
     fn start_on(program: PathBuf, port: u16, settings: &str) -> Self {
         let dir = TempDir::new().unwrap();
-        let store = dir.path().join("store");
-        let config = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{settings}\n"
-        );
-        std::fs::write(dir.path().join("nats.conf"), config).unwrap();
+        configure(&dir, port, settings);
         let child = run(&program, &dir);
         Self { program, dir, port, child }
+    }
+
+    /// Settings from the next start on.
+    pub(crate) fn configure(&self, settings: &str) {
+        configure(&self.dir, self.port, settings);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -79,6 +80,14 @@ impl Drop for Server {
             self.child.wait().ok();
         }
     }
+}
+
+fn configure(dir: &TempDir, port: u16, settings: &str) {
+    let store = dir.path().join("store");
+    let config = format!(
+        "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{settings}\n"
+    );
+    std::fs::write(dir.path().join("nats.conf"), config).unwrap();
 }
 
 /// Below those that the kernel gives to connections: one of these could take it before the server does.

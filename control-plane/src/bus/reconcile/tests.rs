@@ -113,16 +113,36 @@ async fn a_subscription_that_changes_its_bus_leaves_the_old_one() {
     assert_eq!(state.subscriptions("other").await, [""; 0]);
 }
 
+/// Nobody listens there.
+fn on_no_cluster() -> String {
+    OTHER_BUS.replace("embedded: {}", "nats: {servers: ['nats://127.0.0.1:1']}")
+}
+
 #[tokio::test]
-async fn a_changed_backend_is_noticed_until_it_is_changed_back() {
-    let nats = OTHER_BUS.replace("embedded: {}", "nats: {servers: ['nats://127.0.0.1:1']}");
-    let (state, mut reconciler) = State::start(OTHER_BUS).await;
+async fn a_bus_stays_embedded_while_its_cluster_does_not_answer() {
+    let both = |bus: &str| format!("{bus}\n---\n{}", on("other"));
+    let (state, mut reconciler) = State::start(&both(OTHER_BUS)).await;
+    let bus = state.buses.get("other").await.unwrap();
+    state.say(&both(&on_no_cluster()));
+    reconciler.look().await;
+    assert!(!reconciler.settled, "it tries again");
     assert!(!state.buses.needs_restart("other"));
-    state.say(&nats);
+    assert!(Arc::ptr_eq(&bus, &state.buses.get("other").await.unwrap()), "it works as it did");
+    assert_eq!(state.buses.holds_back("other", "orders"), None);
+    assert_eq!(state.subscriptions("other").await, ["shop/read"]);
+    state.say(&both(OTHER_BUS));
+    reconciler.look().await;
+    assert!(reconciler.settled);
+}
+
+#[tokio::test]
+async fn a_backend_that_waits_for_a_restart_is_noticed_until_it_is_changed_back() {
+    let (state, mut reconciler) = State::start(&on_no_cluster()).await;
+    assert!(!state.buses.needs_restart("other"));
+    state.say(OTHER_BUS);
     reconciler.look().await;
     assert!(state.buses.needs_restart("other") && !state.buses.needs_restart("default"));
-    assert_eq!(state.subscriptions("other").await, [""; 0], "it works as it did");
-    state.say(OTHER_BUS);
+    state.say(&on_no_cluster());
     reconciler.look().await;
     assert!(!state.buses.needs_restart("other"));
 }
