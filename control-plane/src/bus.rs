@@ -55,8 +55,8 @@ pub struct Buses {
     openings: AtomicU64,
     /// Buses that are another one now, on which not everything declared was looked at yet.
     moving: RwLock<BTreeSet<String>>,
-    /// Those that a resource has on something else by now, from the next start on.
-    outdated: RwLock<BTreeSet<String>>,
+    /// Those that a resource has on something else by now, and why they are not there.
+    not_moved: RwLock<BTreeMap<String, String>>,
     /// Buses that were embedded before.
     moves: Moves,
 }
@@ -96,7 +96,7 @@ impl Buses {
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
-        let (backends, outdated) = (RwLock::default(), RwLock::default());
+        let (backends, not_moved) = (RwLock::default(), RwLock::default());
         let (moving, moves) = (RwLock::default(), Moves::default());
         let openings = AtomicU64::default();
         backup::clean(&dir);
@@ -109,7 +109,7 @@ impl Buses {
             backends,
             openings,
             moving,
-            outdated,
+            not_moved,
             moves,
         };
         buses.get(DEFAULT_BUS).await?;

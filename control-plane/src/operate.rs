@@ -49,8 +49,8 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Why it does not.
     fn takes(&self, bus: &str, topic: &str) -> Result<(), PublishError>;
-    /// Whether a bus has another backend from the next start on.
-    fn needs_restart(&self, bus: &str) -> bool;
+    /// Why a bus is not where its resource has it.
+    fn not_moved(&self, bus: &str) -> Option<String>;
     /// Whether a resource declares a subscription.
     fn declares(&self, bus: &str, subscription: &str) -> bool;
     /// Moves some of what a bus held on another backend before.
@@ -76,8 +76,8 @@ impl Shelf for Buses {
         self.takes(bus, topic)
     }
 
-    fn needs_restart(&self, bus: &str) -> bool {
-        self.needs_restart(bus)
+    fn not_moved(&self, bus: &str) -> Option<String> {
+        self.not_moved(bus)
     }
 
     fn declares(&self, bus: &str, subscription: &str) -> bool {

@@ -38,11 +38,10 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
 /// Says what an operator would look for in vain in the tables.
 fn warn(session: &Session) -> anyhow::Result<()> {
     let answer = session.client.get("/v1/buses", &[])?;
-    let outdated = answer.get("needRestart").and_then(Value::as_array);
-    if outdated.is_some_and(|names| names.iter().any(|name| *name == *session.bus)) {
+    let why = answer.get("notMoved").and_then(|buses| buses.get(&session.bus));
+    if let Some(why) = why.and_then(Value::as_str) {
         output::note(&format!(
-            "the EventBus {} has another backend now, which counts when the control plane is restarted; these are of the \
-             old one",
+            "the EventBus {} has another backend now: {why}; these are of the old one",
             session.bus
         ));
     }

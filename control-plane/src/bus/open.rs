@@ -49,27 +49,31 @@ impl Buses {
     pub(super) async fn follow_backend(&self, name: &str) -> Result<(), BusError> {
         let wanted = self.store.read(|view| compile::bus_backend(view.index, name));
         let now = self.backends.read().get(name).map(|(backend, _number)| backend.clone());
-        if let (Some(BusBackend::Embedded(_)), BusBackend::Nats(nats)) = (&now, &wanted) {
-            self.outdated.write().remove(name);
-            return self.move_to_cluster(name, nats).await;
+        if now.as_ref().is_none_or(|now| *now == wanted) {
+            self.not_moved.write().remove(name);
+            return Ok(());
         }
-        let differs = now.is_some_and(|now| now != wanted);
-        let mut outdated = self.outdated.write();
-        if !differs {
-            outdated.remove(name);
-        } else if outdated.insert(name.to_owned()) {
-            tracing::error!(
-                bus = name,
-                "spec.backend changed; the bus stays on what it was opened with until the control plane restarts"
-            );
+        if let (Some(BusBackend::Embedded(_)), BusBackend::Nats(nats)) = (now, wanted) {
+            let moved = self.move_to_cluster(name, &nats).await;
+            match &moved {
+                Ok(()) => drop(self.not_moved.write().remove(name)),
+                Err(error) => {
+                    self.not_moved.write().insert(name.to_owned(), error.to_string());
+                }
+            }
+            return moved;
+        }
+        let why = "it counts when the control plane is restarted";
+        if self.not_moved.write().insert(name.to_owned(), why.to_owned()).is_none() {
+            tracing::error!(bus = name, "spec.backend changed; {why}");
         }
         Ok(())
     }
 
-    /// Whether a bus has another backend from the next start on.
+    /// Why a bus is not where its resource has it.
     #[must_use]
-    pub fn needs_restart(&self, name: &str) -> bool {
-        self.outdated.read().contains(name)
+    pub fn not_moved(&self, name: &str) -> Option<String> {
+        self.not_moved.read().get(name).cloned()
     }
 
     /// Closes the embedded bus and opens the one on the cluster. Publishes to it wait from here on, until
@@ -82,7 +86,7 @@ impl Buses {
         let there = there.map_err(|source| error(source.to_string()))?;
         let connected = there.connected(CONNECT).await;
         there.close().await;
-        connected.map_err(|away| error(format!("servers: {away}; it stays embedded for now")))?;
+        connected.map_err(|away| error(format!("servers: {away}")))?;
         tracing::warn!(bus = name, "the bus moves from its embedded log to NATS");
         self.moving.write().insert(name.to_owned());
         let mut open = self.open.lock().await;

@@ -1,5 +1,7 @@
 //! One function for each request.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -50,9 +52,9 @@ pub(super) struct OfBus {
 
 pub(super) async fn buses(State(operate): State<Operate>) -> Json<Value> {
     let names = operate.buses.names();
-    let outdated: Vec<_> =
-        names.iter().filter(|name| operate.buses.needs_restart(name)).cloned().collect();
-    Json(json!({ "buses": names, "needRestart": outdated }))
+    let why = |name: &String| operate.buses.not_moved(name).map(|why| (name.clone(), why));
+    let not_moved: BTreeMap<_, _> = names.iter().filter_map(why).collect();
+    Json(json!({ "buses": names, "notMoved": not_moved }))
 }
 
 pub(super) async fn topics(

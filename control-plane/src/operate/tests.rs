@@ -149,8 +149,8 @@ impl Shelf for One {
             _ => Ok(()),
         }
     }
-    fn needs_restart(&self, _: &str) -> bool {
-        true
+    fn not_moved(&self, bus: &str) -> Option<String> {
+        Some(format!("{bus} stays"))
     }
     fn declares(&self, bus: &str, subscription: &str) -> bool {
         (bus, subscription) == ("default", "shop/declared")
@@ -246,7 +246,7 @@ async fn what_is_published_can_be_read() {
     );
     assert_eq!(
         port.get("/v1/buses").await.1,
-        json!({"buses": ["default"], "needRestart": ["default"]})
+        json!({"buses": ["default"], "notMoved": {"default": "default stays"}})
     );
 }
 
