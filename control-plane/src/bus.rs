@@ -37,6 +37,7 @@ use crate::telemetry::Metrics;
 use gate::Gate;
 use migrate::Moves;
 pub use migrate::{Migration, Moved};
+use open::NotMoved;
 pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
@@ -53,10 +54,10 @@ pub struct Buses {
     /// What each open bus is kept on, and the number of its opening.
     backends: RwLock<BTreeMap<String, (BusBackend, u64)>>,
     openings: AtomicU64,
-    /// Buses that are another one now, on which not everything declared was looked at yet.
+    /// Buses that are another one now, on which not every subscription was made yet.
     moving: RwLock<BTreeSet<String>>,
     /// Those that a resource has on something else by now, and why they are not there.
-    not_moved: RwLock<BTreeMap<String, String>>,
+    not_moved: RwLock<BTreeMap<String, NotMoved>>,
     /// Buses that were embedded before.
     moves: Moves,
 }
@@ -152,9 +153,6 @@ impl Buses {
         if self.moving.read().contains(bus) {
             return Some("the bus is moving");
         }
-        if self.moves.awaits(bus, topic) {
-            return Some("the bus moved, and a subscription of the topic has yet to come");
-        }
         let misses = self.held_back.read().get(bus).is_some_and(|topics| topics.contains(topic));
         misses.then_some("a declared subscription of the topic cannot be made yet")
     }
@@ -179,15 +177,15 @@ impl Buses {
         self.store.read(|view| compile::declares_subscription(view.index, bus, subscription))
     }
 
-    /// A subscription is consumed.
-    fn arrived(&self, bus: &str, subscription: &str) {
-        self.moves.arrived(bus, subscription);
+    async fn adopt(&self, name: &str, bus: &dyn ManagedBus) -> anyhow::Result<()> {
+        self.moves.adopt(name, bus).await
     }
 
-    /// Takes note of what declared subscriptions would miss, and of nothing else.
-    fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>) {
+    /// Takes note of what declared subscriptions would miss; and of buses that moved, only those are not ready that are
+    /// named.
+    fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>, unknown: &BTreeSet<String>) {
         *self.held_back.write() = topics;
-        self.moving.write().clear();
+        self.moving.write().retain(|bus| unknown.contains(bus));
     }
 
     /// Flushes and closes every bus.

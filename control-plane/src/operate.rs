@@ -4,7 +4,7 @@
 //!
 //! | request | what |
 //! | --- | --- |
-//! | `GET /v1/buses` | names, and those that have another backend from the next start on |
+//! | `GET /v1/buses` | names, and why some are not where their resource has them |
 //! | `GET /v1/topics?bus=` | topics of a bus |
 //! | `GET /v1/subscriptions?bus=` | subscriptions of a bus |
 //! | `GET /v1/events?bus=&topic=&from=&limit=&filter=` | events of a topic from a position on |

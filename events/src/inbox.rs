@@ -314,11 +314,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_cannot_be_made_is_an_error() {
+    async fn a_folder_that_cannot_be_made_is_an_error_until_it_can() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
-        let inbox = Inbox::new(InboxOptions { dir: file, window: Duration::from_secs(1) });
+        let inbox = Inbox::new(InboxOptions { dir: file.clone(), window: Duration::from_secs(1) });
         assert!(inbox.remember("a/b", [(&event("1"), 0)], 0).await.is_err());
+        assert!(inbox.handled("a/b", [(&event("1"), 0)], 0).await.is_err());
+        // Mended while the process runs.
+        std::fs::remove_file(file).unwrap();
+        let mended = async {
+            // The thread that said so may still be ending.
+            while inbox.remember("a/b", [(&event("1"), 0)], 0).await.is_err() {}
+        };
+        tokio::time::timeout(Duration::from_secs(20), mended).await.unwrap();
+        assert_eq!(inbox.handled("a/b", [(&event("1"), 0)], 0).await, Ok(vec![true]));
     }
 }

@@ -86,6 +86,14 @@ impl NatsBus {
         })
     }
 
+    /// Tries whether a bus can be kept there, and leaves nothing running.
+    ///
+    /// # Errors
+    /// When the settings cannot be used, no server answers within `wait`, or JetStream does not do what a bus needs.
+    pub async fn reach(options: &NatsOptions, wait: std::time::Duration) -> Result<(), NatsError> {
+        shared::reach(options, wait).await
+    }
+
     /// Waits until there is a connection.
     ///
     /// # Errors

@@ -172,8 +172,9 @@ def duet_yaml_problems(objects):
         env = {e["name"]: e.get("value") for e in container["env"]}
         if item["spec"]["replicas"] != app.get("replicas", 1):
             yield f"{name}: {item['spec']['replicas']} replicas, {app.get('replicas', 1)} in duet.yaml"
-        if container["args"] != app["command"][1:]:
-            yield f"{name}: runs {container['args']}, {app['command'][1:]} in duet.yaml"
+        arguments = app["command"].split()[1:]
+        if container["args"] != arguments:
+            yield f"{name}: runs {container['args']}, {arguments} in duet.yaml"
         for key, value in app.get("env", {}).items():
             if key not in env or ("$" not in value and env[key] != value):
                 yield f"{name}: {key} is {env.get(key)}, {value} in duet.yaml"

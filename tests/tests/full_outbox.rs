@@ -60,6 +60,18 @@ async fn a_full_outbox_refuses_with_429_and_takes_events_again_when_the_bus_is_b
     let problem: Value = refusal.json().await.unwrap();
     assert_eq!(problem["errorCode"], "ERR_PUBSUB_FULL");
     assert!(accepted.len() > 30, "{}", accepted.len());
+    // In bulk the same, although one entry could never be stored.
+    let bulk = json!([
+        {"entryId": "bad", "event": {"id": "x"}, "contentType": "application/cloudevents+json"},
+        {"entryId": "good", "event": {"text": "x".repeat(1000)}},
+    ]);
+    let url = format!("http://{}/v1.0/publish/bulk/default/news", writer.ports.api);
+    let refusal = http::client().post(url).json(&bulk).send().await.unwrap();
+    assert_eq!(refusal.status(), 429);
+    assert!(refusal.headers().contains_key("retry-after"));
+    let failed: Value = refusal.json().await.unwrap();
+    assert_eq!(failed["errorCode"], "ERR_PUBSUB_FULL");
+    assert_eq!(failed["failedEntries"].as_array().unwrap().len(), 2, "{failed}");
     let full = [("topic", "news"), ("outcome", "full")];
     let counted = metrics::sum(writer.ports.metrics, "duet_event_publishes_total", &full).await;
     assert!(counted >= 1.0, "{counted}");

@@ -267,3 +267,46 @@ async fn publishing_goes_on_while_the_bus_moves_and_nothing_is_lost_or_turned_ar
         newest = newest.max(id);
     }
 }
+
+#[tokio::test]
+async fn a_subscription_of_an_application_that_is_down_moves_as_well() {
+    let Some(nats) = NatsServer::start().await else { return };
+    let service = RESOURCES.split("---\n").next().unwrap();
+    let control_plane = ControlPlane::start(&[("news.yaml", service)]).await;
+    let app = App::replying(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => {
+            Reply::new(200, r#"[{"pubsubname": "default", "topic": "news", "route": "/own"}]"#)
+        }
+        _ => Reply::new(200, ""),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let subscription = || {
+        let all = ask(&control_plane, &["subscriptions"])["subscriptions"].clone();
+        all.as_array()?.first().cloned()
+    };
+    eventually("what the application subscribes to is there", SOON, || async {
+        subscription().map(drop)
+    })
+    .await;
+    publish(&writer, "news", 1).await;
+    eventually("it has handled that", SOON, || async {
+        subscription().filter(|it| it["lag"] == 0 && ids(&app, "/own") == [1]).map(drop)
+    })
+    .await;
+    drop(reader);
+    control_plane.write("bus.yaml", &nats.default_bus());
+    eventually("the bus is on NATS, with a position that begins anew", SOON, || async {
+        let all = ask(&control_plane, &["topics"])["topics"].clone();
+        all.as_array()?.iter().any(|it| it["name"] == "news" && it["next"] == 1).then_some(())
+    })
+    .await;
+    publish(&writer, "news", 2).await;
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    eventually("what was published while it was down arrives", SOON, || async {
+        ids(&app, "/own").contains(&2).then_some(())
+    })
+    .await;
+    assert_eq!(ids(&app, "/own"), [1, 2]);
+}

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -120,9 +121,9 @@ async fn the_applications_routes_choose_the_path() {
     .await;
     let router = Sidecar::ready(&control_plane, Options::service("router", app.port())).await;
     let api = router.ports.api;
-    let number = std::sync::atomic::AtomicU32::new(100);
+    let number = AtomicU32::new(100);
     eventually("the application is subscribed", SOON, || async {
-        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = number.fetch_add(1, Ordering::Relaxed);
         publish(api, "kinds", "warm-up", number).await;
         (!delivered(&app, "/rest").is_empty()).then_some(())
     })
@@ -148,9 +149,9 @@ async fn a_broadcast_reaches_every_replica() {
     let first = Sidecar::ready(&control_plane, first).await;
     let second = Options::service("reader", two.port()).instance("reader-2");
     let _second = Sidecar::ready(&control_plane, second).await;
-    let number = std::sync::atomic::AtomicU32::new(0);
+    let number = AtomicU32::new(0);
     eventually("both are subscribed", SOON, || async {
-        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = number.fetch_add(1, Ordering::Relaxed);
         publish(first.ports.api, "news", "x", number).await;
         let here = |app: &App| !delivered(app, "/news").is_empty();
         (here(&one) && here(&two)).then_some(())
@@ -280,6 +281,29 @@ async fn a_sidecar_that_never_heard_of_the_control_plane_takes_publishes() {
     control_plane.restart().await;
     eventually("both arrive", SOON, || async {
         (delivered(&app, "/news").len() == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_application_that_could_not_say_what_it_subscribes_to_is_asked_again() {
+    let control_plane = ControlPlane::start(&[("news.yaml", &subscription(""))]).await;
+    let asked = AtomicU32::new(0);
+    let app = App::replying(move |request| match request.path.as_str() {
+        "/dapr/subscribe" if asked.fetch_add(1, Ordering::Relaxed) < 2 => Reply::new(500, ""),
+        "/dapr/subscribe" => {
+            Reply::new(200, r#"[{"pubsubname": "default", "topic": "own", "route": "/own"}]"#)
+        }
+        _ => Reply::new(200, ""),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    // Each is published once: what came before the subscription is not for it.
+    let number = AtomicU32::new(0);
+    eventually("an event of its own topic arrives", SOON, || async {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(publish(reader.ports.api, "own", "a", number).await.status(), 204);
+        (!delivered(&app, "/own").is_empty()).then_some(())
     })
     .await;
 }

@@ -113,7 +113,6 @@ impl Session {
         let (name, topic) = (spec.name.clone(), spec.topic.clone());
         let consumer =
             bus.consume(spec).await.map_err(|error| self.refuse("bus", status(&error)))?;
-        self.buses.arrived(&selection.spec.bus, &name);
         tracing::info!(peer = %self.gate.who, subscription = name, topic, "consumer connected");
         Ok((consumer, selection))
     }

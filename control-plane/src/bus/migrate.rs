@@ -6,18 +6,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use duet_events::bus::{Import, ManageError, ManagedBus, SubscriptionStatus, dead_letter};
+use duet_events::bus::{
+    Import, ManageError, ManagedBus, SubscriptionSpec, SubscriptionStatus, dead_letter,
+};
 use duet_events::embedded::{EmbeddedBus, OpenEvent};
-use duet_events::log::LogOptions;
+use duet_events::log::{LogError, LogOptions};
 use parking_lot::RwLock;
 use tokio::sync::Mutex;
 
 use super::{BusError, Buses};
 
-/// How long a topic waits for consumers that were on the old bus.
-const COMING: Duration = Duration::from_secs(10);
 /// Events that are read, stored and removed together.
 const BATCH: usize = 256;
 
@@ -47,18 +46,6 @@ pub(super) struct Moves {
     open: Mutex<BTreeMap<String, Old>>,
     /// Those that hold publishes back.
     waiting: RwLock<BTreeSet<String>>,
-    /// Subscriptions of each that only their consumers make.
-    awaited: RwLock<BTreeMap<String, Awaited>>,
-}
-
-/// Subscriptions that no resource declares, and that were on the old bus: what is published before their consumers are on
-/// the new one, they would miss.
-#[derive(Debug)]
-struct Awaited {
-    /// Topics by subscription.
-    topics: BTreeMap<String, String>,
-    /// Some may never come.
-    until: Instant,
 }
 
 /// A bus that was embedded before.
@@ -76,25 +63,29 @@ impl Moves {
         self.waiting.read().contains(bus)
     }
 
-    /// Whether the consumers of a topic have yet to come.
-    pub(super) fn awaits(&self, bus: &str, topic: &str) -> bool {
-        let awaited = self.awaited.read();
-        let Some(awaited) = awaited.get(bus) else { return false };
-        Instant::now() < awaited.until && awaited.topics.values().any(|of| of == topic)
-    }
-
-    /// A subscription has a consumer on the new bus.
-    pub(super) fn arrived(&self, bus: &str, subscription: &str) {
-        if !self.awaited.read().contains_key(bus) {
-            return;
+    /// Makes on the new bus what was subscribed on the old one and no resource declares: what is published before its
+    /// consumers come is for them as well. It is made once: whoever is there only for that leaves the old log.
+    pub(super) async fn adopt(&self, name: &str, new: &dyn ManagedBus) -> anyhow::Result<()> {
+        let open = self.open.lock().await;
+        let Some(old) = open.get(name) else { return Ok(()) };
+        let before = old.bus.subscriptions().await?;
+        let before: Vec<_> = before.into_iter().filter(|before| !before.declared).collect();
+        if before.is_empty() {
+            return Ok(());
         }
-        let mut all = self.awaited.write();
-        if let Some(awaited) = all.get_mut(bus) {
-            awaited.topics.remove(subscription);
-            if awaited.topics.is_empty() || Instant::now() >= awaited.until {
-                all.remove(bus);
+        let there = new.subscriptions().await?;
+        for before in before {
+            if !there.iter().any(|new| new.name == before.name && new.topic == before.topic) {
+                let mut spec = SubscriptionSpec::new(&before.name, name, &before.topic)?;
+                spec.dead_letter_topic.clone_from(&before.dead_letter_topic);
+                spec.idle_expiry = before.idle_expiry;
+                new.adopt(spec).await?;
+            }
+            if before.lag == 0 && !before.paused {
+                old.bus.remove_subscription(&before.name).await?;
             }
         }
+        Ok(())
     }
 
     pub(super) async fn close(&self) {
@@ -103,34 +94,38 @@ impl Moves {
         }
     }
 
-    /// Looks for what the bus of this name holds here, where it is no longer kept.
-    pub(super) async fn look(&self, name: &str, dir: &Path) -> Result<(), BusError> {
+    /// Looks for what the bus of this name holds here, where it is no longer kept; returns whether there is anything.
+    pub(super) async fn look(&self, name: &str, dir: &Path) -> Result<bool, BusError> {
         let mut open = self.open.lock().await;
         if open.contains_key(name) || !dir.is_dir() {
-            return Ok(());
+            return Ok(open.contains_key(name));
         }
         let failed = |source| BusError::Open { name: name.to_owned(), source };
         // Its metrics would have the names of those of the new one.
         let nobody = prometheus::Registry::new();
         let bus = EmbeddedBus::open(name, dir, LogOptions::default(), &nobody).await;
         let bus = bus.map_err(failed)?;
-        let subscriptions = bus.subscriptions().await.unwrap_or_default();
+        let subscriptions = match bus.subscriptions().await {
+            Ok(subscriptions) => subscriptions,
+            Err(error) => {
+                bus.close().await;
+                return Err(failed(LogError::Store(error.to_string())));
+            }
+        };
         let lag: u64 = subscriptions.iter().map(|subscription| subscription.lag).sum();
-        if lag > 0 {
+        let paused = subscriptions.iter().filter(|subscription| subscription.paused).count();
+        if lag > 0 || paused > 0 {
             tracing::warn!(
                 bus = name,
                 lag,
-                "the bus was embedded before and holds events that subscriptions have yet to handle; publishes to it \
-                 wait in outboxes until `duet events migrate` has moved them"
+                paused,
+                "the bus was embedded before and holds events that subscriptions have yet to handle, or paused ones; \
+                 publishes to it wait in outboxes until `duet events migrate` has moved them"
             );
             self.waiting.write().insert(name.to_owned());
         }
-        let undeclared = subscriptions.into_iter().filter(|subscription| !subscription.declared);
-        let topics = undeclared.map(|it| (it.name, it.topic)).collect();
-        let awaited = Awaited { topics, until: Instant::now() + COMING };
-        self.awaited.write().insert(name.to_owned(), awaited);
         open.insert(name.to_owned(), Old { bus, next: BTreeMap::new(), checked: false });
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -285,23 +280,6 @@ mod tests {
     use duet_events::Event;
 
     use super::*;
-
-    #[test]
-    fn a_topic_waits_for_the_consumers_that_it_had() {
-        let moves = Moves::default();
-        let topics = [("a/one", "news"), ("a/two", "news"), ("a/three", "other")];
-        let topics = topics.map(|(name, topic)| (name.to_owned(), topic.to_owned())).into();
-        let until = Instant::now() + Duration::from_secs(600);
-        moves.awaited.write().insert("default".to_owned(), Awaited { topics, until });
-        assert!(moves.awaits("default", "news") && moves.awaits("default", "other"));
-        assert!(!moves.awaits("default", "else") && !moves.awaits("audit", "news"));
-        moves.arrived("default", "a/one");
-        assert!(moves.awaits("default", "news"));
-        moves.arrived("default", "a/two");
-        assert!(!moves.awaits("default", "news"));
-        moves.awaited.write().get_mut("default").unwrap().until = Instant::now();
-        assert!(!moves.awaits("default", "other"), "it may never come");
-    }
 
     fn names(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()

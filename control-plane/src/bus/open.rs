@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duet_api::resource::{BusBackend, NatsBackend, NatsTls as TlsFiles};
 use duet_events::bus::ManagedBus;
@@ -16,6 +16,19 @@ use crate::compile;
 
 /// How long opening a bus waits for its cluster. Usually that is there, and then nothing starts by failing.
 const CONNECT: Duration = Duration::from_secs(3);
+/// Between two tries to move to a cluster that cannot be used.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// How long a bus that moves waits for its subscribers, and how often it looks.
+const SETTLE_DOWN: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Why a bus is not where its resource has it, and when that was tried.
+#[derive(Clone, Debug)]
+pub(super) struct NotMoved {
+    why: String,
+    /// None: nothing is tried before a restart.
+    tried: Option<Instant>,
+}
 
 impl Buses {
     /// A bus as its resource says. [`Self::follow_backend`] tells what becomes of a later change.
@@ -44,51 +57,57 @@ impl Buses {
     /// log holds publishes back until it is moved. Every other change waits for a restart: only an operator can know that
     /// nothing is left where it was.
     ///
+    /// Returns whether it is there, or waits for that restart.
+    ///
     /// # Errors
-    /// When the cluster cannot be used: the bus goes on as it is, if that was known before.
-    pub(super) async fn follow_backend(&self, name: &str) -> Result<(), BusError> {
+    /// When the cluster cannot be used, each time that it was tried: the bus goes on as it is, if that was known before.
+    pub(super) async fn follow_backend(&self, name: &str) -> Result<bool, BusError> {
         let wanted = self.store.read(|view| compile::bus_backend(view.index, name));
         let now = self.backends.read().get(name).map(|(backend, _number)| backend.clone());
         if now.as_ref().is_none_or(|now| *now == wanted) {
             self.not_moved.write().remove(name);
-            return Ok(());
+            return Ok(true);
         }
         if let (Some(BusBackend::Embedded(_)), BusBackend::Nats(nats)) = (now, wanted) {
+            let tried = self.not_moved.read().get(name).and_then(|not| not.tried);
+            if tried.is_some_and(|tried| tried.elapsed() < TRY_AGAIN) {
+                return Ok(false);
+            }
             let moved = self.move_to_cluster(name, &nats).await;
             match &moved {
                 Ok(()) => drop(self.not_moved.write().remove(name)),
                 Err(error) => {
-                    self.not_moved.write().insert(name.to_owned(), error.to_string());
+                    let not = NotMoved { why: error.to_string(), tried: Some(Instant::now()) };
+                    self.not_moved.write().insert(name.to_owned(), not);
                 }
             }
-            return moved;
+            return moved.map(|()| true);
         }
-        let why = "it counts when the control plane is restarted";
-        if self.not_moved.write().insert(name.to_owned(), why.to_owned()).is_none() {
-            tracing::error!(bus = name, "spec.backend changed; {why}");
+        let why = "it counts when the control plane is restarted".to_owned();
+        let not = NotMoved { why, tried: None };
+        if self.not_moved.write().insert(name.to_owned(), not.clone()).is_none() {
+            tracing::error!(bus = name, "spec.backend changed; {}", not.why);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Why a bus is not where its resource has it.
     #[must_use]
     pub fn not_moved(&self, name: &str) -> Option<String> {
-        self.not_moved.read().get(name).cloned()
+        self.not_moved.read().get(name).map(|not| not.why.clone())
     }
 
     /// Closes the embedded bus and opens the one on the cluster. Publishes to it wait from here on, until
-    /// [`Self::hold_back`] knows what has yet to be declared there.
+    /// [`Self::hold_back`] says that every subscription is there.
     async fn move_to_cluster(&self, name: &str, nats: &NatsBackend) -> Result<(), BusError> {
         let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
-        // Before anything is given up. The metrics have their names still.
-        let nobody = prometheus::Registry::new();
-        let there = NatsBus::open(name, options(nats).map_err(error)?, &nobody).await;
-        let there = there.map_err(|source| error(source.to_string()))?;
-        let connected = there.connected(CONNECT).await;
-        there.close().await;
-        connected.map_err(|away| error(format!("servers: {away}")))?;
+        let options = options(nats).map_err(error)?;
+        // Before anything is given up.
+        let reached = NatsBus::reach(&options, CONNECT).await;
+        reached.map_err(|source| error(format!("servers: {source}")))?;
         tracing::warn!(bus = name, "the bus moves from its embedded log to NATS");
         self.moving.write().insert(name.to_owned());
+        self.settle_down(name).await?;
         let mut open = self.open.lock().await;
         if let Some(old) = open.remove(name) {
             old.close().await;
@@ -97,6 +116,20 @@ impl Buses {
         // If this fails, whoever needs the bus tries again.
         let bus = Box::pin(self.make(name)).await?;
         open.insert(name.to_owned(), bus);
+        Ok(())
+    }
+
+    /// Lets subscribers that keep up handle what they have, so that nothing is left to migrate.
+    async fn settle_down(&self, name: &str) -> Result<(), BusError> {
+        let bus = self.get(name).await?;
+        let handled = async {
+            while let Ok(subscriptions) = bus.subscriptions().await
+                && subscriptions.iter().any(|subscription| subscription.lag > 0)
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(SETTLE_DOWN, handled).await.unwrap_or_default();
         Ok(())
     }
 
@@ -109,10 +142,14 @@ impl Buses {
             tracing::warn!(bus = name, "{away}; going on without it");
         }
         warn_of_lost_events(name, *nats);
-        let looked = self.moves.look(name, &self.dir.join(name)).await;
-        if let Err(error) = looked {
-            bus.close().await;
-            return Err(error);
+        match self.moves.look(name, &self.dir.join(name)).await {
+            // Its subscriptions have to be made first.
+            Ok(true) => drop(self.moving.write().insert(name.to_owned())),
+            Ok(false) => {}
+            Err(error) => {
+                bus.close().await;
+                return Err(error);
+            }
         }
         Ok(bus)
     }

@@ -25,17 +25,17 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What the resources declare.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Declared {
-    buses: Vec<String>,
+    buses: BTreeSet<String>,
     topics: BTreeMap<String, TopicSpec>,
     subscriptions: BTreeMap<String, SubscriptionSpec>,
 }
 
 fn declared(index: &Index) -> Declared {
     let mut declared = Declared::default();
-    declared.buses.push(duet_api::DEFAULT_BUS.to_owned());
+    declared.buses.insert(duet_api::DEFAULT_BUS.to_owned());
     for (_, located) in index.resources() {
         if let Resource::EventBus(bus) = &located.resource {
-            declared.buses.push(bus.metadata.name.clone());
+            declared.buses.insert(bus.metadata.name.clone());
         } else if let Resource::Topic(topic) = &located.resource {
             declared.topics.insert(topic.metadata.name.clone(), topic.spec.clone());
         } else if let Resource::Subscription(resource) = &located.resource
@@ -158,12 +158,18 @@ impl Reconciler {
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
         let mut settled = true;
+        let mut unknown = BTreeSet::new();
         self.compared.retain(|bus, _| wanted.buses.contains(bus));
         for name in &wanted.buses {
-            let followed = Box::pin(self.buses.follow_backend(name)).await;
-            settled &= succeeded("bus", name, followed);
+            match Box::pin(self.buses.follow_backend(name)).await {
+                Ok(there) => settled &= there,
+                Err(error) => settled &= succeeded("bus", name, Err(error)),
+            }
             let compared = self.compare(name, &wanted).await;
-            settled &= succeeded("bus", name, compared);
+            if !succeeded("bus", name, compared) {
+                settled = false;
+                unknown.insert(name.clone());
+            }
         }
         let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
         let subscriptions = self.done.subscriptions.iter();
@@ -173,20 +179,18 @@ impl Reconciler {
             self.undeclare(kept);
         }
         settled &= self.topics(&wanted).await;
-        settled & self.subscriptions(&wanted).await
+        settled & self.subscriptions(&wanted, &unknown).await
     }
 
     /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
     async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
+        self.is_compared(name);
         let bus = self.buses.get(name).await?;
-        let opening = self.buses.opening(name);
-        if self.compared.get(name) == Some(&opening) {
+        if self.is_compared(name) {
             return Ok(());
         }
-        // What was done counts for the one that was open before.
-        self.done.topics.retain(|_, topic| topic.bus != name);
-        self.done.subscriptions.retain(|_, spec| spec.bus != name);
-        self.undeclared.retain(|kept, _| kept.parts().0 != name);
+        let opening = self.buses.opening(name);
+        self.buses.adopt(name, &*bus).await?;
         let topics = bus.topics().await?.into_iter();
         let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
         let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
@@ -196,6 +200,17 @@ impl Reconciler {
         }
         self.compared.insert(name.to_owned(), opening);
         Ok(())
+    }
+
+    /// Whether a bus is the one that was compared. On another one, everything has to be done again.
+    fn is_compared(&mut self, name: &str) -> bool {
+        let same = self.compared.get(name) == Some(&self.buses.opening(name));
+        if !same {
+            self.done.topics.retain(|_, topic| topic.bus != name);
+            self.done.subscriptions.retain(|_, spec| spec.bus != name);
+            self.undeclared.retain(|kept, _| kept.parts().0 != name);
+        }
+        same
     }
 
     /// Starts the time that a bus still keeps something for.
@@ -225,7 +240,7 @@ impl Reconciler {
         settled
     }
 
-    async fn subscriptions(&mut self, wanted: &Declared) -> bool {
+    async fn subscriptions(&mut self, wanted: &Declared, unknown: &BTreeSet<String>) -> bool {
         let mut settled = true;
         let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, spec) in &wanted.subscriptions {
@@ -244,7 +259,7 @@ impl Reconciler {
                 }
             }
         }
-        self.buses.hold_back(held_back);
+        self.buses.hold_back(held_back, unknown);
         settled
     }
 

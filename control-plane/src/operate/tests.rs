@@ -82,6 +82,7 @@ impl ManagedBus for Memory {
             consumers: 2,
             paused: false,
             declared: false,
+            idle_expiry: None,
         };
         let named = |name: &str, consumers| SubscriptionStatus {
             name: name.into(),

@@ -1,6 +1,7 @@
 //! What whoever serves a bus can do with it, beyond publishing and consuming.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -72,6 +73,13 @@ pub trait ManagedBus: EventBus {
         Box::pin(async { Err(ManageError::Refused(why)) })
     }
 
+    /// Makes a subscription that another bus had, as its consumers would: nobody declares it. One that exists keeps its
+    /// place.
+    fn adopt(&self, spec: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
+        let reason = "this bus takes none of another one".to_owned();
+        Box::pin(async { Err(ConsumeError::Refused { subscription: spec.name, reason }) })
+    }
+
     /// Moves a subscription. Everything from there on is delivered again, with attempts from 1; what is in flight is
     /// still settled by whoever has it.
     fn seek<'a>(
@@ -140,6 +148,8 @@ pub struct SubscriptionStatus {
     pub paused: bool,
     /// By [`ManagedBus::ensure_subscription`], and not only by whoever consumes it. Survives a restart.
     pub declared: bool,
+    /// Without a consumer for this long it is forgotten; `None`: never.
+    pub idle_expiry: Option<Duration>,
 }
 
 /// An event in its topic.

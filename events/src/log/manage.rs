@@ -1,6 +1,7 @@
 //! What an operator asks of the log: how things are, and moving, holding and removing.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use prost::Message;
 
@@ -50,6 +51,7 @@ impl Engine {
                 consumers: subscription.consumers.len() as u64,
                 paused: row.paused,
                 declared: row.declared,
+                idle_expiry: row.idle_expiry_ms.map(Duration::from_millis),
                 name,
             });
         }

@@ -176,6 +176,13 @@ impl ManagedBus for NatsBus {
         Box::pin(async move { Ok(self.shared.import(topic, events).await?) })
     }
 
+    fn adopt(&self, spec: SubscriptionSpec) -> BoxFuture<'_, Result<(), ConsumeError>> {
+        Box::pin(async move {
+            let made = Box::pin(self.shared.ensure(&spec)).await;
+            made.map(drop).map_err(|error| consume_error(&spec, &error))
+        })
+    }
+
     fn seek<'a>(
         &'a self,
         subscription: &'a str,
@@ -278,6 +285,7 @@ impl Shared {
             consumers: 0,
             paused: info.paused,
             declared: record.declared,
+            idle_expiry: Some(info.config.inactive_threshold).filter(|idle| !idle.is_zero()),
             dead_letter_topic: record.dead_letter_topic(),
             name: record.name,
             topic: record.topic,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::jetstream::{AckKind, Context, context::ContextBuilder, kv};
+use async_nats::jetstream::context::{ContextBuilder, CreateKeyValueError};
+use async_nats::jetstream::{AckKind, Context, kv};
 use async_nats::{Client, ConnectOptions, Event as ConnectionEvent, Subject};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -175,19 +176,40 @@ impl Shared {
     pub(super) async fn state(&self) -> Result<&kv::Store, NatsError> {
         self.connected()?;
         let made = self.state.get_or_try_init(|| async {
-            let bucket = format!("{}-state", self.options.stream_prefix);
-            let config = kv::Config {
-                bucket,
-                description: "Duet: subscriptions and spent attempts".to_owned(),
-                history: 1,
-                num_replicas: self.options.replicas,
-                ..kv::Config::default()
-            };
-            let store = self.js.create_or_update_key_value(config).await;
+            let store = state(&self.js, &self.options).await;
             store.map_err(|error| self.error("the bucket of state", &error))
         });
         made.await
     }
+}
+
+async fn state(js: &Context, options: &NatsOptions) -> Result<kv::Store, CreateKeyValueError> {
+    let config = kv::Config {
+        bucket: format!("{}-state", options.stream_prefix),
+        description: "Duet: subscriptions and spent attempts".to_owned(),
+        history: 1,
+        num_replicas: options.replicas,
+        ..kv::Config::default()
+    };
+    js.create_or_update_key_value(config).await
+}
+
+/// Whether a bus can be kept on a cluster: it answers, lets us in, and makes what every bus has there.
+pub(super) async fn reach(options: &NatsOptions, wait: Duration) -> Result<(), NatsError> {
+    let connecting = connect_options(options)?.connect(options.servers.clone());
+    let client = match tokio::time::timeout(wait, connecting).await {
+        Ok(Ok(client)) => client,
+        Ok(Err(error)) => return Err(NatsError::Away(error.to_string())),
+        Err(_elapsed) => {
+            return Err(NatsError::Away(format!("no server answered within {wait:?}")));
+        }
+    };
+    let js = ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client.clone());
+    let made = state(&js, options).await.map(drop);
+    let made = made.map_err(|error| NatsError::Failed(format!("the bucket of state: {error}")));
+    // Nobody waits for its end.
+    client.drain().await.unwrap_or_default();
+    made
 }
 
 /// The server's code in an error's text. The library's errors do not all have it as their source, but all say it.

@@ -62,6 +62,7 @@ async fn the_status_says_how_a_subscription_is() {
         consumers: 1,
         paused: false,
         declared: false,
+        idle_expiry: None,
     };
     assert_eq!(status, expected);
     let topic = topic(&bus, "orders").await;
