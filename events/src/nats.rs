@@ -19,6 +19,7 @@ mod payload;
 mod publish;
 mod settle;
 mod shared;
+mod status;
 mod stream;
 mod subscription;
 mod watch;

@@ -1,6 +1,6 @@
 //! The NATS bus, as its server and its operator see it.
 
-use async_nats::jetstream::stream::{self, DeleteMessageErrorKind, RawMessageErrorKind};
+use async_nats::jetstream::stream::{self, DeleteMessageErrorKind};
 use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::hub::Command;
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
+use super::status::millis;
 use super::stream::{is_declared, topic_of};
 use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
@@ -255,70 +256,6 @@ impl NatsBus {
 }
 
 impl Shared {
-    /// A subscription without the count of its consumers and of attempts. `None` for one whose consumer is gone: it was idle for too
-    /// long.
-    pub(super) async fn status(
-        &self,
-        record: Record,
-    ) -> Result<Option<SubscriptionStatus>, NatsError> {
-        let topic = self.topic(&record.topic, TopicConfig::default()).await?;
-        let Some(consumer) = self.consumer(&topic, &record.name).await? else {
-            return Ok(None);
-        };
-        let info = consumer.cached_info();
-        let in_flight = info.num_ack_pending as u64;
-        let lag = info.num_pending.saturating_add(in_flight);
-        let mut oldest_ms = None;
-        if lag > 0 {
-            let stream = self.js.get_stream(&topic.stream).await;
-            let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
-            let floor = info.ack_floor.stream_sequence.saturating_add(1);
-            let oldest = self.message(&stream, &record.topic, floor).await?;
-            oldest_ms = oldest.map(|oldest| millis(oldest.time));
-        }
-        Ok(Some(SubscriptionStatus {
-            lag,
-            oldest_ms,
-            in_flight,
-            retrying: info.num_redelivered as u64,
-            attempts: 0,
-            consumers: 0,
-            paused: info.paused,
-            declared: record.declared,
-            idle_expiry: Some(info.config.inactive_threshold).filter(|idle| !idle.is_zero()),
-            dead_letter_topic: record.dead_letter_topic(),
-            name: record.name,
-            topic: record.topic,
-        }))
-    }
-
-    async fn stream(&self, topic: &str) -> Result<stream::Stream, ManageError> {
-        self.connected()?;
-        let stream = self.js.get_stream(self.stream_name(topic)).await;
-        stream.map_err(|error| {
-            let error = self.error("the topic's stream", &error);
-            if matches!(error, NatsError::Failed(_)) {
-                return ManageError::Unknown { kind: "topic", name: topic.to_owned() };
-            }
-            error.into()
-        })
-    }
-
-    /// The first event of a topic at or after a position.
-    async fn message(
-        &self,
-        stream: &stream::Stream,
-        topic: &str,
-        from: u64,
-    ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, NatsError> {
-        let question = stream.raw_message_builder().sequence(from);
-        match question.next_by_subject(self.subject(topic)).send().await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(self.error("an event", &error)),
-        }
-    }
-
     async fn remove(&self, stream: &stream::Stream, position: u64) -> Result<bool, NatsError> {
         match stream.delete_message(position).await {
             Ok(deleted) => Ok(deleted),
@@ -411,10 +348,6 @@ impl Shared {
         done.map_err(|error| self.error("pause", &error))?;
         Ok(())
     }
-}
-
-fn millis(time: async_nats::datetime::DateTime) -> u64 {
-    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
 impl From<NatsError> for ManageError {

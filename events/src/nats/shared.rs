@@ -150,15 +150,16 @@ impl Shared {
         }
         if let Some(code) = code(&text) {
             return match code {
-                // Not available, no leader, no peers.
-                10_005 | 10_008 | 10_009 | 10_118 => NatsError::Away(text),
+                // Not available, no leader, no peers; JetStream is not enabled there, or not for the account.
+                10_005 | 10_008 | 10_009 | 10_118 | 10_039 | 10_076 => NatsError::Away(text),
                 // Resources, storage, store failed: no room.
                 10_002 | 10_023 | 10_028 | 10_047 | 10_077 => NatsError::Full(text),
                 _ => NatsError::Failed(text),
             };
         }
         // Time-outs and missing responders carry no code of the server.
-        if ["timed out", "no responders", "broken pipe"].iter().any(|word| text.contains(word)) {
+        let words = ["timed out", "no responders", "broken pipe", "JetStream unavailable"];
+        if words.iter().any(|word| text.contains(word)) {
             return NatsError::Away(text);
         }
         NatsError::Failed(text)
