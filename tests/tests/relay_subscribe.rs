@@ -14,7 +14,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use duet_tests::app::{App, Asked, Reply};
@@ -59,6 +59,7 @@ fn delivered(app: &App, path: &str) -> Vec<Asked> {
 
 on_both_buses!(
     an_acknowledgement_that_was_lost_does_not_reach_the_application_twice,
+    what_is_in_hand_when_the_bus_goes_holds_up_nobody_and_comes_once,
     a_reader_starts_where_it_says_and_resumes_where_it_was,
 );
 
@@ -101,6 +102,44 @@ async fn an_acknowledgement_that_was_lost_does_not_reach_the_application_twice(b
     let ids: Vec<Value> =
         delivered(&app, "/news").iter().map(|asked| asked.json()["id"].clone()).collect();
     assert_eq!(ids, ["a1", "a2"]);
+}
+
+async fn what_is_in_hand_when_the_bus_goes_holds_up_nobody_and_comes_once(backend: &Backend) {
+    const SLOW: Duration = Duration::from_secs(15);
+    let resources = subscription("") + &backend.yaml();
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let app = App::replying(|asked| match asked.path.as_str() {
+        "/news" if asked.json()["id"] == "slow1" => Reply::new(200, "").after(SLOW),
+        "/news" => Reply::new(200, ""),
+        _ => Reply::new(404, ""),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    assert_eq!(publish(reader.ports.api, "news", "slow", 1).await.status(), 204);
+    eventually("the event is in work", SOON, || async {
+        (!delivered(&app, "/news").is_empty()).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    control_plane.kill();
+    control_plane.restart().await;
+    assert_eq!(publish(reader.ports.api, "news", "fast", 2).await.status(), 204);
+    eventually("another one arrives meanwhile", SOON, || async {
+        (delivered(&app, "/news").len() >= 2).then_some(())
+    })
+    .await;
+    assert!(began.elapsed() < SLOW, "it waited for the slow one");
+    eventually("the answer counts for the event that came again", SOON, || async {
+        let lag = metrics::sum(control_plane.admin, "duet_bus_subscription_lag_events", &[]).await;
+        let labels = [("subscription", "default/read"), ("outcome", "ack")];
+        let acked =
+            metrics::sum(reader.ports.metrics, "duet_event_deliveries_total", &labels).await;
+        (lag < 1.0 && acked >= 2.0).then_some(())
+    })
+    .await;
+    let ids: Vec<Value> =
+        delivered(&app, "/news").iter().map(|asked| asked.json()["id"].clone()).collect();
+    assert_eq!(ids, ["slow1", "fast2"]);
 }
 
 #[tokio::test]

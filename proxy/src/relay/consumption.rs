@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_events::bus::{
-    AppAnswer, Bulk, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
+    AppAnswer, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
     on_answer,
 };
 use duet_events::inbox::Inbox;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::extend::Extensions;
+use super::gather::Gathered;
+use super::in_hand::{InHand, Taken};
 use super::metrics::EventMetrics;
 use super::receive::{Receiver, Work};
 
@@ -41,6 +43,8 @@ pub(super) struct Consumption {
     ready: watch::Receiver<bool>,
     errors: IntCounterVec,
     hand: Arc<Hand>,
+    /// Whether the receiver was there, of each that is in hand. It outlives the consumer by which it came.
+    open: JoinSet<bool>,
 }
 
 /// Why a consumer ended.
@@ -60,11 +64,21 @@ impl Consumption {
         aids: &Aids,
     ) -> Self {
         let hand = Arc::new(Hand::new(spec, receiver, aids));
-        Self { bus, ready, errors: aids.metrics.refused.clone(), hand }
+        let errors = aids.metrics.refused.clone();
+        Self { bus, ready, errors, hand, open: JoinSet::new() }
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        self.consume_until(&stop).await;
+        self.finish_open().await;
+    }
+
+    async fn finish_open(&mut self) {
+        while self.open.join_next().await.is_some() {}
+    }
+
+    async fn consume_until(&mut self, stop: &CancellationToken) {
         let mut backoff = FIRST_BACKOFF;
         let mut confirmed = false;
         loop {
@@ -84,7 +98,7 @@ impl Consumption {
                     if !std::mem::replace(&mut confirmed, true) {
                         self.confirmed();
                     }
-                    self.consume(consumer, &stop).await
+                    self.consume(consumer, stop).await
                 }
                 Err(error) => End::Broken(error),
             };
@@ -128,7 +142,6 @@ impl Consumption {
 
     async fn consume(&mut self, mut consumer: Consumer, stop: &CancellationToken) -> End {
         let settler = consumer.settler();
-        let mut open = JoinSet::new();
         let mut gathered = Gathered::new(&self.hand.spec);
         let end = loop {
             let due = gathered.due;
@@ -139,26 +152,28 @@ impl Consumption {
                     Ok(_) => break End::AppAway,
                     Err(_closed) => break End::Stopped,
                 },
-                settled = open.join_next(), if !open.is_empty() => {
+                settled = self.open.join_next(), if !self.open.is_empty() => {
                     // Not there, although the probe has not noticed: do not pull what cannot be delivered.
                     if matches!(settled, Some(Ok(false))) {
                         break End::AppAway;
                     }
                 }
                 () = until(due), if due.is_some() => {
-                    start(&self.hand, gathered.take(), &settler, &mut open);
+                    start(&self.hand, gathered.take(), &settler, &mut self.open);
                 }
                 next = consumer.next() => match next.unwrap_or_else(|| Err(ended(&self.hand.spec.name))) {
                     Ok(delivery) => {
-                        start(&self.hand, gathered.add(delivery), &settler, &mut open);
+                        start(&self.hand, gathered.add(delivery), &settler, &mut self.open);
                     }
                     Err(error) => break End::Broken(error),
                 },
             }
         };
         // What was gathered and not handed over goes back with the rest.
-        // What the application has in hand is settled before the rest goes back.
-        while open.join_next().await.is_some() {}
+        if !matches!(end, End::Broken(_)) {
+            // What the application has in hand is settled before the rest goes back.
+            self.finish_open().await;
+        }
         // A settle on its way when the process ends would be a delivery again.
         consumer.finish().await;
         end
@@ -192,56 +207,14 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// What comes from the bus on its way into one request: one event, or, in bulk, as many as come in time.
-#[derive(Debug)]
-struct Gathered {
-    bulk: Option<Bulk>,
-    events: Vec<Delivery>,
-    /// When waiting for more is over.
-    due: Option<Instant>,
-}
-
-impl Gathered {
-    fn new(spec: &SubscriptionSpec) -> Self {
-        // More than may be in flight never comes.
-        let bulk = spec.bulk.map(|bulk| Bulk { max: bulk.max.min(spec.max_in_flight), ..bulk });
-        Self { bulk, events: Vec::new(), due: None }
-    }
-
-    /// Returns what is to be handed over now.
-    fn add(&mut self, delivery: Delivery) -> Vec<Vec<Delivery>> {
-        self.events.push(delivery);
-        match self.bulk {
-            Some(bulk) if self.events.len() < bulk.max as usize => {
-                self.due = self.due.or_else(|| Some(Instant::now() + bulk.wait));
-                Vec::new()
-            }
-            _ => self.take(),
-        }
-    }
-
-    /// Everything, in a group for each path, in order.
-    fn take(&mut self) -> Vec<Vec<Delivery>> {
-        self.due = None;
-        let mut groups: Vec<Vec<Delivery>> = Vec::new();
-        for delivery in self.events.drain(..) {
-            let same = |group: &&mut Vec<Delivery>| {
-                group.first().is_some_and(|first| first.path == delivery.path)
-            };
-            match groups.iter_mut().find(same) {
-                Some(group) => group.push(delivery),
-                None => groups.push(vec![delivery]),
-            }
-        }
-        groups
-    }
-}
-
 /// Hands events of one subscription to its receiver, and decides what becomes of them.
 #[derive(Debug)]
 struct Hand {
     spec: SubscriptionSpec,
     receiver: Arc<dyn Receiver>,
+    in_hand: InHand,
+    /// As many as may be in flight: what a broken consumer left in hand counts as well.
+    room: Semaphore,
     extensions: Extensions,
     inbox: Arc<Inbox>,
     in_flight: IntGauge,
@@ -270,56 +243,68 @@ impl Hand {
             receiver,
             extensions: aids.extensions.clone(),
             inbox: Arc::clone(&aids.inbox),
+            in_hand: InHand::default(),
+            room: Semaphore::new(spec.max_in_flight as usize),
             spec,
         }
     }
 
     /// Returns whether the receiver was there.
     async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
-        let _in_hand = Counted::new(&self.in_flight, deliveries.len());
-        let deliveries = match self.spec.once {
-            true => self.unhandled(deliveries, settler).await,
-            false => deliveries,
+        let take = |delivery: Delivery| Some((self.in_hand.take(&delivery, settler)?, delivery));
+        let (taken, deliveries): (Vec<_>, Vec<_>) = deliveries.into_iter().filter_map(take).unzip();
+        let (taken, deliveries) = match self.spec.once {
+            true => self.unhandled(taken, deliveries).await,
+            false => (taken, deliveries),
         };
         if deliveries.is_empty() {
             return true;
         }
+        let count = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+        // It is never closed, and there is no more in one work than may be in flight.
+        let _room = self.room.acquire_many(count).await;
+        let _counted = Counted::new(&self.in_flight, deliveries.len());
         let work = Work { token: Uuid::new_v4().to_string(), deliveries };
         let mut reached = true;
         let answers = self.answers(&work).await;
         if self.spec.once {
             self.remember(&work, &answers).await;
         }
-        for (delivery, answer) in work.deliveries.iter().zip(answers) {
+        for ((taken, delivery), answer) in taken.into_iter().zip(&work.deliveries).zip(answers) {
             let outcome = self.decide(delivery, &answer);
             reached &= !matches!(outcome, Settle::Release { .. });
-            settler.settle(delivery.id, outcome);
+            taken.settle(outcome);
         }
         reached
     }
 
     /// Leaves out what was handled before, and is done with it. While the inbox cannot be read, nothing is delivered, and
     /// no attempt is spent.
-    async fn unhandled(&self, deliveries: Vec<Delivery>, settler: &Settler) -> Vec<Delivery> {
+    async fn unhandled<'h>(
+        &self,
+        taken: Vec<Taken<'h>>,
+        deliveries: Vec<Delivery>,
+    ) -> (Vec<Taken<'h>>, Vec<Delivery>) {
         let events = deliveries.iter().map(|delivery| (&delivery.event, delivery.generation));
         let handled = match self.inbox.handled(&self.spec.name, events, now_ms()).await {
             Ok(handled) => handled,
             Err(error) => {
                 tracing::error!(%error, subscription = self.spec.name, "events wait");
-                for delivery in &deliveries {
+                for taken in taken {
                     self.released.inc();
-                    settler.settle(delivery.id, Settle::Release { delay: LONGEST_BACKOFF });
+                    taken.settle(Settle::Release { delay: LONGEST_BACKOFF });
                 }
-                return Vec::new();
+                return (Vec::new(), Vec::new());
             }
         };
-        let mut left = Vec::with_capacity(deliveries.len());
-        for (delivery, handled) in deliveries.into_iter().zip(handled) {
+        let mut left = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
+        for ((taken, delivery), handled) in taken.into_iter().zip(deliveries).zip(handled) {
             if handled {
                 self.duplicate.inc();
-                settler.settle(delivery.id, Settle::Ack);
+                taken.settle(Settle::Ack);
             } else {
-                left.push(delivery);
+                left.0.push(taken);
+                left.1.push(delivery);
             }
         }
         left
