@@ -130,6 +130,14 @@ impl Settler {
     }
 }
 
+impl Settler {
+    /// Whether the consumer is gone: no settle arrives any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.shared.open.lock().is_none()
+    }
+}
+
 impl fmt::Debug for Settler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settler").finish_non_exhaustive()

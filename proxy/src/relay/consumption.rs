@@ -12,7 +12,7 @@ use duet_events::inbox::Inbox;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,6 +24,8 @@ use super::receive::{Receiver, Work};
 
 /// Wait before pulling again after the application was not there.
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
+/// How long an event waits for room before it goes back, unspent.
+const NO_ROOM: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -142,6 +144,8 @@ impl Consumption {
 
     async fn consume(&mut self, mut consumer: Consumer, stop: &CancellationToken) -> End {
         let settler = consumer.settler();
+        // What they say is of before.
+        while self.open.try_join_next().is_some() {}
         let mut gathered = Gathered::new(&self.hand.spec);
         let end = loop {
             let due = gathered.due;
@@ -170,12 +174,17 @@ impl Consumption {
             }
         };
         // What was gathered and not handed over goes back with the rest.
-        if !matches!(end, End::Broken(_)) {
+        let broken = matches!(end, End::Broken(_));
+        if !broken {
             // What the application has in hand is settled before the rest goes back.
             self.finish_open().await;
         }
         // A settle on its way when the process ends would be a delivery again.
         consumer.finish().await;
+        if broken && self.hand.spec.ordered {
+            // Others may handle what is in hand; what follows it is not for here before that is over.
+            self.finish_open().await;
+        }
         end
     }
 }
@@ -253,6 +262,15 @@ impl Hand {
     async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
         let take = |delivery: Delivery| Some((self.in_hand.take(&delivery, settler)?, delivery));
         let (taken, deliveries): (Vec<_>, Vec<_>) = deliveries.into_iter().filter_map(take).unzip();
+        if deliveries.is_empty() {
+            return true;
+        }
+        let count = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
+        // What a broken consumer left in hand has the room: others may have some.
+        let Ok(_room) = timeout(NO_ROOM, self.room.acquire_many(count)).await else {
+            self.released.inc_by(count.into());
+            return true;
+        };
         let (taken, deliveries) = match self.spec.once {
             true => self.unhandled(taken, deliveries).await,
             false => (taken, deliveries),
@@ -260,9 +278,6 @@ impl Hand {
         if deliveries.is_empty() {
             return true;
         }
-        let count = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
-        // It is never closed, and there is no more in one work than may be in flight.
-        let _room = self.room.acquire_many(count).await;
         let _counted = Counted::new(&self.in_flight, deliveries.len());
         let work = Work { token: Uuid::new_v4().to_string(), deliveries };
         let mut reached = true;

@@ -10,24 +10,51 @@ use std::time::{Duration, Instant};
 use duet_events::bus::{Delivery, Settle, Settler};
 use parking_lot::Mutex;
 
-/// How long an answer waits for its event to come again; another replica may get it.
-const COMES_AGAIN: Duration = Duration::from_secs(60);
+/// How long an answer waits for its event to come again: it may have to wait for long jobs before it, and another replica
+/// may get it.
+const COMES_AGAIN: Duration = Duration::from_secs(3600);
+/// Answers that wait; without room for another, its event goes to the application again.
+const MOST_ANSWERS: usize = 10_000;
 
-/// One try of one event. The hash of source and id tells events apart of which buses say the same.
+/// One event. The hash of source and id tells events apart of which buses say the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     position: u64,
     generation: u64,
-    attempt: u32,
     event: u64,
 }
 
 #[derive(Debug)]
 enum Slot {
     /// The application has it; and these came meanwhile.
-    Busy(Vec<(Settler, u64)>),
-    /// It has answered, and the consumer that was to be told was gone.
-    Answered(Settle, Instant),
+    Busy(Vec<Other>),
+    /// It has answered to this attempt, and the consumer that was to be told was gone.
+    Answered(Settle, u32, Instant),
+}
+
+/// A delivery of an event that the application has.
+#[derive(Debug)]
+struct Other {
+    settler: Settler,
+    delivery: u64,
+    attempt: u32,
+}
+
+impl Other {
+    /// True if the bus hears of it.
+    fn settle(&self, answer: &Settle, attempt: u32) -> bool {
+        let answer = match applies(answer, attempt, self.attempt) {
+            true => answer.clone(),
+            // Somebody else had it in between: it is for this try to decide.
+            false => Settle::Release { delay: Duration::ZERO },
+        };
+        self.settler.settle(self.delivery, answer)
+    }
+}
+
+/// Whether an answer to one attempt counts for another: what is handled is handled.
+fn applies(answer: &Settle, attempt: u32, other: u32) -> bool {
+    *answer == Settle::Ack || attempt == other
 }
 
 /// What is in hand.
@@ -42,8 +69,7 @@ pub(super) struct InHand {
 pub(super) struct Taken<'h> {
     in_hand: &'h InHand,
     key: Key,
-    settler: Settler,
-    delivery: u64,
+    own: Other,
     answered: bool,
 }
 
@@ -55,48 +81,54 @@ impl InHand {
         let key = Key {
             position: delivery.position,
             generation: delivery.generation,
-            attempt: delivery.attempt,
             event: self.hasher.hash_one((event.source(), event.id())),
         };
-        let mut slots = self.slots.lock();
-        match slots.entry(key) {
+        let (id, attempt) = (delivery.id, delivery.attempt);
+        let own = Other { settler: settler.clone(), delivery: id, attempt };
+        match self.slots.lock().entry(key) {
             Entry::Vacant(slot) => drop(slot.insert(Slot::Busy(Vec::new()))),
             Entry::Occupied(mut slot) => match slot.get_mut() {
                 Slot::Busy(others) => {
-                    others.push((settler.clone(), delivery.id));
+                    others.retain(|other| !other.settler.is_over());
+                    others.push(own);
                     return None;
                 }
-                Slot::Answered(..) => {
-                    if let Slot::Answered(answer, at) = slot.insert(Slot::Busy(Vec::new()))
-                        && at.elapsed() < COMES_AGAIN
-                    {
+                Slot::Answered(answer, of, at)
+                    if at.elapsed() < COMES_AGAIN && applies(answer, *of, attempt) =>
+                {
+                    if own.settle(answer, *of) {
                         slot.remove();
-                        settler.settle(delivery.id, answer);
-                        return None;
                     }
+                    return None;
                 }
+                Slot::Answered(..) => drop(slot.insert(Slot::Busy(Vec::new()))),
             },
         }
-        let settler = settler.clone();
-        Some(Taken { in_hand: self, key, settler, delivery: delivery.id, answered: false })
+        Some(Taken { in_hand: self, key, own, answered: false })
     }
 
     /// Ends a busy slot, and tells every consumer that waits for it.
-    fn answer(&self, taken: &Taken<'_>, answer: Settle, remember: bool) {
+    fn answer(&self, taken: &Taken<'_>, answer: Settle) {
         let mut slots = self.slots.lock();
-        let mut told = taken.settler.settle(taken.delivery, answer.clone());
+        let attempt = taken.own.attempt;
+        let mut told = taken.own.settle(&answer, attempt);
         if let Some(Slot::Busy(others)) = slots.remove(&taken.key) {
-            for (settler, delivery) in others {
-                told |= settler.settle(delivery, answer.clone());
+            for other in others {
+                told |= other.settle(&answer, attempt);
             }
         }
-        if !told && remember {
-            let now = Instant::now();
+        // Whether the application is there is another thing the next time.
+        if told || matches!(answer, Settle::Release { .. }) {
+            return;
+        }
+        if slots.len() >= MOST_ANSWERS {
             slots.retain(|_key, slot| match slot {
                 Slot::Busy(_) => true,
-                Slot::Answered(_, at) => now.duration_since(*at) < COMES_AGAIN,
+                Slot::Answered(_, _, at) => at.elapsed() < COMES_AGAIN,
             });
-            slots.insert(taken.key, Slot::Answered(answer, now));
+        }
+        if slots.len() < MOST_ANSWERS {
+            slots.insert(taken.key, Slot::Answered(answer, attempt, Instant::now()));
         }
     }
 }
@@ -105,14 +137,14 @@ impl Taken<'_> {
     /// Tells the bus what the application answered.
     pub(super) fn settle(mut self, answer: Settle) {
         self.answered = true;
-        self.in_hand.answer(&self, answer, true);
+        self.in_hand.answer(&self, answer);
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.in_hand.answer(self, Settle::Release { delay: Duration::ZERO }, false);
+            self.in_hand.answer(self, Settle::Release { delay: Duration::ZERO });
         }
     }
 }
@@ -170,17 +202,47 @@ mod tests {
         let (first, again) = (delivery(1, 2), delivery(9, 2));
         let broken = consumer(&bus, &first).await;
         let taken = in_hand.take(&first, &broken.settler()).unwrap();
+        let settler = broken.settler();
         drop(broken);
         taken.settle(Settle::Ack);
         assert!(bus.0.lock().is_empty());
-        // Another try of it is another thing: somebody else had it in between.
-        let third = consumer(&bus, &delivery(5, 3)).await;
-        in_hand.take(&delivery(5, 3), &third.settler()).unwrap().settle(Settle::Ack);
+        assert!(in_hand.take(&again, &settler).is_none(), "the next one is gone as well");
         let next = consumer(&bus, &again).await;
         assert!(in_hand.take(&again, &next.settler()).is_none());
-        assert_eq!(*bus.0.lock(), ["5 Ack", "9 Ack"]);
+        assert_eq!(*bus.0.lock(), ["9 Ack"]);
         let next = consumer(&bus, &again).await;
         assert!(in_hand.take(&again, &next.settler()).is_some(), "once");
+    }
+
+    #[tokio::test]
+    async fn another_try_is_settled_by_what_was_handled_and_by_nothing_else() {
+        let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
+        let retry = Settle::Retry { delay: Duration::ZERO };
+        for answer in [retry.clone(), Settle::Ack] {
+            let broken = consumer(&bus, &delivery(1, 1)).await;
+            let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
+            drop(broken);
+            let second = consumer(&bus, &delivery(2, 2)).await;
+            assert!(in_hand.take(&delivery(2, 2), &second.settler()).is_none(), "one at a time");
+            taken.settle(answer);
+        }
+        assert_eq!(*bus.0.lock(), ["2 Release { delay: 0ns }", "2 Ack"]);
+        let broken = consumer(&bus, &delivery(1, 1)).await;
+        let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
+        drop(broken);
+        taken.settle(retry);
+        let second = consumer(&bus, &delivery(2, 2)).await;
+        assert!(in_hand.take(&delivery(2, 2), &second.settler()).is_some());
+    }
+
+    #[tokio::test]
+    async fn that_the_application_was_away_is_not_remembered() {
+        let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
+        let broken = consumer(&bus, &delivery(1, 1)).await;
+        let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
+        drop(broken);
+        taken.settle(Settle::Release { delay: Duration::ZERO });
+        assert!(in_hand.slots.lock().is_empty());
     }
 
     #[tokio::test]
