@@ -177,10 +177,6 @@ impl Buses {
         self.store.read(|view| compile::declares_subscription(view.index, bus, subscription))
     }
 
-    async fn adopt(&self, name: &str, bus: &dyn ManagedBus) -> anyhow::Result<()> {
-        self.moves.adopt(name, bus).await
-    }
-
     /// Takes note of what declared subscriptions would miss; and of buses that moved, only those are not ready that are
     /// named.
     fn hold_back(&self, topics: BTreeMap<String, BTreeSet<String>>, unknown: &BTreeSet<String>) {

@@ -85,6 +85,17 @@ fn ids(app: &App, path: &str) -> Vec<u32> {
     asked.map(|asked| asked.json()["id"].as_str().unwrap().parse().unwrap()).collect()
 }
 
+/// It subscribes itself, and is content with everything.
+async fn subscribing_app() -> App {
+    App::replying(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => {
+            Reply::new(200, r#"[{"pubsubname": "default", "topic": "news", "route": "/own"}]"#)
+        }
+        _ => Reply::new(200, ""),
+    })
+    .await
+}
+
 /// Moves this many events, by one request.
 async fn step(control_plane: &ControlPlane, limit: u32) -> Value {
     let url = format!("http://{}/v1/migrate", control_plane.operator);
@@ -210,13 +221,7 @@ async fn events_of_a_subscription_that_is_gone_are_asked_about() {
 async fn publishing_goes_on_while_the_bus_moves_and_nothing_is_lost_or_turned_around() {
     let Some(nats) = NatsServer::start().await else { return };
     let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
-    let app = App::replying(|asked| match asked.path.as_str() {
-        "/dapr/subscribe" => {
-            Reply::new(200, r#"[{"pubsubname": "default", "topic": "news", "route": "/own"}]"#)
-        }
-        _ => Reply::new(200, ""),
-    })
-    .await;
+    let app = subscribing_app().await;
     let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     eventually("what the application subscribes itself is there", SOON, || async {
@@ -273,13 +278,7 @@ async fn a_subscription_of_an_application_that_is_down_moves_as_well() {
     let Some(nats) = NatsServer::start().await else { return };
     let service = RESOURCES.split("---\n").next().unwrap();
     let control_plane = ControlPlane::start(&[("news.yaml", service)]).await;
-    let app = App::replying(|asked| match asked.path.as_str() {
-        "/dapr/subscribe" => {
-            Reply::new(200, r#"[{"pubsubname": "default", "topic": "news", "route": "/own"}]"#)
-        }
-        _ => Reply::new(200, ""),
-    })
-    .await;
+    let app = subscribing_app().await;
     let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
     let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
     let subscription = || {

@@ -143,6 +143,43 @@ async fn what_is_in_hand_when_the_bus_goes_holds_up_nobody_and_comes_once(backen
 }
 
 #[tokio::test]
+async fn with_order_nothing_follows_what_is_in_hand_when_the_bus_goes() {
+    let resources = subscription("  delivery: {ordered: true}");
+    let mut control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;
+    let app = App::replying(|asked| match asked.path.as_str() {
+        "/news" if asked.json()["id"] == "slow1" => {
+            Reply::new(200, "").after(Duration::from_secs(5))
+        }
+        "/news" => Reply::new(200, ""),
+        _ => Reply::new(404, ""),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    assert_eq!(publish(reader.ports.api, "news", "slow", 1).await.status(), 204);
+    eventually("the event is in work", SOON, || async {
+        (!delivered(&app, "/news").is_empty()).then_some(())
+    })
+    .await;
+    control_plane.kill();
+    control_plane.restart().await;
+    assert_eq!(publish(reader.ports.api, "news", "fast", 2).await.status(), 204);
+    let acked = async || {
+        let labels = [("subscription", "default/read"), ("outcome", "ack")];
+        metrics::sum(reader.ports.metrics, "duet_event_deliveries_total", &labels).await
+    };
+    eventually("another one arrives, and not before the first was answered", SOON, || async {
+        let arrived = delivered(&app, "/news").len() >= 2;
+        assert!(!arrived || acked().await >= 1.0, "it came meanwhile");
+        arrived.then_some(())
+    })
+    .await;
+    eventually("both are done", SOON, || async { (acked().await >= 2.0).then_some(()) }).await;
+    let ids: Vec<Value> =
+        delivered(&app, "/news").iter().map(|asked| asked.json()["id"].clone()).collect();
+    assert_eq!(ids, ["slow1", "fast2"]);
+}
+
+#[tokio::test]
 async fn the_applications_routes_choose_the_path() {
     let control_plane = ControlPlane::start(&[]).await;
     let app = App::answering(|asked| match asked.path.as_str() {

@@ -184,13 +184,14 @@ impl Reconciler {
 
     /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
     async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
-        self.is_compared(name);
+        // Also if it cannot be opened: what was done counts for the one before.
+        self.still_compared(name);
         let bus = self.buses.get(name).await?;
-        if self.is_compared(name) {
+        if self.still_compared(name) {
             return Ok(());
         }
         let opening = self.buses.opening(name);
-        self.buses.adopt(name, &*bus).await?;
+        self.buses.moves.adopt(name, &*bus).await?;
         let topics = bus.topics().await?.into_iter();
         let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
         let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
@@ -202,8 +203,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Whether a bus is the one that was compared. On another one, everything has to be done again.
-    fn is_compared(&mut self, name: &str) -> bool {
+    /// Whether a bus is the one that was compared. Of another one it forgets all that was done.
+    fn still_compared(&mut self, name: &str) -> bool {
         let same = self.compared.get(name) == Some(&self.buses.opening(name));
         if !same {
             self.done.topics.retain(|_, topic| topic.bus != name);

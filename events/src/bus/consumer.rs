@@ -128,9 +128,7 @@ impl Settler {
         }
         known
     }
-}
 
-impl Settler {
     /// Whether the consumer is gone: no settle arrives any more.
     #[must_use]
     pub fn is_over(&self) -> bool {

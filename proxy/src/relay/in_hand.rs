@@ -177,6 +177,12 @@ mod tests {
         consumer
     }
 
+    /// The application has it, and its consumer is gone.
+    async fn left<'h>(in_hand: &'h InHand, bus: &Arc<Bus>, delivery: &Delivery) -> Taken<'h> {
+        let broken = consumer(bus, delivery).await;
+        in_hand.take(delivery, &broken.settler()).unwrap()
+    }
+
     fn delivery(id: u64, attempt: u32) -> Delivery {
         let event = Event::new("1", "/s", "t").unwrap();
         Delivery { id, position: 7, attempt, generation: 0, event, path: None }
@@ -185,10 +191,8 @@ mod tests {
     #[tokio::test]
     async fn an_event_that_comes_again_while_the_application_has_it_gets_its_answer() {
         let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
-        let (first, again) = (delivery(1, 1), delivery(9, 1));
-        let broken = consumer(&bus, &first).await;
-        let taken = in_hand.take(&first, &broken.settler()).unwrap();
-        drop(broken);
+        let again = delivery(9, 1);
+        let taken = left(&in_hand, &bus, &delivery(1, 1)).await;
         let next = consumer(&bus, &again).await;
         assert!(in_hand.take(&again, &next.settler()).is_none());
         taken.settle(Settle::Ack);
@@ -219,18 +223,13 @@ mod tests {
         let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
         let retry = Settle::Retry { delay: Duration::ZERO };
         for answer in [retry.clone(), Settle::Ack] {
-            let broken = consumer(&bus, &delivery(1, 1)).await;
-            let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
-            drop(broken);
+            let taken = left(&in_hand, &bus, &delivery(1, 1)).await;
             let second = consumer(&bus, &delivery(2, 2)).await;
             assert!(in_hand.take(&delivery(2, 2), &second.settler()).is_none(), "one at a time");
             taken.settle(answer);
         }
         assert_eq!(*bus.0.lock(), ["2 Release { delay: 0ns }", "2 Ack"]);
-        let broken = consumer(&bus, &delivery(1, 1)).await;
-        let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
-        drop(broken);
-        taken.settle(retry);
+        left(&in_hand, &bus, &delivery(1, 1)).await.settle(retry);
         let second = consumer(&bus, &delivery(2, 2)).await;
         assert!(in_hand.take(&delivery(2, 2), &second.settler()).is_some());
     }
@@ -238,10 +237,9 @@ mod tests {
     #[tokio::test]
     async fn that_the_application_was_away_is_not_remembered() {
         let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
-        let broken = consumer(&bus, &delivery(1, 1)).await;
-        let taken = in_hand.take(&delivery(1, 1), &broken.settler()).unwrap();
-        drop(broken);
-        taken.settle(Settle::Release { delay: Duration::ZERO });
+        left(&in_hand, &bus, &delivery(1, 1))
+            .await
+            .settle(Settle::Release { delay: Duration::ZERO });
         assert!(in_hand.slots.lock().is_empty());
     }
 
