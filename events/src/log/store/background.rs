@@ -9,6 +9,9 @@ use super::super::LogError;
 use super::pending::Pending;
 use super::{EPOCH, META};
 
+/// Batches after which others get the processor.
+const BATCHES_AT_ONCE: usize = 8;
+
 /// A commit under way, on a thread of its own: it takes some milliseconds, for which no publisher should wait.
 #[derive(Debug)]
 pub(super) struct Writing {
@@ -29,8 +32,12 @@ impl Writing {
             if let Some(epoch) = epoch {
                 write.open_table(META)?.insert(EPOCH, epoch)?;
             }
-            for batch in work.batches() {
+            for (number, batch) in work.batches().enumerate() {
                 batch.write(&write)?;
+                if number % BATCHES_AT_ONCE == 0 {
+                    // A processor busy for milliseconds is what an event waits for, where there are few of them.
+                    thread::yield_now();
+                }
             }
             Ok(write.commit()?)
         };
