@@ -177,6 +177,7 @@ impl Engine {
             && known.row.topic == spec.topic
         {
             known.configure(spec, &mut self.batch);
+            self.keep_letters(&spec.dead_letter_topic);
             return Ok(());
         }
         if self.subscriptions.contains_key(&spec.name) {
@@ -187,7 +188,17 @@ impl Engine {
             );
             self.remove(&spec.name);
         }
+        self.keep_letters(&spec.dead_letter_topic);
         self.add(spec)
+    }
+
+    /// Dead letters stay, also where their topic is older than the subscription that names it.
+    fn keep_letters(&mut self, name: &str) {
+        if let Some(topic) = self.topics.get_mut(name)
+            && topic.keep_all()
+        {
+            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
+        }
     }
 
     /// Declares a subscription for a resource.
@@ -247,10 +258,17 @@ impl Engine {
     pub(super) fn backlogs(&self) -> BTreeMap<String, Backlog> {
         let backlogs = self.subscriptions.iter().filter_map(|(name, subscription)| {
             let topic = self.topics.get(&subscription.row.topic)?;
-            let events = subscription.progress.lag(topic.end());
+            let events = self.lag(subscription);
             Some((name.clone(), Backlog { events, bytes: topic.row().bytes }))
         });
         backlogs.collect()
+    }
+
+    /// Events that a subscription has yet to handle. Those that were removed ahead of it are not known to it, but it waits
+    /// for no more than there are.
+    pub(super) fn lag(&self, subscription: &Subscription) -> u64 {
+        let topic = self.topics.get(&subscription.row.topic);
+        topic.map_or(0, |topic| subscription.progress.lag(topic.end()).min(topic.events()))
     }
 
     /// Bytes of all records.

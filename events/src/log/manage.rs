@@ -11,6 +11,10 @@ use super::progress::RowChange;
 use super::record::Record;
 use super::store::{Found, Snapshot};
 use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
+use crate::cloudevent::{EXPIRY_TIME, millis};
+
+/// Bytes of dead letters that are moved in one batch, so that it fits into memory.
+const MOST_MOVED: u64 = 8 << 20;
 
 impl Engine {
     /// All topics, by name.
@@ -21,7 +25,7 @@ impl Engine {
                 name: name.clone(),
                 first: row.first,
                 next: row.next,
-                events: (row.next - row.first).saturating_sub(row.holes),
+                events: topic.events(),
                 bytes: row.bytes,
                 declared: row.declared,
             }
@@ -39,11 +43,10 @@ impl Engine {
                 continue;
             };
             let row = &subscription.row;
-            let end = self.topics.get(&row.topic).map_or(0, super::topic::Topic::end);
             statuses.push(SubscriptionStatus {
                 topic: row.topic.clone(),
                 dead_letter_topic: row.dead_letter_topic.clone(),
-                lag: subscription.progress.lag(end),
+                lag: self.lag(subscription),
                 oldest_ms,
                 in_flight: subscription.consumers.in_flight() as u64,
                 retrying: subscription.progress.retrying(),
@@ -126,8 +129,8 @@ impl Engine {
         }
     }
 
-    /// Moves dead letters back to where they came from, for the subscription that gave them up. One batch: no crash
-    /// leaves an event in both places, or in none.
+    /// Moves dead letters back to where they came from, for the subscription that gave them up. Each in one batch: no
+    /// crash leaves an event in both places, or in none. One that has expired stays: nobody would get it.
     pub(super) fn redrive(
         &mut self,
         dead_letter_topic: &str,
@@ -135,7 +138,7 @@ impl Engine {
         now_ms: u64,
     ) -> Result<u64, LogError> {
         self.commit_before_admin(dead_letter_topic)?;
-        let mut moved = 0;
+        let (mut moved, mut bytes) = (0, 0);
         for position in positions.into_iter().collect::<BTreeSet<_>>() {
             let Found::Record(record, length) = self.find(dead_letter_topic, position)? else {
                 continue;
@@ -148,13 +151,23 @@ impl Engine {
             self.push(&topic, &record);
             self.remove_event(dead_letter_topic, position, length);
             moved += 1;
+            bytes += length;
+            if bytes >= MOST_MOVED {
+                self.commit()?;
+                bytes = 0;
+            }
         }
+        self.urgent = true;
         Ok(moved)
     }
 
     /// The topic that a dead letter goes back to, and what is appended there.
     fn redriven(&self, mut record: Record, now_ms: u64) -> Option<(String, Record)> {
         let event = record.event.as_mut()?;
+        let expires = event.attributes.get(EXPIRY_TIME).and_then(|text| millis(text));
+        if expires.is_some_and(|at_ms| at_ms <= now_ms) {
+            return None;
+        }
         let topic = event.attributes.get(dead_letter::TOPIC)?.clone();
         let subscription = event.attributes.get(dead_letter::SUBSCRIPTION)?.clone();
         if self.subscriptions.get(&subscription)?.row.topic != topic {

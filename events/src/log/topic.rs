@@ -121,6 +121,27 @@ impl Topic {
         Ok(self.row != old)
     }
 
+    /// Keeps everything and takes everything, unless a resource says otherwise. True if that is new.
+    pub(super) fn keep_all(&mut self) -> bool {
+        let old = self.row.clone();
+        if old.declared {
+            return false;
+        }
+        (self.row.retention_age_ms, self.row.retention_bytes) = (None, None);
+        self.row.dedup_window_ms = 0;
+        if self.row == old {
+            return false;
+        }
+        self.dedup = Dedup::new(0);
+        true
+    }
+
+    /// Events that are there.
+    pub(super) fn events(&self) -> u64 {
+        let row = &self.row;
+        row.next.saturating_sub(row.first).saturating_sub(row.holes)
+    }
+
     /// After a change of the window: what the store holds of it.
     fn reread_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
         self.dedup = Dedup::new(self.row.dedup_window_ms);

@@ -74,6 +74,8 @@ pub(super) enum Done {
     Again { position: u64, delay: Duration },
     /// How many events JetStream waits to hear of.
     Pending(Option<usize>),
+    /// Whether JetStream has the subscription paused.
+    Paused(bool),
 }
 
 /// Waits, before the first delivery of an ordered subscription, until everything that was handed out before is here:
@@ -312,6 +314,7 @@ impl Hub {
             Done::Again { position, delay } => {
                 self.hands.set(position, Stage::From(Instant::now() + delay));
             }
+            Done::Paused(paused) => self.paused = paused,
             Done::Pending(pending) => {
                 let complete = pending.is_some_and(|pending| pending <= self.hands.len());
                 if let Some(barrier) = &mut self.barrier {

@@ -5,7 +5,7 @@ use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
-use super::hub::Command;
+use super::hub::{Command, now_ms};
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
 use super::status::millis;
@@ -272,7 +272,7 @@ impl Shared {
     }
 
     /// First stored at its old topic, then removed here: whatever happens between leaves it in both, and doing it
-    /// again within the window stores it once.
+    /// again within the window stores it once. One that has expired stays: nobody would get it.
     async fn redrive(
         &self,
         letters: &stream::Stream,
@@ -285,6 +285,9 @@ impl Shared {
         };
         let read = message::event(&found.subject, position, Some(&found.headers), found.payload);
         let Ok(event) = read else { return Ok(false) };
+        if event.expires_ms().is_some_and(|at_ms| at_ms <= now_ms()) {
+            return Ok(false);
+        }
         let attribute = |name: &str| event.attribute(name).map(str::to_owned);
         let (Some(to), Some(subscription)) =
             (attribute(dead_letter::TOPIC), attribute(dead_letter::SUBSCRIPTION))

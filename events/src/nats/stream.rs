@@ -119,6 +119,26 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes a topic that keeps everything and takes everything, or makes one that exists such, unless a resource says
+    /// otherwise.
+    pub(super) async fn keep_letters(&self, name: &str) -> Result<(), NatsError> {
+        self.topic(name, TopicConfig::keep_all()).await?;
+        let found = self.js.get_stream(self.stream_name(name)).await;
+        let found = found.map_err(|error| self.error("the topic's stream", &error))?;
+        let (found, wanted) =
+            (&found.cached_info().config, self.config(name, &TopicConfig::keep_all()));
+        let kept = |config: &stream::Config| {
+            (config.max_age, config.max_bytes, config.metadata.get(DEDUP).cloned())
+        };
+        if is_declared(found) || topic_of(found) != Some(name) || kept(found) == kept(&wanted) {
+            return Ok(());
+        }
+        let updated = self.js.update_stream(wanted).await;
+        let updated = updated.map_err(|error| self.error("the topic's stream", &error))?;
+        self.know(name, &updated.config);
+        Ok(())
+    }
+
     /// Gives a topic that exists the settings of those that nobody declares.
     pub(super) async fn reset_topic(&self, name: &str) -> Result<(), NatsError> {
         let records = self.records().await?;

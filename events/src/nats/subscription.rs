@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::names::token;
 use super::shared::{NatsError, Shared};
 use super::stream::Topic;
-use crate::bus::{Start, SubscriptionSpec, TopicConfig};
+use crate::bus::{Start, SubscriptionSpec, TopicConfig, dead_letter};
 
 /// JetStream hands an event out again when it hears nothing for this long: what a dead control plane costs.
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
@@ -131,6 +131,10 @@ impl Shared {
             moving_to: None,
         };
         if record.as_ref() != Some(&wanted) {
+            if !spec.dead_letter_topic.ends_with(dead_letter::SUFFIX) {
+                // Whoever reads it first would make it with the settings of other topics.
+                Box::pin(self.keep_letters(&spec.dead_letter_topic)).await?;
+            }
             self.put_record(&wanted).await?;
         }
         Ok(topic)

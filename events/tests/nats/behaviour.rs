@@ -366,3 +366,16 @@ pub(crate) async fn dead_letters_are_all_kept_also_where_a_subscriber_came_first
     bus.publish(topic, events([1])).await.unwrap();
     assert_eq!(bus.topics().await.unwrap()[0].events, 2);
 }
+
+pub(crate) async fn dead_letters_are_all_kept_also_where_their_topic_is_older(bus: &Bus) {
+    let bus = bus.open().await;
+    let read = SubscriptionSpec::new("a/read", "default", "poison").unwrap();
+    bus.ensure_subscription(read).await.unwrap();
+    let dead_letter_topic = "poison".to_owned();
+    bus.ensure_subscription(SubscriptionSpec { dead_letter_topic, ..spec("a/s") }).await.unwrap();
+    bus.publish("poison", events([1])).await.unwrap();
+    bus.publish("poison", events([1])).await.unwrap();
+    let topics = bus.topics().await.unwrap();
+    let poison = topics.into_iter().find(|topic| topic.name == "poison").unwrap();
+    assert_eq!((poison.events, poison.declared), (2, false), "no window");
+}

@@ -182,6 +182,36 @@ pub(crate) async fn a_redriven_event_goes_to_its_subscription_only(bus: &Bus) {
     assert!(bus.read("orders.dead-letter", 1, 10).await.unwrap().is_empty());
 }
 
+pub(crate) async fn a_dead_letter_that_has_expired_stays(bus: &Bus) {
+    let bus = bus.open().await;
+    bus.ensure_subscription(spec("a/s")).await.unwrap();
+    let letter = |id, expires| {
+        let notes =
+            [("deadlettertopic", "orders"), ("deadlettersub", "a/s"), ("expirytime", expires)];
+        let event = Event::new(id, "/test", "t").unwrap();
+        notes.iter().fold(event, |event, (name, value)| event.with_attribute(name, value).unwrap())
+    };
+    let letters =
+        vec![letter("old", "2020-01-01T00:00:00Z"), letter("new", "2100-01-01T00:00:00Z")];
+    bus.publish("orders.dead-letter", letters).await.unwrap();
+    assert_eq!(bus.redrive("orders.dead-letter", vec![1, 2]).await.unwrap(), 1);
+    let left = bus.read("orders.dead-letter", 1, 10).await.unwrap();
+    assert_eq!((left.len(), left[0].event.id()), (1, "old"));
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    assert_eq!(next(&mut consumer).await.event.id(), "new");
+}
+
+pub(crate) async fn a_subscription_goes_on_that_another_control_plane_resumes(bus: &Bus) {
+    let (one, other) = (bus.open().await, bus.open().await);
+    one.ensure_subscription(spec("a/s")).await.unwrap();
+    one.pause("a/s", true).await.unwrap();
+    let mut consumer = other.consume(spec("a/s")).await.unwrap();
+    publish(&*one, [1]).await;
+    nothing(&mut consumer).await;
+    one.pause("a/s", false).await.unwrap();
+    assert_eq!(next(&mut consumer).await.event.id(), "1");
+}
+
 pub(crate) async fn a_moved_subscription_sees_everything_again(bus: &Bus) {
     let bus = bus.open().await;
     publish(&*bus, 1..=3).await;

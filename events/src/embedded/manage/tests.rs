@@ -175,6 +175,56 @@ async fn a_dead_letter_stays_where_nobody_would_take_it() {
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_has_expired_stays() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    let mut consumer = dead_letters(&bus, 1..=1).await;
+    let letter = bus.read(LETTERS, 1, 1).await.unwrap().remove(0).event;
+    let expired = letter.with_attribute("expirytime", "2020-01-01T00:00:00Z").unwrap();
+    bus.publish(LETTERS, vec![expired]).await.unwrap();
+    assert_eq!(bus.redrive(LETTERS, vec![1, 2]).await, Ok(1));
+    assert_eq!(topic(&bus, LETTERS).await.events, 1);
+    assert_eq!(next(&mut consumer).await.position, 2);
+    nothing_comes(&mut consumer).await;
+}
+
+#[tokio::test]
+async fn many_dead_letters_are_moved_in_batches() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    for id in 1..=6 {
+        let event = Event::new(id.to_string(), "/test", "t").unwrap();
+        bus.publish("orders", vec![event.with_data(vec![b'x'; 3 << 20])]).await.unwrap();
+    }
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    for _ in 0..6 {
+        let delivery = next(&mut consumer).await;
+        let dead = Settle::DeadLetter { reason: "no".into(), status: 500 };
+        consumer.settler().settle(delivery.id, dead);
+    }
+    drop(consumer);
+    assert_eq!(lag(&bus, "a/s").await, 0);
+    assert_eq!(bus.redrive(LETTERS, (1..=6).collect()).await, Ok(6));
+    assert_eq!((topic(&bus, LETTERS).await.events, lag(&bus, "a/s").await), (0, 6));
+    bus.close().await;
+    let bus = open(&dir).await;
+    assert_eq!((topic(&bus, LETTERS).await.events, lag(&bus, "a/s").await), (0, 6));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_events_that_were_removed() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    bus.ensure_subscription(spec("a/s")).await.unwrap();
+    publish(&bus, 1..=3).await;
+    assert_eq!(lag(&bus, "a/s").await, 3);
+    assert_eq!(bus.remove_events("orders", vec![1, 2, 3]).await, Ok(3));
+    assert_eq!((lag(&bus, "a/s").await, status(&bus, "a/s").await.lag), (0, 0));
+    publish(&bus, 4..=4).await;
+    assert_eq!(lag(&bus, "a/s").await, 1);
+}
+
+#[tokio::test]
 async fn a_subscription_moves_back_and_forth_and_old_answers_do_no_harm() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;

@@ -204,7 +204,20 @@ impl Hub {
             for reply in replies {
                 self.shared.answer(reply, AckKind::Progress).await;
             }
+            if self.paused {
+                self.ask_paused();
+            }
         }
+    }
+
+    /// Somebody may have resumed it by way of another control plane.
+    fn ask_paused(&mut self) {
+        let (shared, topic) = (Arc::clone(&self.shared), self.topic.clone());
+        let name = self.spec.name.clone();
+        self.work(async move {
+            let consumer = shared.consumer(&topic, &name).await.ok().flatten();
+            Done::Paused(consumer.is_none_or(|consumer| consumer.cached_info().paused))
+        });
     }
 }
 
