@@ -30,17 +30,16 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<ExitCode> {
         let errors = report.errors.iter().map(|error| ("error", error));
         errors.chain(report.warnings.iter().map(|warning| ("warning", warning)))
     };
-    match args.printing.format() {
+    let text = match args.printing.format() {
         Format::Text => {
-            for (severity, finding) in findings() {
-                output::line(&format!("{severity}: {finding}"));
-            }
-            output::line(&format!(
-                "{} resources, {} errors, {} warnings",
+            let found = findings().map(|(severity, finding)| format!("{severity}: {finding}\n"));
+            format!(
+                "{}{} resources, {} errors, {} warnings",
+                found.collect::<String>(),
                 report.resources,
                 report.errors.len(),
                 report.warnings.len()
-            ));
+            )
         }
         Format::Json => {
             let findings: Vec<_> = findings()
@@ -56,8 +55,9 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<ExitCode> {
                 })
                 .collect();
             let report = serde_json::json!({"resources": report.resources, "findings": findings});
-            output::line(&format!("{report:#}"));
+            format!("{report:#}")
         }
-    }
+    };
+    output::read_or_not(output::answer(&text))?;
     Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

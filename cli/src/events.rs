@@ -131,32 +131,29 @@ fn replay(session: &Session, subscription: &str, from: &str) -> anyhow::Result<(
     };
     let body = json!({ "bus": session.bus, "subscription": subscription, "start": start });
     let answer = session.client.post("/v1/seek", &body)?;
-    session.say(&answer, &format!("{subscription} goes on from {from}"));
-    Ok(())
+    session.say(&answer, &format!("{subscription} goes on from {from}"))
 }
 
 fn forget(session: &Session, subscription: &str) -> anyhow::Result<()> {
     let body = json!({ "bus": session.bus, "subscription": subscription });
     let answer = session.client.post("/v1/forget", &body)?;
     let lag = answer.get("lag").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    session.say(&answer, &format!("{subscription} is forgotten; {lag} events waited for it"));
-    Ok(())
+    session.say(&answer, &format!("{subscription} is forgotten; {lag} events waited for it"))
 }
 
 fn pause(session: &Session, subscription: &str, paused: bool) -> anyhow::Result<()> {
     let body = json!({ "bus": session.bus, "subscription": subscription, "paused": paused });
     let answer = session.client.post("/v1/pause", &body)?;
     let state = if paused { "paused" } else { "resumed" };
-    session.say(&answer, &format!("{subscription} is {state}"));
-    Ok(())
+    session.say(&answer, &format!("{subscription} is {state}"))
 }
 
 impl Session {
     /// The answer itself for tools, a sentence for people.
-    fn say(&self, answer: &serde_json::Value, text: &str) {
+    fn say(&self, answer: &serde_json::Value, text: &str) -> anyhow::Result<()> {
         match self.format {
-            Format::Text => output::line(text),
-            Format::Json => output::line(&answer.to_string()),
+            Format::Text => output::answer(text),
+            Format::Json => output::answer(&answer.to_string()),
         }
     }
 }

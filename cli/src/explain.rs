@@ -61,9 +61,10 @@ pub(crate) fn explain(args: &Args) -> anyhow::Result<ExitCode> {
     let namespace = args.namespace.clone().or(resources.namespace);
     let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
     let report = Report::new(&index, &Caller::parse(&args.from, &namespace)?, head)?;
-    match args.printing.format() {
-        Format::Text => output::line(text::render(&report).trim_end()),
-        Format::Json => output::line(&serde_json::to_string_pretty(&report)?),
-    }
+    let text = match args.printing.format() {
+        Format::Text => text::render(&report),
+        Format::Json => serde_json::to_string_pretty(&report)?,
+    };
+    output::read_or_not(output::answer(text.trim_end()))?;
     Ok(if report.outcome.is_error() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

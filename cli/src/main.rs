@@ -85,17 +85,13 @@ fn main() -> ExitCode {
         Command::Events(args) => events::events(args).map(|()| ExitCode::SUCCESS),
         Command::Token(args) => token::token(args).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
-            output::completion(shell, &mut Cli::command());
-            Ok(ExitCode::SUCCESS)
+            output::completion(shell, &mut Cli::command()).map(|()| ExitCode::SUCCESS)
         }
         Command::Version => {
-            output::line(&format!("duet {}", env!("CARGO_PKG_VERSION")));
-            Ok(ExitCode::SUCCESS)
+            let version = format!("duet {}", env!("CARGO_PKG_VERSION"));
+            output::answer(&version).map(|()| ExitCode::SUCCESS)
         }
         Command::ExecApp(args) => exec_app::exec(&args),
     };
-    outcome.unwrap_or_else(|error| {
-        output::error(&error);
-        ExitCode::FAILURE
-    })
+    outcome.unwrap_or_else(|error| output::failed(&error))
 }

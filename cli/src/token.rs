@@ -75,7 +75,7 @@ pub(crate) fn token(args: Args) -> anyhow::Result<()> {
         } => {
             let request =
                 TokenRequest { namespace, service_account, lifetime, single_use, trust_domain };
-            output::line(&create(&state, &request)?);
+            output::answer(&create(&state, &request)?)?;
         }
         Action::List { state } => {
             for token in list(&state)? {
@@ -88,7 +88,7 @@ pub(crate) fn token(args: Args) -> anyhow::Result<()> {
                 let flags: Vec<&str> =
                     flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
                 let claims = &token.claims;
-                output::line(&format!("{}  {}  {}", claims.jti, claims.sub, flags.join(",")));
+                output::answer(&format!("{}  {}  {}", claims.jti, claims.sub, flags.join(",")))?;
             }
         }
         Action::Revoke { state, id } => revoke(&state, &id)?,

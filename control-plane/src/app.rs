@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Overtime};
 use crate::bus::{BusService, Buses, Reconciler};
 use crate::ca::Ca;
 use crate::certify::IdentityService;
@@ -96,8 +96,8 @@ impl ControlPlane {
         parts.serve_grpc(args, grpc)?;
         let (page, tracker) = (Admin { registry, ready: Arc::clone(&ready) }, &parts.tracker);
         tracker.spawn(admin::serve(admin_listener, page, tracker.clone(), end.clone()));
-        let router = operate.router();
-        tracker.spawn(admin::serve_router(operator_listener, router, tracker.clone(), end.clone()));
+        let pages = (operate.router(), Overtime::Finish);
+        tracker.spawn(admin::serve_router(operator_listener, pages, tracker.clone(), end.clone()));
         let (registrations, until) = (Arc::clone(&parts.registry), end.clone());
         tracker.spawn(async move { registrations.run(until).await });
         tracker.spawn(reconciler.run(parts.stop.clone()));

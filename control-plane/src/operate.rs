@@ -18,15 +18,19 @@
 
 mod guard;
 mod requests;
+mod show;
 
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::body::{Body, to_bytes};
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use duet_events::bus::{ManageError, ManagedBus, PublishError, PublishErrorKind};
@@ -37,6 +41,8 @@ use crate::bus::{BusError, Buses, Migration, Moved};
 
 /// Largest request.
 const MAX_BODY_BYTES: usize = 8 << 20;
+/// For a request to arrive whole. Only answers take their time here.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where requests find their bus.
 pub trait Shelf: Send + Sync + std::fmt::Debug {
@@ -128,6 +134,7 @@ impl Operate {
             .route("/v1/migrate", post(requests::migrate))
             .route("/v1/backup", get(requests::backup))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(axum::middleware::from_fn(whole))
             .layer(axum::middleware::from_fn_with_state(keep_out, guard::check))
             .with_state(self)
     }
@@ -135,6 +142,20 @@ impl Operate {
     async fn bus(&self, name: &str) -> Result<Arc<dyn ManagedBus>, Failure> {
         Ok(self.buses.find(name).await?)
     }
+}
+
+/// Takes a request whole before it is answered, so that nobody holds a connection with half of one.
+async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let (status, message) =
+        match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await {
+            Ok(Ok(body)) => return next.run(Request::from_parts(head, Body::from(body))).await,
+            Ok(Err(error)) => (StatusCode::PAYLOAD_TOO_LARGE, format!("the request: {error}")),
+            Err(_late) => {
+                (StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time".to_owned())
+            }
+        };
+    Failure { status, message }.into_response()
 }
 
 /// Binds the port.

@@ -37,10 +37,11 @@ pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
         }
     };
     keep(&partial, file).with_context(|| format!("{} cannot be written", file.display()))?;
-    let answer = json!({ "bus": session.bus, "file": file, "bytes": bytes });
-    let text = format!("bus {}: {bytes} bytes in {}", session.bus, file.display());
-    session.say(&answer, &text);
-    Ok(())
+    // As text: a path that is no UTF-8 is no JSON.
+    let shown = file.display().to_string();
+    let answer = json!({ "bus": session.bus, "file": shown, "bytes": bytes });
+    let text = format!("bus {}: {bytes} bytes in {shown}", session.bus);
+    session.say(&answer, &text)
 }
 
 /// Gives the copy its name, on disk too.

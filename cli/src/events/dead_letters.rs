@@ -140,8 +140,7 @@ fn strings(answer: &Value, list: &str, field: &str) -> BTreeSet<String> {
 fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
     let found = find(session, which)?;
     if session.format == Format::Json {
-        print_json(&found);
-        return Ok(());
+        return print_json(&found);
     }
     let rows = found.iter().map(|(topic, stored)| {
         let of = |path: &str| stored.pointer(path).map_or_else(|| "-".to_owned(), plain);
@@ -156,28 +155,26 @@ fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
         ]
     });
     let titles = ["TOPIC", "POSITION", "ID", "SUBSCRIPTION", "ATTEMPTS", "STATUS", "REASON"];
-    table(&titles, rows.collect());
-    Ok(())
+    table(&titles, rows.collect())
 }
 
 fn show(session: &Session, which: &Which) -> anyhow::Result<()> {
     let found = find(session, which)?;
     if session.format == Format::Json {
-        print_json(&found);
-        return Ok(());
+        return print_json(&found);
     }
     for (number, (topic, stored)) in found.iter().enumerate() {
         if number > 0 {
-            output::line("");
+            output::answer("")?;
         }
-        output::line(&whole(topic, stored));
+        output::answer(&whole(topic, stored))?;
     }
     Ok(())
 }
 
-fn print_json(found: &[(String, Value)]) {
+fn print_json(found: &[(String, Value)]) -> anyhow::Result<()> {
     let found = found.iter().map(|(topic, stored)| json!({ "topic": topic, "letter": stored }));
-    output::line(&format!("{:#}", Value::Array(found.collect())));
+    output::answer(&format!("{:#}", Value::Array(found.collect())))
 }
 
 /// Everything of a dead letter, for people: where it is, its attributes, and its data last.
@@ -216,8 +213,7 @@ fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::R
     if changed < found.len() as u64 {
         text.push_str("; the others stay, since their subscription is gone or somebody was faster");
     }
-    session.say(&answer, &text);
-    Ok(())
+    session.say(&answer, &text)
 }
 
 #[cfg(test)]

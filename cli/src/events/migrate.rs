@@ -32,6 +32,7 @@ pub(super) fn migrate(session: &Session, args: &Args) -> anyhow::Result<()> {
         moved += answer.get("moved").and_then(Value::as_u64).context("no number came back")?;
         let Some(folder) = answer.get("folder").and_then(Value::as_str) else {
             if session.format == Format::Text {
+                // Goes on moving whoever reads.
                 output::line(&format!("{moved} events moved so far"));
             }
             continue;
@@ -40,7 +41,6 @@ pub(super) fn migrate(session: &Session, args: &Args) -> anyhow::Result<()> {
         let text = format!(
             "{moved} events moved; what every subscription had handled stays in {folder}, which may be deleted"
         );
-        session.say(&done, &text);
-        return Ok(());
+        return session.say(&done, &text);
     }
 }

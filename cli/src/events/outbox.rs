@@ -93,15 +93,13 @@ fn find(session: &Session, which: &Which) -> anyhow::Result<Vec<Value>> {
 fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
     let found = find(session, which)?;
     if session.format == Format::Json {
-        output::line(&format!("{:#}", Value::Array(found)));
-        return Ok(());
+        return output::answer(&format!("{:#}", Value::Array(found)));
     }
     let rows = found.iter().map(|rejected| {
         let of = |path: &str| rejected.pointer(path).map_or_else(|| "-".to_owned(), plain);
         ["/topic", "/position", "/event/id", "/rejected", "/reason"].map(of).to_vec()
     });
-    table(&["TOPIC", "POSITION", "ID", "SINCE", "REASON"], rows.collect());
-    Ok(())
+    table(&["TOPIC", "POSITION", "ID", "SINCE", "REASON"], rows.collect())
 }
 
 fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::Result<()> {
@@ -120,6 +118,5 @@ fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::R
         changed += answer.get(done).and_then(Value::as_u64).context("no number came back")?;
     }
     let answer = json!({ "matched": found.len(), done: changed });
-    session.say(&answer, &format!("{changed} of {} rejected events {done}", found.len()));
-    Ok(())
+    session.say(&answer, &format!("{changed} of {} rejected events {done}", found.len()))
 }

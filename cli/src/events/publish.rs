@@ -49,8 +49,7 @@ pub(super) fn publish(session: &Session, args: &Args) -> anyhow::Result<()> {
         true => format!("{id}: already there, at position {position} of {}", args.topic),
         false => format!("{id}: stored at position {position} of {}", args.topic),
     };
-    session.say(&answer, &text);
-    Ok(())
+    session.say(&answer, &text)
 }
 
 fn event(args: &Args, now: Timestamp) -> anyhow::Result<Value> {

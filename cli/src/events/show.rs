@@ -14,7 +14,7 @@ pub(super) fn topics(session: &Session) -> anyhow::Result<()> {
         ("FIRST", "first"),
         ("NEXT", "next"),
     ];
-    print(session, &answer, "topics", &columns);
+    print(session, &answer, "topics", &columns)?;
     warn(session)
 }
 
@@ -31,7 +31,7 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         ("CONSUMERS", "consumers"),
         ("PAUSED", "paused"),
     ];
-    print(session, &answer, "subscriptions", &columns);
+    print(session, &answer, "subscriptions", &columns)?;
     warn(session)
 }
 
@@ -48,13 +48,18 @@ fn warn(session: &Session) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(session: &Session, answer: &Value, list: &str, columns: &[(&str, &str)]) {
+fn print(
+    session: &Session,
+    answer: &Value,
+    list: &str,
+    columns: &[(&str, &str)],
+) -> anyhow::Result<()> {
     if session.format == Format::Json {
-        return output::line(&format!("{answer:#}"));
+        return output::answer(&format!("{answer:#}"));
     }
     let rows = answer.get(list).and_then(Value::as_array).into_iter().flatten();
     let rows = rows.map(|row| columns.iter().map(|(_, field)| cell(row.get(*field))).collect());
-    table(&columns.iter().map(|(title, _)| *title).collect::<Vec<_>>(), rows.collect());
+    table(&columns.iter().map(|(title, _)| *title).collect::<Vec<_>>(), rows.collect())
 }
 
 fn cell(value: Option<&Value>) -> String {
@@ -67,7 +72,7 @@ fn cell(value: Option<&Value>) -> String {
 }
 
 /// Columns as wide as their widest cell; the last one as it is.
-pub(super) fn table(titles: &[&str], rows: Vec<Vec<String>>) {
+pub(super) fn table(titles: &[&str], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
     let titles = titles.iter().map(|title| (*title).to_owned()).collect::<Vec<_>>();
     let all = std::iter::once(titles).chain(rows).collect::<Vec<_>>();
     let widths = all.iter().fold(Vec::new(), |mut widths: Vec<usize>, row| {
@@ -79,6 +84,7 @@ pub(super) fn table(titles: &[&str], rows: Vec<Vec<String>>) {
     });
     for row in &all {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        output::line(cells.collect::<Vec<_>>().join("  ").trim_end());
+        output::answer(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
+    Ok(())
 }

@@ -1,13 +1,18 @@
 //! `duet events tail`, and reading a topic page by page.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
+use tokio::runtime::Runtime;
 
 use super::Session;
-use crate::output::{self, Format};
+use crate::output::{self, Format, ReaderGone};
 
 /// How often a topic is asked for what is new.
 const POLL: Duration = Duration::from_millis(250);
@@ -66,6 +71,7 @@ pub(super) fn page(
 /// Runs until there is nothing more to show, or until the user ends it.
 pub(super) fn tail(session: &Session, args: &Args) -> anyhow::Result<()> {
     let (mut from, since) = begin(session, args)?;
+    let news = News::new()?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     while left > 0 {
         let page = page(session, &args.topic, from, args.filter.as_deref())?;
@@ -78,16 +84,45 @@ pub(super) fn tail(session: &Session, args: &Args) -> anyhow::Result<()> {
                 return Ok(());
             }
             left -= 1;
-            show(session, event);
+            show(session, event)?;
         }
         if at_end && args.no_follow {
             return Ok(());
         }
         if at_end {
-            std::thread::park_timeout(POLL);
+            news.wait(&std::io::stdout())?;
         }
     }
     Ok(())
+}
+
+/// Waits for what is new, as long as somebody reads: nothing more may ever come, and then no write would tell.
+struct News {
+    runtime: Runtime,
+}
+
+impl News {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Self { runtime })
+    }
+
+    fn wait(&self, out: &impl AsFd) -> anyhow::Result<()> {
+        let gone = async {
+            // Unchecked, since a check would change how everybody who has the pipe writes to it. A file cannot be watched,
+            // and need not be.
+            let file = File::from(out.as_fd().try_clone_to_owned()?);
+            let Ok(pipe) = pipe::Sender::from_file_unchecked(file) else {
+                return std::future::pending().await;
+            };
+            pipe.ready(Interest::ERROR).await.map(drop)
+        };
+        match self.runtime.block_on(async { tokio::time::timeout(POLL, gone).await }) {
+            Ok(Ok(())) => Err(ReaderGone.into()),
+            Ok(Err(error)) => Err(error).context("standard output cannot be watched"),
+            Err(_nobody_left) => Ok(()),
+        }
+    }
 }
 
 /// The first position, and the time before which events are left out.
@@ -119,15 +154,15 @@ pub(super) fn after(event: &Value, since: Timestamp) -> bool {
     published.and_then(|text| text.parse::<Timestamp>().ok()).is_none_or(|time| time >= since)
 }
 
-fn show(session: &Session, stored: &Value) {
+fn show(session: &Session, stored: &Value) -> anyhow::Result<()> {
     if session.format == Format::Json {
-        return output::line(&stored.to_string());
+        return output::answer(&stored.to_string());
     }
     let text = |name: &str| stored.get(name).map_or_else(String::new, plain);
     let event = stored.get("event").cloned().unwrap_or_default();
     let of = |name: &str| event.get(name).map_or_else(String::new, plain);
     let data = event.get("data").or_else(|| event.get("data_base64")).map(plain);
-    output::line(&format!(
+    output::answer(&format!(
         "{:>8}  {}  {}  {}  {}  {}",
         text("position"),
         text("published"),
@@ -135,10 +170,28 @@ fn show(session: &Session, stored: &Value) {
         of("source"),
         of("id"),
         data.unwrap_or_default()
-    ));
+    ))
 }
 
 /// Text without its quotes.
 pub(super) fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_notices_that_nobody_reads_any_more() {
+        let news = News::new().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        news.wait(&writer).unwrap();
+        drop(reader);
+        assert!(news.wait(&writer).unwrap_err().is::<ReaderGone>());
+        // What cannot be watched is only waited at.
+        let file = tempfile::tempfile().unwrap();
+        news.wait(&file).unwrap();
+        news.wait(&File::options().write(true).open("/dev/null").unwrap()).unwrap();
+    }
 }

@@ -7,19 +7,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use duet_api::DEFAULT_BUS;
-use duet_events::Event;
 use duet_events::bus::{
     ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus, dead_letter,
 };
-use duet_events::cloudevent::{WrapContext, decode, encode_structured};
+use duet_events::cloudevent::{WrapContext, decode};
 use serde::Deserialize;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::{Failure, Operate};
+use super::{Failure, Operate, show};
 use crate::bus::Migration;
 use crate::expression::{Choice, Selector};
 
@@ -138,17 +137,8 @@ fn stored(stored: &StoredEvent) -> Result<Value, Failure> {
     Ok(json!({
         "position": stored.position,
         "published": time(stored.published_ms),
-        "event": structured(&stored.event)?,
+        "event": show::structured(&stored.event)?,
     }))
-}
-
-/// The event in the JSON format of `CloudEvents`.
-fn structured(event: &Event) -> Result<Box<RawValue>, Failure> {
-    let text = encode_structured(event, &[]);
-    serde_json::from_slice(&text).map_err(|error| Failure {
-        status: StatusCode::INTERNAL_SERVER_ERROR,
-        message: format!("event {:?} cannot be shown: {error}", event.id()),
-    })
 }
 
 /// RFC 3339.

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::http::Request;
+use axum::body::Bytes;
 use duet_events::Event;
 use duet_events::bus::{
     ConsumeError, Consumer, EventBus, Published, Start, StoredEvent, SubscriptionSpec,
@@ -186,7 +185,7 @@ impl Port {
     async fn send(&self, request: Request<Body>) -> (u16, Value) {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
-        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
@@ -249,6 +248,24 @@ async fn what_is_published_can_be_read() {
         port.get("/v1/buses").await.1,
         json!({"buses": ["default"], "notMoved": {"default": "default stays"}})
     );
+}
+
+#[tokio::test]
+async fn data_that_only_the_publisher_can_read_hides_nothing() {
+    let port = Port::new();
+    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    for data in [r#""\ud83d""#, "1e999", &deep, "{}"] {
+        let event =
+            format!(r#"{{"specversion":"1.0","id":"1","source":"/s","type":"a","data":{data}}}"#);
+        let body = Body::from(event);
+        let request = request("POST", "/v1/publish?topic=t", "application/cloudevents+json", body);
+        assert_eq!(port.send(request).await.0, 200, "{data}");
+    }
+    let (status, answer) = port.get("/v1/events?topic=t").await;
+    assert_eq!(status, 200);
+    let shown = answer["events"].as_array().unwrap().iter().map(|stored| &stored["event"]);
+    let shown: Vec<_> = shown.map(|event| event.get("data_base64").is_some()).collect();
+    assert_eq!(shown, [true, true, true, false]);
 }
 
 #[tokio::test]
@@ -321,6 +338,17 @@ async fn bad_requests_are_told_what_is_wrong() {
         .send(request("POST", "/v1/publish?topic=t", "application/cloudevents+json", body))
         .await;
     assert_eq!(error(&bad), (400, "attribute source is missing"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_never_ends_and_one_without_bounds_are_refused() {
+    let port = Port::new();
+    let silent = Body::from_stream(futures::stream::pending::<Result<Bytes, axum::Error>>());
+    let answer = port.send(request("POST", "/v1/seek", "application/json", silent)).await;
+    assert_eq!(error(&answer), (408, "the request did not arrive in time"));
+    let large = Body::from(vec![b' '; MAX_BODY_BYTES + 1]);
+    let answer = port.send(request("POST", "/v1/seek", "application/json", large)).await;
+    assert_eq!(error(&answer).0, 413);
 }
 
 #[tokio::test]
