@@ -97,6 +97,11 @@ impl Columns {
     }
 }
 
+/// What is made of each, one after the other.
+pub(crate) fn joined<T>(all: &[T], between: &str, of: impl Fn(&T) -> String) -> String {
+    all.iter().map(of).collect::<Vec<_>>().join(between)
+}
+
 /// A name as SQL takes it, whatever it holds; a schema is quoted by itself.
 pub(crate) fn quoted_table(name: &str) -> String {
     name.split('.').map(quoted).collect::<Vec<_>>().join(".")

@@ -14,6 +14,8 @@ pub(crate) struct Excluded {
     pub(crate) keys: BTreeSet<String>,
     /// Topics that the bus refuses.
     pub(crate) topics: BTreeSet<String>,
+    /// Sequences of rows that the bus has, and that are locked by the application.
+    pub(crate) locked: BTreeSet<i64>,
 }
 
 impl Excluded {
@@ -25,7 +27,17 @@ impl Excluded {
         self.len() >= MAX
     }
 
+    /// Whether a read leaves out no row that might be published.
+    pub(crate) fn hides_nothing(&self) -> bool {
+        self.len() == self.locked.len()
+    }
+
+    /// Sequences that a read leaves out.
+    pub(crate) fn places(&self) -> Vec<i64> {
+        self.rows.union(&self.locked).copied().collect()
+    }
+
     fn len(&self) -> usize {
-        self.rows.len() + self.keys.len() + self.topics.len()
+        self.rows.len() + self.keys.len() + self.topics.len() + self.locked.len()
     }
 }

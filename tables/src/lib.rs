@@ -8,15 +8,17 @@
 //! 3. `row` makes events of them; `plan` leaves out what cannot be published, and what would overtake that.
 //! 4. `relay` publishes them to the bus itself, not to the sidecar's outbox: until the bus has them, the table is the
 //!    safer place.
-//! 5. What was acknowledged is deleted, or marked. If the sidecar dies before, the rows are published again with
-//!    the same ids, and the bus knows them.
+//! 5. What was acknowledged is deleted, or marked. `owed` remembers it until that is done, so that whatever is in the
+//!    way of it, nothing is published twice. If the sidecar dies before, the rows are published again with the same
+//!    ids, and the bus knows them.
 //!
-//! Modules from the top, each imports only those below: `relay`, `plan`, `table`, `sqlite` `postgres`, `row`
+//! Modules from the top, each imports only those below: `relay`, `plan` `owed`, `table`, `sqlite` `postgres`, `row`
 //! `columns` `excluded` `metrics`, `spec`. Of the workspace: `duet_events` and `duet_api`.
 
 mod columns;
 mod excluded;
 mod metrics;
+mod owed;
 mod plan;
 mod postgres;
 mod relay;

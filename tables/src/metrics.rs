@@ -7,6 +7,8 @@ use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 pub struct SourceMetrics {
     /// Rows published and deleted or marked.
     pub(crate) relayed: IntCounterVec,
+    /// Rows whose event the bus had already.
+    pub(crate) duplicates: IntCounterVec,
     /// What went wrong, by reason: `database`, `bus` or `row`.
     pub(crate) errors: IntCounterVec,
     /// Rows that cannot be published.
@@ -39,6 +41,11 @@ impl SourceMetrics {
                 "Rows of an application's table that were published and deleted or marked.",
                 &["source"],
             )?,
+            duplicates: counter(
+                "duet_outbox_source_duplicate_rows_total",
+                "Rows whose event the bus already had: an id used twice, or published before a sidecar died.",
+                &["source"],
+            )?,
             errors: counter(
                 "duet_outbox_source_errors_total",
                 "Failures of an outbox source, by reason: database, bus or row (found bad for the first time).",
@@ -57,6 +64,15 @@ impl SourceMetrics {
                 "1 while this replica relays the table, 0 while it stands by.",
             )?,
         })
+    }
+
+    /// Of a source that this replica does not relay now: what it counted is no longer known.
+    pub(crate) fn rest(&self, source: &str) {
+        self.active.with_label_values(&[source]).set(0);
+        for gauge in [&self.bad, &self.waiting] {
+            // One that was never set is fine.
+            gauge.remove_label_values(&[source]).unwrap_or_default();
+        }
     }
 
     /// Of a source that this replica no longer has anything to do with.

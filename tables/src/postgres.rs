@@ -5,22 +5,29 @@
 //! was inserted after another one was committed has a larger sequence, and whoever sees it sees the other one too: it
 //! always follows.
 
+mod sql;
+
 use std::str::FromStr as _;
 
 use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
 
-use crate::columns::{Columns, quoted, quoted_table};
+use self::sql::Sql;
+use crate::columns::quoted_table;
 use crate::excluded::Excluded;
-use crate::row::{Row, RowKey};
+use crate::row::{Read, Row, RowKey, Settled};
 use crate::spec::{SourceError, SourceSpec};
 
-/// What to do about a table without a sequence.
-const ADVICE: &str = "ALTER TABLE … ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY adds one";
 /// A row that the application has locked must not hold up the others for ever; and a server should notice soon that
-/// the machine of whoever relays is gone, since it holds the lock for that connection.
-const SESSION: &str = "SET lock_timeout = '5s'; SET statement_timeout = '25s'; \
-    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3";
+/// the machine of whoever relays is gone, since it holds the lock for that connection. Probes tell it of an idle
+/// connection, the last setting of one that has not taken an answer; only PostgreSQL 12 and later know that one.
+const SESSION: &str = "SET lock_timeout = '1s'; SET statement_timeout = '25s'; \
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
+    SELECT set_config(name, '11s', false) FROM pg_settings WHERE name = 'tcp_user_timeout'";
+/// For telling locked rows from others: a thousand of them are to be told within the time that an answer may take.
+const IMPATIENT: &str = "SET lock_timeout = '5ms'";
+const PATIENT: &str = "SET lock_timeout = '1s'";
+const SETTLING: &str = "settling rows";
 
 #[derive(Debug)]
 pub(crate) struct PostgresTable {
@@ -45,6 +52,8 @@ impl PostgresTable {
         let mut table = Self { connection, table, leads: false, sql };
         // What is wrong with the table shows here, and not at the first row.
         table.read(&Excluded::default(), 0).await?;
+        // Rights show where there is nothing to settle, too: missing ones, and a server that only reads.
+        table.settle_at_once(&[], "checking the right to delete or mark rows").await?;
         Ok(table)
     }
 
@@ -64,24 +73,62 @@ impl PostgresTable {
         &mut self,
         excluded: &Excluded,
         limit: u32,
-    ) -> Result<Vec<Row>, SourceError> {
+    ) -> Result<Read, SourceError> {
         let sql = match excluded.is_empty() {
             true => &self.sql.read,
             false => &self.sql.read_others,
         };
         let mut query = sqlx::query(sql).bind(i64::from(limit));
         if !excluded.is_empty() {
-            query = query.bind(excluded.rows.iter().copied().collect::<Vec<i64>>());
+            query = query.bind(excluded.places());
             for list in [&excluded.keys, &excluded.topics] {
                 query = query.bind(list.iter().cloned().collect::<Vec<String>>());
             }
         }
         let rows = query.fetch_all(&mut self.connection).await;
         let rows = rows.map_err(SourceError::database("reading rows"))?;
-        rows.iter().map(row).collect()
+        let rows: Result<Vec<Row>, _> = rows.iter().map(row).collect();
+        Ok(Read::new(rows?, limit))
     }
 
-    pub(crate) async fn settle(&mut self, rows: &[RowKey]) -> Result<u64, SourceError> {
+    pub(crate) async fn settle(&mut self, rows: &[RowKey]) -> Result<Settled, SourceError> {
+        match self.settle_at_once(rows, SETTLING).await {
+            Ok(rows) => Ok(Settled { rows, locked: Vec::new() }),
+            Err(error) if is_locked(&error) => self.settle_unlocked(rows).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// By halves, down to the rows that are locked. `SKIP LOCKED` would tell them at once, but it needs the right to
+    /// update, and with row-level security a policy for that: more than deleting takes.
+    async fn settle_unlocked(&mut self, rows: &[RowKey]) -> Result<Settled, SourceError> {
+        let set = SourceError::database("setting timeouts");
+        self.connection.execute(IMPATIENT).await.map_err(&set)?;
+        let mut settled = Settled::default();
+        let mut left = vec![rows];
+        while let Some(rows) = left.pop() {
+            match self.settle_at_once(rows, SETTLING).await {
+                Ok(count) => settled.rows += count,
+                Err(error) if is_locked(&error) => match rows {
+                    [] => {}
+                    [row] => settled.locked.push(row.clone()),
+                    rows => {
+                        let (first, second) = rows.split_at(rows.len() / 2);
+                        left.extend([second, first]);
+                    }
+                },
+                Err(error) => return Err(error),
+            }
+        }
+        self.connection.execute(PATIENT).await.map_err(&set)?;
+        Ok(settled)
+    }
+
+    async fn settle_at_once(
+        &mut self,
+        rows: &[RowKey],
+        doing: &'static str,
+    ) -> Result<u64, SourceError> {
         let sequences: Vec<i64> = rows.iter().map(|row| row.sequence).collect();
         let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
         let settled = sqlx::query(&self.sql.settle)
@@ -89,7 +136,7 @@ impl PostgresTable {
             .bind(ids)
             .execute(&mut self.connection)
             .await
-            .map_err(SourceError::database("settling rows"))?;
+            .map_err(SourceError::database(doing))?;
         Ok(settled.rows_affected())
     }
 
@@ -112,119 +159,18 @@ fn row(raw: &PgRow) -> Result<Row, SourceError> {
         *text = Ok(raw.try_get(number + 1).map_err(&failed)?);
     }
     let data = raw.try_get(12).map_err(&failed)?;
-    Ok(Row::new(sequence, texts, data))
+    let bytes = raw.try_get(13).map_err(&failed)?;
+    let cut = raw.try_get(14).map_err(&failed)?;
+    Ok(Row::new(sequence, texts, data, (bytes, cut)))
 }
 
-/// The statements for one table.
-#[derive(Debug)]
-struct Sql {
-    /// Takes the limit.
-    read: String,
-    /// Takes the limit, and arrays of sequences, keys and topics that are left out.
-    read_others: String,
-    /// Takes arrays of sequences and ids.
-    settle: String,
-    /// Takes the bound.
-    waiting: String,
+/// Whether somebody else holds what is needed: not to be had in time, or only by a deadlock.
+fn is_locked(error: &SourceError) -> bool {
+    let SourceError::Database { error: sqlx::Error::Database(error), .. } = error else {
+        return false;
+    };
+    matches!(error.code().as_deref(), Some("55P03" | "40P01"))
 }
 
-impl Sql {
-    async fn new(spec: &SourceSpec, connection: &mut PgConnection) -> Result<Self, SourceError> {
-        let sql = "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute \
-                   WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-        let existing: Vec<(String, String)> = sqlx::query_as(sql)
-            .bind(quoted_table(&spec.table))
-            .fetch_all(connection)
-            .await
-            .map_err(SourceError::database("reading the table's columns"))?;
-        let table_error = |reason| SourceError::Table { table: spec.table.clone(), reason };
-        if existing.is_empty() {
-            return Err(table_error("there is no such table".to_owned()));
-        }
-        let names: Vec<String> = existing.iter().map(|(name, _)| name.clone()).collect();
-        let columns = Columns::resolve(spec, &names, ("seq", ADVICE, false))?;
-        let kind = |name: &String| {
-            let found = existing.iter().find(|(column, _)| column == name);
-            found.map_or("", |(_, kind)| kind.as_str())
-        };
-        if !matches!(kind(&columns.sequence), "bigint" | "integer" | "smallint") {
-            let (name, kind) = (&columns.sequence, kind(&columns.sequence));
-            return Err(table_error(format!("{name:?} is {kind}, not bigint: {ADVICE}")));
-        }
-        let mark = match &columns.mark {
-            None => None,
-            Some(name) => match kind(name) {
-                "boolean" => Some((quoted(name), true)),
-                kind if kind.starts_with("timestamp") => Some((quoted(name), false)),
-                kind => {
-                    let reason = format!("{name:?} is {kind}, neither boolean nor timestamp");
-                    return Err(table_error(reason));
-                }
-            },
-        };
-        let text =
-            |name: Option<&String>| name.map_or("NULL".to_owned(), |name| text(name, kind(name)));
-        let texts = columns.texts().map(text).join(", ");
-        let data =
-            columns.data.as_ref().map_or("NULL::bytea".to_owned(), |name| match kind(name) {
-                "bytea" => quoted(name),
-                _ => format!("convert_to({}::text, 'UTF8')", quoted(name)),
-            });
-        let select = format!("SELECT {}::bigint, {texts}, {data}", quoted(&columns.sequence));
-        Ok(Self::of(&spec.table, &columns, &select, mark.as_ref()))
-    }
-
-    fn of(table: &str, columns: &Columns, select: &str, mark: Option<&(String, bool)>) -> Self {
-        let (table, sequence) = (quoted_table(table), quoted(&columns.sequence));
-        let pending = match mark {
-            None => "true".to_owned(),
-            Some((column, true)) => format!("{column} IS NOT TRUE"),
-            Some((column, false)) => format!("{column} IS NULL"),
-        };
-        let select = format!("{select} FROM {table} WHERE {pending}");
-        let order = format!("ORDER BY {sequence} LIMIT $1");
-        // Every parameter has a use, whichever columns there are.
-        let but = |column: Option<&String>, list: &str| match column {
-            None => format!("AND {list}::text[] IS NOT NULL"),
-            Some(name) => {
-                let name = quoted(name);
-                format!("AND ({name} IS NULL OR {name}::text <> ALL({list}::text[]))")
-            }
-        };
-        let others = format!(
-            "AND {sequence} <> ALL($2::bigint[]) {} {}",
-            but(columns.key.as_ref(), "$3"),
-            but(columns.topic.as_ref(), "$4")
-        );
-        let these = "unnest($1::bigint[], $2::text[]) AS d(place, event)";
-        let same = format!("t.{sequence} = d.place AND t.{}::text = d.event", quoted(&columns.id));
-        let settle = match mark {
-            None => format!("DELETE FROM {table} AS t USING {these} WHERE {same}"),
-            Some((column, true)) => {
-                format!("UPDATE {table} AS t SET {column} = true FROM {these} WHERE {same}")
-            }
-            Some((column, false)) => {
-                format!("UPDATE {table} AS t SET {column} = now() FROM {these} WHERE {same}")
-            }
-        };
-        Self {
-            read: format!("{select} {order}"),
-            read_others: format!("{select} {others} {order}"),
-            settle,
-            waiting: format!(
-                "SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {pending} LIMIT $1) AS w"
-            ),
-        }
-    }
-}
-
-/// A column as text; a time as RFC 3339 has it, one without a zone taken as UTC.
-fn text(name: &str, kind: &str) -> String {
-    let name = quoted(name);
-    let format = "'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'";
-    match kind {
-        "timestamp with time zone" => format!("to_char({name} AT TIME ZONE 'UTC', {format})"),
-        "timestamp without time zone" => format!("to_char({name}, {format})"),
-        _ => format!("{name}::text"),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,11 @@ use serde_json::Value;
 use crate::spec::SourceSpec;
 
 /// Largest event; as large as one that an application publishes by itself.
-const MAX_EVENT_BYTES: usize = 4 << 20;
+pub(crate) const MAX_EVENT_BYTES: usize = 4 << 20;
+/// Longest text that is loaded, but for the attributes, which are an event's like the data.
+pub(crate) const MAX_TEXT_BYTES: usize = 64 << 10;
+/// A read ends with the row that brings it over this: it holds so much, and one row.
+pub(crate) const READ_BYTES: usize = 2 << 20;
 /// Longest name of a topic, as on the bus.
 const MAX_TOPIC_BYTES: usize = 255;
 
@@ -16,6 +20,31 @@ const MAX_TOPIC_BYTES: usize = 255;
 pub(crate) struct RowKey {
     pub(crate) sequence: i64,
     pub(crate) id: String,
+}
+
+/// What became of rows that were to be deleted or marked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// How many there still were, and are settled.
+    pub(crate) rows: u64,
+    /// Those that the application has locked.
+    pub(crate) locked: Vec<RowKey>,
+}
+
+/// The first rows that wait, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Read {
+    pub(crate) rows: Vec<Row>,
+    /// There may be more: so many rows were asked for, or they have so many bytes.
+    pub(crate) more: bool,
+}
+
+impl Read {
+    pub(crate) fn new(rows: Vec<Row>, limit: u32) -> Self {
+        let full = u32::try_from(rows.len()).is_ok_and(|count| count >= limit);
+        let bytes: usize = rows.iter().map(|row| row.bytes).sum();
+        Self { more: full || bytes >= READ_BYTES, rows }
+    }
 }
 
 /// What a table says of one event, as text.
@@ -36,6 +65,10 @@ pub(crate) struct Row {
     pub(crate) data: Option<Vec<u8>>,
     /// A column that is no text.
     pub(crate) unreadable: bool,
+    /// Of all its columns, in the table.
+    pub(crate) bytes: usize,
+    /// A column is too large to be loaded, and stands here as absent.
+    pub(crate) cut: bool,
 }
 
 impl Row {
@@ -44,6 +77,7 @@ impl Row {
         sequence: i64,
         texts: [Result<Option<String>, ()>; 11],
         data: Option<Vec<u8>>,
+        (bytes, cut): (i64, bool),
     ) -> Self {
         let unreadable = texts.iter().any(Result::is_err);
         let [
@@ -74,14 +108,14 @@ impl Row {
             attributes,
             data,
             unreadable,
+            bytes: usize::try_from(bytes).unwrap_or_default(),
+            cut,
         }
     }
 
-    /// About what it takes in memory.
-    pub(crate) fn size(&self) -> usize {
-        let texts = [&self.subject, &self.attributes, &self.id, &self.key];
-        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
-        texts + self.data.as_ref().map_or(0, Vec::len) + 64
+    /// Whether it is the row of this key.
+    pub(crate) fn is(&self, sequence: i64, id: &str) -> bool {
+        self.sequence == sequence && self.id.as_deref() == Some(id)
     }
 
     /// Its topic and event.
@@ -91,6 +125,11 @@ impl Row {
     pub(crate) fn event(self, spec: &SourceSpec) -> Result<(String, Event), RowError> {
         if self.unreadable {
             return Err(RowError::Encoding);
+        }
+        match self.cut {
+            true if self.bytes > MAX_EVENT_BYTES => return Err(RowError::TooLarge(self.bytes)),
+            true => return Err(RowError::TooLong),
+            false => {}
         }
         let topic = spec.topic.clone().or(self.topic).unwrap_or_default();
         check_topic(&topic)?;
@@ -178,6 +217,8 @@ pub(crate) enum RowError {
     Attributes,
     #[error("the event has {0} bytes, over {MAX_EVENT_BYTES}")]
     TooLarge(usize),
+    #[error("a text has over {MAX_TEXT_BYTES} bytes; only data and attributes may be that long")]
+    TooLong,
     /// By the bus.
     #[error("{0}")]
     Refused(String),

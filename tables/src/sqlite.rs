@@ -3,6 +3,8 @@
 //! SQLite has one writer at a time, and a transaction that inserts has the write lock from its first insert to its commit:
 //! the order of `rowid` is the order of commits.
 
+mod sql;
+
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -13,9 +15,9 @@ use serde_json::json;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection};
 
-use crate::columns::{Columns, quoted, quoted_table};
+use self::sql::Sql;
 use crate::excluded::Excluded;
-use crate::row::{Row, RowKey};
+use crate::row::{Read, Row, RowKey, Settled};
 use crate::spec::{SourceError, SourceSpec};
 
 /// How long the application may hold the write lock.
@@ -40,6 +42,9 @@ impl SqliteTable {
             .map_err(|error| SourceError::Settings(format!("the database's URL: {error}")))?
             .busy_timeout(BUSY)
             .create_if_missing(false)
+            // What a DELETE does to tables that refer to this one is the application's affair, as in its own
+            // connections, which have it off unless told.
+            .foreign_keys(false)
             .disable_statement_logging();
         let file = options.get_filename().to_owned();
         let inode = inode(&file)?;
@@ -52,7 +57,12 @@ impl SqliteTable {
             Self { connection, file, inode, lock: lock.into(), held: None, version: None, sql };
         // What is wrong with the table shows here, and not at the first row.
         table.read(&Excluded::default(), 0).await?;
+        table.check_right().await?;
         Ok(table)
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
     }
 
     /// A lock on a file beside the database: one on the database itself would be taken for SQLite's own.
@@ -90,31 +100,60 @@ impl SqliteTable {
         &mut self,
         excluded: &Excluded,
         limit: u32,
-    ) -> Result<Vec<Row>, SourceError> {
+    ) -> Result<Read, SourceError> {
         let sql = match excluded.is_empty() {
             true => &self.sql.read,
             false => &self.sql.read_others,
         };
         let mut query = sqlx::query(sql).bind(i64::from(limit));
         if !excluded.is_empty() {
-            let lists = [json!(excluded.rows), json!(excluded.keys), json!(excluded.topics)];
+            let lists = [json!(excluded.places()), json!(excluded.keys), json!(excluded.topics)];
             for list in lists {
                 query = query.bind(list.to_string());
             }
         }
         let rows = query.fetch_all(&mut self.connection).await;
         let rows = rows.map_err(SourceError::database("reading rows"))?;
-        rows.iter().map(row).collect()
+        let rows: Result<Vec<Row>, _> = rows.iter().map(row).collect();
+        Ok(Read::new(rows?, limit))
     }
 
-    pub(crate) async fn settle(&mut self, rows: &[RowKey]) -> Result<u64, SourceError> {
+    /// SQLite locks no rows.
+    pub(crate) async fn settle(&mut self, rows: &[RowKey]) -> Result<Settled, SourceError> {
+        let rows = self.execute_settle(rows).await;
+        let rows = rows.map_err(SourceError::database("settling rows"))?;
+        Ok(Settled { rows, locked: Vec::new() })
+    }
+
+    /// A file that cannot be written shows where there is nothing to settle, too.
+    async fn check_right(&mut self) -> Result<(), SourceError> {
+        match self.execute_settle(&[]).await {
+            // The application writes, which is no news of what we may.
+            Err(error) if is_busy(&error) => Ok(()),
+            Err(error) => {
+                Err(SourceError::database("checking the right to delete or mark rows")(error))
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn execute_settle(&mut self, rows: &[RowKey]) -> sqlx::Result<u64> {
         let rows: Vec<_> = rows.iter().map(|row| json!([row.sequence, row.id])).collect();
-        let settled = sqlx::query(&self.sql.settle)
-            .bind(json!(rows).to_string())
-            .execute(&mut self.connection)
+        let query = sqlx::query(&self.sql.settle).bind(json!(rows).to_string());
+        Ok(query.execute(&mut self.connection).await?.rows_affected())
+    }
+
+    pub(crate) async fn unplaced(&mut self, bound: u32) -> Result<Vec<String>, SourceError> {
+        let Some(sql) = &self.sql.unplaced else { return Ok(Vec::new()) };
+        let ids: Vec<Option<Vec<u8>>> = sqlx::query_scalar(sql)
+            .bind(i64::from(bound))
+            .fetch_all(&mut self.connection)
             .await
-            .map_err(SourceError::database("settling rows"))?;
-        Ok(settled.rows_affected())
+            .map_err(SourceError::database("looking for rows without a sequence"))?;
+        let text = |id: Option<Vec<u8>>| {
+            id.map_or("NULL".to_owned(), |id| String::from_utf8_lossy(&id).into_owned())
+        };
+        Ok(ids.into_iter().map(text).collect())
     }
 
     pub(crate) async fn waiting(&mut self, bound: u32) -> Result<i64, SourceError> {
@@ -147,132 +186,16 @@ fn row(raw: &SqliteRow) -> Result<Row, SourceError> {
         *text = bytes.map(|bytes| String::from_utf8(bytes).map_err(drop)).transpose();
     }
     let data = raw.try_get(12).map_err(&failed)?;
-    Ok(Row::new(sequence, texts, data))
+    let bytes = raw.try_get(13).map_err(&failed)?;
+    let cut = raw.try_get(14).map_err(&failed)?;
+    Ok(Row::new(sequence, texts, data, (bytes, cut)))
 }
 
-/// The statements for one table.
-#[derive(Debug)]
-struct Sql {
-    /// Takes the limit.
-    read: String,
-    /// Takes the limit, and JSON lists of sequences, keys and topics that are left out.
-    read_others: String,
-    /// Takes a JSON list of sequences and ids.
-    settle: String,
-    /// Takes the bound.
-    waiting: String,
-}
-
-impl Sql {
-    async fn new(
-        spec: &SourceSpec,
-        connection: &mut SqliteConnection,
-    ) -> Result<Self, SourceError> {
-        let (schema, table) = spec.table.split_once('.').unwrap_or(("main", &spec.table));
-        let existing: Vec<(String, String, i64)> =
-            sqlx::query_as("SELECT name, upper(type), pk FROM pragma_table_info(?1, ?2)")
-                .bind(table)
-                .bind(schema)
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(SourceError::database("reading the table's columns"))?;
-        let table_error = |reason: &str| SourceError::Table {
-            table: spec.table.clone(),
-            reason: reason.to_owned(),
-        };
-        if existing.is_empty() {
-            return Err(table_error("there is no such table"));
-        }
-        let names: Vec<String> = existing.iter().map(|(name, ..)| name.clone()).collect();
-        let columns = Columns::resolve(spec, &names, ("rowid", "", true))?;
-        let sql =
-            "SELECT sql FROM ".to_owned() + &quoted(schema) + ".sqlite_master WHERE name = ?1";
-        let created: Option<String> = sqlx::query_scalar(&sql)
-            .bind(table)
-            .fetch_one(connection)
-            .await
-            .map_err(SourceError::database("reading the table's definition"))?;
-        let counted = created.is_some_and(|sql| sql.to_uppercase().contains("AUTOINCREMENT"));
-        let is_rowid = |(name, kind, key): &(String, String, i64)| {
-            *name == columns.id && kind == "INTEGER" && *key == 1
-        };
-        if !counted && existing.iter().any(is_rowid) {
-            // The bus would take a new event with an old id for the old event.
-            return Err(table_error(
-                "its id is used again once the last row is deleted; make it INTEGER PRIMARY KEY AUTOINCREMENT, or a UUID",
-            ));
-        }
-        let mark = columns.mark.as_ref().map(|name| {
-            let kind = existing.iter().find(|(column, ..)| column == name);
-            let flag =
-                kind.is_some_and(|(_, kind, _)| kind.contains("BOOL") || kind.contains("INT"));
-            (quoted(name), flag)
-        });
-        Ok(Self::of(&spec.table, &columns, mark.as_ref()))
-    }
-
-    fn of(table: &str, columns: &Columns, mark: Option<&(String, bool)>) -> Self {
-        let table = quoted_table(table);
-        let sequence = match columns.sequence.as_str() {
-            "rowid" => "rowid".to_owned(),
-            name => quoted(name),
-        };
-        let text = |name: Option<&String>| {
-            name.map_or("NULL".to_owned(), |name| format!("CAST({} AS BLOB)", text(&quoted(name))))
-        };
-        let texts = columns.texts().map(text).join(", ");
-        let data = columns.data.as_ref();
-        let data = data.map_or("NULL".to_owned(), |name| format!("CAST({} AS BLOB)", quoted(name)));
-        let pending = match mark {
-            None => "1".to_owned(),
-            Some((column, true)) => format!("coalesce({column}, 0) = 0"),
-            Some((column, false)) => format!("{column} IS NULL"),
-        };
-        let select = format!("SELECT {sequence}, {texts}, {data} FROM {table} WHERE {pending}");
-        let order = format!("ORDER BY {sequence} LIMIT ?1");
-        let but = |column: Option<&String>, list: &str| {
-            column.map_or(String::new(), |name| {
-                let other = format!(
-                    "{} NOT IN (SELECT value FROM json_each({list}))",
-                    self::text(&quoted(name))
-                );
-                format!(" AND ({} IS NULL OR {other})", quoted(name))
-            })
-        };
-        let others = format!(
-            "AND {sequence} NOT IN (SELECT value FROM json_each(?2)){}{}",
-            but(columns.key.as_ref(), "?3"),
-            but(columns.topic.as_ref(), "?4"),
-        );
-        // By the place first, which is found at once; the id guards against another row that has its place by now.
-        let these = format!(
-            "{sequence} IN (SELECT o.{sequence} FROM json_each(?1) AS j CROSS JOIN {table} AS o \
-             ON o.{sequence} = json_extract(j.value, '$[0]') AND {} = json_extract(j.value, '$[1]'))",
-            self::text(&format!("o.{}", quoted(&columns.id)))
-        );
-        let settle = match mark {
-            None => format!("DELETE FROM {table} WHERE {these}"),
-            Some((column, true)) => format!("UPDATE {table} SET {column} = 1 WHERE {these}"),
-            Some((column, false)) => {
-                format!(
-                    "UPDATE {table} SET {column} = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE {these}"
-                )
-            }
-        };
-        Self {
-            read: format!("{select} {order}"),
-            read_others: format!("{select} {others} {order}"),
-            settle,
-            waiting: format!(
-                "SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {pending} LIMIT ?1)"
-            ),
-        }
-    }
-}
-
-/// A column, by its quoted name, as text; bytes, such as those of a UUID, in hex.
-fn text(name: &str) -> String {
-    format!("CASE typeof({name}) WHEN 'blob' THEN lower(hex({name})) ELSE CAST({name} AS TEXT) END")
+/// Whether the application held the write lock for too long.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // The low byte is the code itself, the rest says more of it: 5 is `SQLITE_BUSY`.
+    code.and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| code & 0xff == 5)
 }
 
 #[cfg(test)]

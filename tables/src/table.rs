@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use crate::excluded::Excluded;
 use crate::postgres::PostgresTable;
-use crate::row::{Row, RowKey};
+use crate::row::{Read, RowKey, Settled};
 use crate::spec::{SourceError, SourceSpec};
 use crate::sqlite::SqliteTable;
 
@@ -21,7 +21,7 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// Connects, and checks that the table is as it must be.
+    /// Connects, and checks that the table is as it must be and that its rows may be settled.
     pub(crate) fn connect(spec: &SourceSpec) -> Answer<'_, Self> {
         answered("connecting", async {
             let url = spec.url()?;
@@ -30,6 +30,14 @@ impl Table {
                 false => Self::Postgres(Box::new(PostgresTable::connect(spec, &url).await?)),
             })
         })
+    }
+
+    /// Which file it is; `None`: it is no file.
+    pub(crate) fn file(&self) -> Option<u64> {
+        match self {
+            Self::Sqlite(table) => Some(table.inode()),
+            Self::Postgres(_) => None,
+        }
     }
 
     /// Tries to become the one that relays; true once it is.
@@ -53,12 +61,8 @@ impl Table {
         })
     }
 
-    /// The first rows that wait, in order.
-    pub(crate) fn read<'a>(
-        &'a mut self,
-        excluded: &'a Excluded,
-        limit: u32,
-    ) -> Answer<'a, Vec<Row>> {
+    /// The first rows that wait, in order: at most so many, and about [`crate::row::READ_BYTES`].
+    pub(crate) fn read<'a>(&'a mut self, excluded: &'a Excluded, limit: u32) -> Answer<'a, Read> {
         answered("reading rows", async move {
             match self {
                 Self::Sqlite(table) => table.read(excluded, limit).await,
@@ -67,12 +71,23 @@ impl Table {
         })
     }
 
-    /// Deletes or marks rows. Returns how many there still were.
-    pub(crate) fn settle<'a>(&'a mut self, rows: &'a [RowKey]) -> Answer<'a, u64> {
+    /// Deletes or marks rows.
+    pub(crate) fn settle<'a>(&'a mut self, rows: &'a [RowKey]) -> Answer<'a, Settled> {
         answered("settling rows", async {
             match self {
                 Self::Sqlite(table) => table.settle(rows).await,
                 Self::Postgres(table) => table.settle(rows).await,
+            }
+        })
+    }
+
+    /// Ids of rows that have no place in the order and so are never read, up to a bound.
+    pub(crate) fn unplaced(&mut self, bound: u32) -> Answer<'_, Vec<String>> {
+        answered("looking for rows without a sequence", async move {
+            match self {
+                Self::Sqlite(table) => table.unplaced(bound).await,
+                // It takes no such table.
+                Self::Postgres(_) => Ok(Vec::new()),
             }
         })
     }

@@ -238,10 +238,50 @@ async fn what_is_wrong_with_a_table_is_said_once_and_mended_at_run_time() {
     let log = sidecar.process.log();
     let said: Vec<&str> =
         log.lines().filter(|line| line.contains("has no column \"seq\"")).collect();
-    assert!(said.len() == 1 && said[0].contains("GENERATED ALWAYS AS IDENTITY"), "{log}");
+    assert!(said.len() == 1 && said[0].contains("GENERATED ALWAYS AS IDENTITY UNIQUE"), "{log}");
     assert!(!log.contains("secret"), "{log}");
-    app.execute("ALTER TABLE outbox ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY")
+    app.execute("ALTER TABLE outbox ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE")
         .await
         .unwrap();
     has(&control_plane, "orders", &["1"]).await;
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_deleted_yet_are_published_once_and_hold_up_no_other() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (mut app, mut other) = (postgres.connect().await, postgres.connect().await);
+    app.execute(TABLES).await.unwrap();
+    let insert = "INSERT INTO outbox (id, aggregatetype, type) VALUES ";
+    let rows = format!("{insert} ('a', 'orders', 'placed'), ('b', 'orders', 'placed')");
+    app.execute(rows.as_str()).await.unwrap();
+    other.execute("BEGIN; SELECT FROM outbox WHERE id = 'a' FOR UPDATE").await.unwrap();
+    let control_plane = mesh(folder.path(), &postgres, "").await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("orders")).await;
+    let metric = async |name: &str| metrics::sum(sidecar.ports.metrics, name, &[]).await;
+    let relayed = async |rows: f64| {
+        eventually(&format!("{rows} rows are relayed"), SOON, async || {
+            let relayed = metric("duet_outbox_source_relayed_rows_total").await;
+            (relayed >= rows).then_some(())
+        })
+        .await;
+    };
+    relayed(1.0).await;
+    app.execute(format!("{insert} ('c', 'orders', 'placed')").as_str()).await.unwrap();
+    relayed(2.0).await;
+    other.execute("ROLLBACK").await.unwrap();
+    eventually("the table is empty", SOON, || is_empty(&postgres.url)).await;
+    let trigger =
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER keep BEFORE DELETE ON outbox FOR EACH ROW EXECUTE FUNCTION keep()";
+    app.execute(trigger).await.unwrap();
+    app.execute(format!("{insert} ('d', 'orders', 'placed')").as_str()).await.unwrap();
+    eventually("the sidecar says what may be wrong", SOON, async || {
+        sidecar.process.log().contains("row-level security").then_some(())
+    })
+    .await;
+    app.execute("DROP TRIGGER keep ON outbox").await.unwrap();
+    eventually("the table is empty", SOON, || is_empty(&postgres.url)).await;
+    assert_eq!(ids(&control_plane, "orders").await, ["a", "b", "c", "d"]);
+    assert!(metric("duet_outbox_source_duplicate_rows_total").await < 0.1, "published twice");
 }

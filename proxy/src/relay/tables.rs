@@ -12,6 +12,7 @@ use duet_tables::{Relay, SourceMetrics, SourceSpec};
 use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,15 +55,39 @@ struct Running {
     stop: CancellationToken,
 }
 
+/// The relays' tasks, of each name one at a time.
+#[derive(Debug, Default)]
+struct Tasks {
+    all: TaskTracker,
+    /// The newest of each name, which may have ended.
+    newest: BTreeMap<String, JoinHandle<()>>,
+}
+
+impl Tasks {
+    /// Starts one, once the one before it has ended: its last words would be about the new one.
+    fn start(&mut self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.newest.retain(|_, task| !task.is_finished());
+        let before = self.newest.remove(name);
+        let task = self.all.spawn(async move {
+            if let Some(before) = before {
+                // One that panicked has ended, too.
+                before.await.unwrap_or_default();
+            }
+            task.await;
+        });
+        self.newest.insert(name.to_owned(), task);
+    }
+}
+
 impl Tables {
     /// Runs until phase two of the drain, as the application writes until then; returns when every batch in hand is
     /// settled.
     async fn run(mut self) {
-        let relays = TaskTracker::new();
+        let mut relays = Tasks::default();
         let mut running = BTreeMap::new();
         let stop = self.drain.outbound.clone();
         loop {
-            self.apply(&mut running, &relays);
+            self.apply(&mut running, &mut relays);
             let changed = tokio::select! {
                 changed = self.workload.changed() => changed.is_ok(),
                 () = stop.cancelled() => false,
@@ -72,14 +97,14 @@ impl Tables {
             }
         }
         running.values().for_each(|running| running.stop.cancel());
-        relays.close();
+        relays.all.close();
         tokio::select! {
-            () = relays.wait() => {}
+            () = relays.all.wait() => {}
             () = self.drain.force.cancelled() => {}
         }
     }
 
-    fn apply(&mut self, running: &mut BTreeMap<String, Running>, relays: &TaskTracker) {
+    fn apply(&mut self, running: &mut BTreeMap<String, Running>, relays: &mut Tasks) {
         let workload = self.workload.borrow_and_update().clone();
         let sources = workload.iter().flat_map(|workload| &workload.outbox_sources);
         let wanted: BTreeMap<&str, &proto::OutboxSource> =
@@ -100,7 +125,7 @@ impl Tables {
                 Ok(spec) => {
                     let bus = self.counted(&spec.bus);
                     let relay = Relay::new(spec, bus, self.metrics.clone(), stop.clone());
-                    relays.spawn(relay.run());
+                    relays.start(name, relay.run());
                 }
                 Err(error) => {
                     tracing::error!(source = name, %error, "an outbox source cannot be used");
@@ -159,5 +184,37 @@ fn refusal(kind: PublishErrorKind) -> &'static str {
         PublishErrorKind::Full => "full",
         PublishErrorKind::Unavailable => "unavailable",
         PublishErrorKind::Internal => "failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_relay_starts_when_the_one_before_it_has_ended() {
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let (open, gate) = oneshot::channel::<()>();
+        let mut tasks = Tasks::default();
+        let says = |what: &'static str| {
+            let ended = Arc::clone(&ended);
+            async move { ended.lock().push(what) }
+        };
+        let first = says("first");
+        tasks.start("a", async {
+            gate.await.unwrap();
+            first.await;
+        });
+        tasks.start("a", says("second"));
+        tasks.start("b", says("other"));
+        tasks.newest.remove("b").unwrap().await.unwrap();
+        assert_eq!(*ended.lock(), ["other"]);
+        open.send(()).unwrap();
+        tasks.all.close();
+        tasks.all.wait().await;
+        assert_eq!(*ended.lock(), ["other", "first", "second"]);
     }
 }

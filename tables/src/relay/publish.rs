@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use duet_events::bus::{PublishError, PublishErrorKind};
+use duet_events::bus::{PublishError, PublishErrorKind, Published};
 use futures::future::BoxFuture;
 
 use super::Relay;
@@ -14,12 +14,33 @@ use crate::row::{RowError, RowKey};
 pub(super) struct Outcome {
     /// The bus has these.
     pub(super) acknowledged: Vec<RowKey>,
+    /// Those of them that it had before.
+    pub(super) duplicates: Vec<RowKey>,
+    /// The bus may have these, as publishing them failed.
+    pub(super) tried: Vec<RowKey>,
     /// The bus will never take these.
     pub(super) bad: Vec<Bad>,
     /// Topics whose rows it does not take, and why.
     pub(super) refused_topics: Vec<(String, String)>,
     /// Why the rest was not published.
     pub(super) failed: Option<PublishError>,
+}
+
+impl Outcome {
+    fn stored(&mut self, items: &[Item], stored: &[Published]) {
+        self.acknowledged.extend(items.iter().map(|item| item.row.clone()));
+        let duplicates = items.iter().zip(stored).filter(|(_, stored)| stored.duplicate);
+        self.duplicates.extend(duplicates.map(|(item, _)| item.row.clone()));
+    }
+
+    pub(super) fn extend(&mut self, other: Self) {
+        self.acknowledged.extend(other.acknowledged);
+        self.duplicates.extend(other.duplicates);
+        self.tried.extend(other.tried);
+        self.bad.extend(other.bad);
+        self.refused_topics.extend(other.refused_topics);
+        self.failed = other.failed.or(self.failed.take());
+    }
 }
 
 impl Relay {
@@ -50,13 +71,17 @@ impl Relay {
         if outcome.bad.is_empty() {
             let events = group.items.iter().map(|item| item.event.clone()).collect();
             match self.bus.publish(topic, events).await {
-                Ok(_stored) => {
-                    outcome.acknowledged.extend(group.items.iter().map(|item| item.row.clone()));
+                Ok(stored) => {
+                    outcome.stored(&group.items, &stored);
                     return Ok(());
                 }
-                // One of them, perhaps.
-                Err(error) if error.kind == PublishErrorKind::Invalid => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    outcome.tried.extend(group.items.iter().map(|item| item.row.clone()));
+                    // One of them, perhaps.
+                    if error.kind != PublishErrorKind::Invalid {
+                        return Err(error);
+                    }
+                }
             }
         }
         self.one_by_one(topic, &group.items, outcome).await
@@ -76,7 +101,7 @@ impl Relay {
                 continue;
             }
             match self.bus.publish(topic, vec![item.event.clone()]).await {
-                Ok(_stored) => outcome.acknowledged.push(item.row.clone()),
+                Ok(stored) => outcome.stored(std::slice::from_ref(item), &stored),
                 Err(error) if error.kind == PublishErrorKind::Invalid => {
                     held.extend(item.key.clone());
                     outcome.bad.push(Bad {
@@ -86,7 +111,10 @@ impl Relay {
                         error: RowError::Refused(error.message),
                     });
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    outcome.tried.push(item.row.clone());
+                    return Err(error);
+                }
             }
         }
         Ok(())

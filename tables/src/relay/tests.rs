@@ -1,3 +1,5 @@
+mod settling;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -244,6 +246,7 @@ async fn what_was_published_before_is_stored_once() {
     let relay = world.start(world.spec(|_| ()));
     world.has("t", &["1", "2"]).await;
     world.waits_for("duet_outbox_source_relayed_rows_total", 2.0).await;
+    world.waits_for("duet_outbox_source_duplicate_rows_total", 1.0).await;
     relay.stop().await;
 }
 

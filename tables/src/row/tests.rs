@@ -74,6 +74,8 @@ fn what_is_wrong_with_a_row_is_named() {
         (Row { attributes: text(r#"{"Tenant": "a"}"#), ..row() }, "attribute Tenant"),
         (Row { attributes: text(r#"{"deliverat": "soon"}"#), ..row() }, "attribute deliverat"),
         (Row { data: Some(vec![0; 5 << 20]), ..row() }, "over 4194304"),
+        (Row { cut: true, bytes: 5 << 20, ..row() }, "5242880 bytes, over 4194304"),
+        (Row { cut: true, bytes: 70_000, ..row() }, "a text has over 65536 bytes"),
         (Row { unreadable: true, ..row() }, "a column is not UTF-8"),
     ];
     for (row, expected) in cases {
@@ -91,4 +93,14 @@ fn times_of_databases_are_utc() {
     ] {
         assert_eq!(rfc3339(text), expected);
     }
+}
+
+#[test]
+fn a_read_says_whether_there_may_be_more() {
+    let rows = |bytes: &[usize]| -> Vec<Row> {
+        bytes.iter().map(|bytes| Row { bytes: *bytes, ..row() }).collect()
+    };
+    assert!(!Read::new(rows(&[1, 2]), 3).more);
+    assert!(Read::new(rows(&[1, 2, 3]), 3).more);
+    assert!(Read::new(rows(&[1, READ_BYTES]), 3).more);
 }
