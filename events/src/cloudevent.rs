@@ -7,6 +7,7 @@ mod attribute;
 mod decode;
 mod encode;
 mod header;
+mod members;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,8 @@ use bytes::Bytes;
 use duet_api::proto;
 
 pub(crate) use attribute::clean_text;
-pub use decode::{WrapContext, decode, decode_opaque};
-pub use encode::{encode_batch, encode_binary, encode_structured};
+pub use decode::{WrapContext, decode, decode_filling, decode_opaque};
+pub use encode::{encode_batch, encode_binary, encode_structured, is_json, is_text};
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 pub(crate) use schedule::{millis, order_key};
 

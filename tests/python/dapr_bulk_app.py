@@ -36,8 +36,13 @@ class Application(callback.AppCallbackServicer):
         return messages.TopicEventResponse(status=WORDS[word])
 
 
-server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-callback.add_AppCallbackServicer_to_server(Application(), server)
-server.add_insecure_port(f'127.0.0.1:{os.environ["APP_PORT"]}')
-server.start()
-server.wait_for_termination()
+def serve(add):
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+    add(server)
+    server.add_insecure_port(f'127.0.0.1:{os.environ["APP_PORT"]}')
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == '__main__':
+    serve(lambda server: callback.add_AppCallbackServicer_to_server(Application(), server))

@@ -27,17 +27,22 @@ with DaprClient() as client:
     send('default', 'news', '{}', data_content_type='application/json', publish_metadata=metadata)
     send('default', 'news', json.dumps(event), publish_metadata={'rawPayload': 'true'},
          data_content_type='application/cloudevents+json')
+    # As the SDK for .NET makes it of a CloudEvent<T>.
+    net = {'data': {'n': 4}, 'source': 'urn:net', 'type': 'net.type', 'datacontenttype': 'application/json', 'subject': None}
+    send('default', 'news', json.dumps(net), data_content_type='application/cloudevents+json')
     bulk = client.publish_events('default', 'news', ['b1', 'b2'], data_content_type='text/plain')
     story.note(failed=[entry.entry_id for entry in bulk.failed_entries])
     entries = [
         BulkPublishEntry(event='{"n": 3}', content_type='application/json', metadata={'cloudevent.id': 'b3'}),
+        BulkPublishEntry(event='{"type": "net.bulk"}', content_type='application/cloudevents+json', entry_id='net'),
         BulkPublishEntry(event='{', content_type='application/cloudevents+json', entry_id='broken'),
     ]
     bulk = client.publish_events('default', 'news', entries)
     story.note(failed=[entry.entry_id for entry in bulk.failed_entries])
     refused('bus', lambda: send('nowhere', 'news', 'x'))
     refused('topic', lambda: send('default', 'two words', 'x'))
-    refused('envelope', lambda: send('default', 'news', '{}', data_content_type='application/cloudevents+json'))
+    old = json.dumps({'specversion': '0.3'})
+    refused('envelope', lambda: send('default', 'news', old, data_content_type='application/cloudevents+json'))
     refused('metadata', lambda: send('default', 'news', 'x', publish_metadata={'ttlInSeconds': 'soon'}))
     refused('bulk', lambda: client.publish_events('nowhere', 'news', ['x']))
     client.set_metadata('team', 'blue')

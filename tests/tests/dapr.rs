@@ -188,13 +188,13 @@ async fn the_sdk_publishes_in_every_way() {
     let script = Script::start(&python, folder, "dapr_publish.py", writer.ports, 0);
     let notes = script.until("done").await;
 
-    let events = eventually("all nine arrive", SOON, || async {
+    let events = eventually("all eleven arrive", SOON, || async {
         let asked = app.asked().into_iter().filter(|asked| asked.path == "/news");
         let events: Vec<Value> = asked.map(|asked| asked.json()).collect();
-        (events.len() >= 9).then_some(events)
+        (events.len() >= 11).then_some(events)
     })
     .await;
-    assert_eq!(events.len(), 9, "{events:#?}");
+    assert_eq!(events.len(), 11, "{events:#?}");
     let with = |key: &str, value: Value| {
         let found = events.iter().find(|event| event[key] == value);
         found.unwrap_or_else(|| panic!("{key} {value} in {events:#?}"))
@@ -213,6 +213,11 @@ async fn the_sdk_publishes_in_every_way() {
         assert_eq!(with("data", json!(bulk))["type"], "com.dapr.event.sent");
     }
     assert_eq!(with("id", json!("b3"))["data"], json!({"n": 3}));
+
+    let net = with("source", json!("urn:net"));
+    assert_eq!((&net["data"], &net["type"]), (&json!({"n": 4}), &json!("net.type")));
+    assert_eq!((&net["specversion"], net["id"].is_string()), (&json!("1.0"), true), "{net}");
+    assert_eq!(with("type", json!("net.bulk"))["source"], "writer");
 
     let failed: Vec<&Value> = notes.iter().filter_map(|note| note.get("failed")).collect();
     assert_eq!(failed, [&json!([]), &json!(["broken"])]);
@@ -321,13 +326,22 @@ async fn the_sdk_invokes_services_over_http_and_grpc() {
 
 #[tokio::test]
 async fn a_grpc_application_takes_several_events_in_one_call() {
+    several_events_in_one_call("dapr_bulk_app.py").await;
+}
+
+#[tokio::test]
+async fn a_grpc_application_takes_several_events_by_the_older_name_of_the_call() {
+    several_events_in_one_call("dapr_bulk_alpha_app.py").await;
+}
+
+async fn several_events_in_one_call(program: &str) {
     let Some(python) = python() else { return };
     let control_plane = ControlPlane::start(&[("services.yaml", SERVICES)]).await;
     let port = free_port();
     let options = Options::service("callback", port).protocol("grpc");
     let callback = Sidecar::start(&control_plane, options).await;
     let folder = control_plane.folder.path();
-    let script = Script::start(&python, folder, "dapr_bulk_app.py", callback.ports, port);
+    let script = Script::start(&python, folder, program, callback.ports, port);
     callback.wait_ready().await;
     subscribed(&callback, &["orders", "orders.dead"]).await;
     every_verdict_is_kept(&script, &callback).await;

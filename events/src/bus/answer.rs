@@ -1,8 +1,11 @@
 //! What an app's answer to a delivery means. Pure: the caller brings status, body and jitter.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use duet_api::proto;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::SubscriptionSpec;
 use super::spec::{from_wire, wire};
@@ -60,10 +63,39 @@ pub enum AppAnswer {
     },
 }
 
+/// The answer's member `status`, whatever the case of its name; the last one if there are several. As Go reads JSON, and
+/// so Dapr.
+struct StatusBody<'a>(Option<Text<'a>>);
+
 #[derive(serde::Deserialize)]
-struct StatusBody<'a> {
-    #[serde(borrow)]
-    status: Option<std::borrow::Cow<'a, str>>,
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for StatusBody<'de> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Find;
+
+        impl<'de> Visitor<'de> for Find {
+            type Value = StatusBody<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut status = None;
+                while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+                    if name.eq_ignore_ascii_case("status") {
+                        status = map.next_value()?;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(StatusBody(status))
+            }
+        }
+
+        input.deserialize_map(Find)
+    }
 }
 
 impl AppAnswer {
@@ -73,8 +105,9 @@ impl AppAnswer {
         if !(200..300).contains(&status) {
             return Self::Failed { status };
         }
-        let word = serde_json::from_slice::<StatusBody<'_>>(body).ok().and_then(|b| b.status);
-        match word.as_deref() {
+        let read = serde_json::from_slice::<StatusBody<'_>>(body).ok();
+        let word = read.and_then(|StatusBody(status)| status);
+        match word.as_ref().map(|Text(word)| &**word) {
             None | Some("" | "SUCCESS") => Self::Handled,
             Some("DROP") => Self::Dropped { status },
             Some(_) => Self::AskedToRetry { status },
@@ -182,7 +215,13 @@ mod tests {
             (200, r#"{"status":""}"#, Settle::Ack),
             (200, r#"{"status":"SUCCESS"}"#, Settle::Ack),
             (200, r#"{"status":"RETRY"}"#, retry(1)),
+            (200, r#"{"Status":"RETRY"}"#, retry(1)),
+            (200, r#"{"STATUS":"RETRY"}"#, retry(1)),
+            (200, r#"{"Status":"SUCCESS","x":[{"status":"RETRY"}],"status":"RETRY"}"#, retry(1)),
+            (200, r#"["RETRY"]"#, Settle::Ack),
+            (200, r#"{"status":7}"#, Settle::Ack),
             (200, r#"{"status":"WHAT"}"#, retry(1)),
+            (200, r#"{"Status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
             (200, r#"{"status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
             (404, "", dead_letter("the subscriber answered 404", 404)),
             (500, r#"{"status":"SUCCESS"}"#, retry(1)),

@@ -37,7 +37,7 @@ pub struct SubscriptionSpec {
     pub dead_letter_topic: String,
     /// Where the subscription starts if it does not exist yet. Default: latest.
     pub start: Start,
-    /// Deliver the bare data instead of a `CloudEvent`.
+    /// Deliver the data as bytes, without what the event says of it. Only an application's own subscriptions ask for it.
     pub raw_payload: bool,
     /// Events with the same partition key are delivered in publish order, one at a time. Default: false.
     pub ordered: bool,
@@ -67,7 +67,7 @@ pub struct Route {
 /// Bounds of a bulk delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bulk {
-    /// Most events of one request: 2 to 10 000.
+    /// Most events of one request: 1 to 10 000. One is a bulk all the same, as an application of Dapr may want it.
     pub max: u32,
     /// Longest wait for more events once there is one.
     pub wait: Duration,
@@ -245,8 +245,8 @@ fn bulk(
     wait: Option<prost_types::Duration>,
 ) -> Result<Option<Bulk>, (&'static str, String)> {
     match max {
-        0 | 1 => Ok(None),
-        2..=10_000 => {
+        0 => Ok(None),
+        1..=10_000 => {
             let wait = match wait {
                 None => Duration::from_secs(1),
                 Some(raw) => {
@@ -343,6 +343,15 @@ mod tests {
             ..SubscriptionSpec::new("shop/a", "default", "t").unwrap()
         };
         assert_eq!(SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())), Ok(spec));
+    }
+
+    #[test]
+    fn a_bulk_of_one_is_a_bulk() {
+        let bulk = |bulk_max| {
+            let raw = proto::Subscription { bulk_max, ..raw() };
+            SubscriptionSpec::try_from(raw).unwrap().bulk.map(|bulk| bulk.max)
+        };
+        assert_eq!((bulk(0), bulk(1), bulk(10_000)), (None, Some(1), Some(10_000)));
     }
 
     #[test]

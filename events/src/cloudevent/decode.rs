@@ -1,6 +1,5 @@
 //! From an HTTP request to events.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -8,17 +7,21 @@ use base64::Engine;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName};
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::members::{Members, Name, string};
 use super::{EnvelopeError, Event, attribute, encode, header};
 
 /// W3C trace context, as a header and as an attribute.
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// Room for the members that most envelopes have.
-const USUAL_MEMBERS: usize = 12;
+/// Longest of each that is taken from a request, as of a batch each event gets a copy. What W3C says that has to be carried
+/// on has room.
+const MAX_TRACEPARENT_BYTES: usize = 64;
+const MAX_TRACESTATE_BYTES: usize = 512;
+/// Type of an event whose publisher says none, as Dapr has it.
+const DEFAULT_TYPE: &str = "com.dapr.event.sent";
 
 /// What a plain body lacks to be an event.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,35 @@ pub fn decode(
     body: Bytes,
     wrap: &WrapContext<'_>,
 ) -> Result<Vec<Event>, EnvelopeError> {
+    read(headers, body, wrap, Missing::Refused)
+}
+
+/// As [`decode`], but a structured event that lacks `specversion`, `id`, `source` or `type` gets it, as Dapr does it. One
+/// that is there and not valid is an error all the same.
+///
+/// # Errors
+/// When an envelope is not valid; the error names the attribute.
+pub fn decode_filling(
+    headers: &HeaderMap,
+    body: Bytes,
+    wrap: &WrapContext<'_>,
+) -> Result<Vec<Event>, EnvelopeError> {
+    read(headers, body, wrap, Missing::Filled(wrap))
+}
+
+/// What becomes of a structured event that lacks a required attribute.
+#[derive(Clone, Copy)]
+enum Missing<'a> {
+    Refused,
+    Filled(&'a WrapContext<'a>),
+}
+
+fn read(
+    headers: &HeaderMap,
+    body: Bytes,
+    wrap: &WrapContext<'_>,
+    missing: Missing<'_>,
+) -> Result<Vec<Event>, EnvelopeError> {
     let content_type = content_type(headers)?;
     let essence = content_type.map(essence).unwrap_or_default();
     if let Some(format) = essence.strip_prefix("application/cloudevents-batch") {
@@ -51,7 +83,7 @@ pub fn decode(
     }
     if let Some(format) = essence.strip_prefix("application/cloudevents") {
         check_format(format, content_type)?;
-        return Ok(vec![decode_structured(json_text(&body)?)?]);
+        return Ok(vec![decode_structured(json_text(&body)?, missing)?]);
     }
     if headers.keys().any(|name| name.as_str().starts_with("ce-")) {
         return Ok(vec![decode_binary(headers, content_type, body)?]);
@@ -164,7 +196,7 @@ impl<'de> Visitor<'de> for Batch<'_> {
                     return Err(error);
                 }
             };
-            match decode_members(&members) {
+            match decode_members(&members, Missing::Refused) {
                 Ok(event) => self.events.push(event),
                 Err(error) => {
                     *self.wrong = Some(error);
@@ -175,16 +207,22 @@ impl<'de> Visitor<'de> for Batch<'_> {
     }
 }
 
-fn decode_structured(text: &str) -> Result<Event, EnvelopeError> {
+fn decode_structured(text: &str, missing: Missing<'_>) -> Result<Event, EnvelopeError> {
     let members = serde_json::from_str(text).map_err(|error| json_error(&error))?;
-    decode_members(&members)
+    decode_members(&members, missing)
 }
 
-fn decode_members(members: &Members<'_>) -> Result<Event, EnvelopeError> {
-    let required = |name: &'static str| match members.get(name).map(string) {
-        Some(Some(text)) => Ok(text),
-        Some(None) => Err(EnvelopeError::invalid(name, "is not a string")),
-        None => Err(EnvelopeError::Missing { attribute: name }),
+fn decode_members(members: &Members<'_>, missing: Missing<'_>) -> Result<Event, EnvelopeError> {
+    let required = |name: &'static str| match (members.get(name).map(string), missing) {
+        (Some(Some(text)), _) => Ok(text),
+        (Some(None), _) => Err(EnvelopeError::invalid(name, "is not a string")),
+        (None, Missing::Refused) => Err(EnvelopeError::Missing { attribute: name }),
+        (None, Missing::Filled(wrap)) => Ok(match name {
+            "specversion" => "1.0".into(),
+            "id" => random_id().into(),
+            "source" => wrap.source.to_owned().into(),
+            _ => DEFAULT_TYPE.into(),
+        }),
     };
     attribute::check_spec_version(&required("specversion")?)?;
     let mut event = Event::new(required("id")?, required("source")?, required("type")?)?;
@@ -203,17 +241,6 @@ fn decode_members(members: &Members<'_>) -> Result<Event, EnvelopeError> {
         (None, None) => None,
     };
     Ok(event)
-}
-
-/// The text of a JSON string; none for any other value, and for half a surrogate pair.
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let json = raw.get();
-    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
-    // It is known to be a JSON string: without escapes, it is what it says.
-    if inner.contains('\\') {
-        return serde_json::from_str(json).map(Cow::Owned).ok();
-    }
-    Some(Cow::Borrowed(inner))
 }
 
 /// The canonical string of a JSON member: a string as it is, a number if it is an integer, or a boolean.
@@ -254,54 +281,6 @@ fn base64_bytes(raw: &RawValue) -> Result<Bytes, EnvelopeError> {
     bytes.map(Bytes::from).map_err(|_invalid| error())
 }
 
-/// The members of a JSON envelope by name, each once, without those that are null: null means absent.
-struct Members<'a>(Vec<(Name<'a>, &'a RawValue)>);
-
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl Members<'_> {
-    fn get(&self, name: &str) -> Option<&RawValue> {
-        let found = self.0.binary_search_by(|(Name(other), _)| (**other).cmp(name));
-        found.ok().and_then(|at| self.0.get(at)).map(|(_, raw)| *raw)
-    }
-}
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct Collect;
-
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::with_capacity(USUAL_MEMBERS);
-                while let Some(member) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    members.push(member);
-                }
-                members.sort_unstable_by(|(Name(one), _), (Name(other), _)| one.cmp(other));
-                for pair in members.windows(2) {
-                    if let [(Name(one), _), (Name(other), _)] = pair
-                        && one == other
-                    {
-                        let name: String = one.chars().take(64).collect();
-                        let message = format!("member {name:?} is given twice");
-                        return Err(serde::de::Error::custom(message));
-                    }
-                }
-                members.retain(|(_name, raw)| raw.get() != "null");
-                Ok(Members(members))
-            }
-        }
-
-        input.deserialize_map(Collect)
-    }
-}
-
 fn decode_binary(
     headers: &HeaderMap,
     content_type: Option<&str>,
@@ -339,15 +318,18 @@ fn decode_binary(
     Ok(event)
 }
 
+/// From a generator of this process: a system call for each event would be dearer than the rest of it.
+fn random_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
+
 fn wrap_plain(
     headers: &HeaderMap,
     content_type: Option<&str>,
     body: Bytes,
     wrap: &WrapContext<'_>,
 ) -> Result<Event, EnvelopeError> {
-    // A generator of this process: a system call for each event would be dearer than the rest of it.
-    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-    let mut event = Event::new(id.to_string(), wrap.source, "com.dapr.event.sent")?;
+    let mut event = Event::new(random_id(), wrap.source, DEFAULT_TYPE)?;
     event.set_attribute("datacontenttype", content_type.unwrap_or("text/plain").to_owned())?;
     event.set_attribute("topic", wrap.topic.to_owned())?;
     event.set_attribute("pubsubname", wrap.bus.to_owned())?;
@@ -359,17 +341,21 @@ fn wrap_plain(
 
 impl Event {
     /// Takes over the W3C trace context of the request that it came with, where it has none of its own. What cannot be
-    /// an attribute is no reason to refuse the event.
+    /// an attribute, or is longer than anybody has to carry, is no reason to refuse the event.
     pub fn fill_trace(&mut self, headers: &HeaderMap) {
         if self.attribute("traceparent").is_some() {
             return;
         }
-        for header in [TRACEPARENT, TRACESTATE] {
+        let bounds = [(TRACEPARENT, MAX_TRACEPARENT_BYTES), (TRACESTATE, MAX_TRACESTATE_BYTES)];
+        for (header, longest) in bounds {
             let name = header.as_str();
-            let value = headers.get(&header).and_then(|value| value.to_str().ok());
-            if let Some(value) = value.filter(|value| attribute::check(name, value).is_ok()) {
-                self.attributes.insert(name.to_owned(), value.to_owned());
-            }
+            let value = headers.get(&header).filter(|value| value.len() <= longest);
+            let value = value.and_then(|value| value.to_str().ok());
+            let Some(value) = value.filter(|value| attribute::check(name, value).is_ok()) else {
+                // A state says nothing without its parent, which comes first.
+                return;
+            };
+            self.attributes.insert(name.to_owned(), value.to_owned());
         }
     }
 }

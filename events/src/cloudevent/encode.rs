@@ -9,6 +9,27 @@ use serde_json::value::RawValue;
 
 use super::{Event, decode, header};
 
+/// Types whose data is text although their names do not say so.
+const TEXT: [&str; 17] = [
+    "application/ecmascript",
+    "application/graphql",
+    "application/javascript",
+    "application/jsonl",
+    "application/ndjson",
+    "application/sparql-query",
+    "application/sql",
+    "application/toml",
+    "application/typescript",
+    "application/x-javascript",
+    "application/x-ndjson",
+    "application/x-sh",
+    "application/x-www-form-urlencoded",
+    "application/x-yaml",
+    "application/xml",
+    "application/xml-dtd",
+    "application/yaml",
+];
+
 /// The event as one JSON object. `extra` attributes (name, value) are the bus's own word and replace those of the event, as
 /// Dapr does with `topic` and `pubsubname`.
 #[must_use]
@@ -48,9 +69,19 @@ pub fn encode_binary(event: &Event) -> (HeaderMap, Bytes) {
 }
 
 /// Whether a media type is JSON: `application/json`, `text/json`, `application/x+json` and the like.
-pub(super) fn is_json(content_type: &str) -> bool {
+#[must_use]
+pub fn is_json(content_type: &str) -> bool {
     let essence = decode::essence(content_type);
     essence.ends_with("/json") || essence.ends_with("+json")
+}
+
+/// Whether a media type is text, which a JSON envelope carries as a string: `text/*`, XML and YAML of any kind, source code
+/// and the like. The type alone decides, so that what is binary never is a string for once because of its bytes.
+#[must_use]
+pub fn is_text(content_type: &str) -> bool {
+    let essence = decode::essence(content_type);
+    let named = ["+xml", "+yaml"].iter().any(|suffix| essence.ends_with(suffix));
+    named || essence.starts_with("text/") || TEXT.contains(&essence.as_str())
 }
 
 fn to_json<T: Serialize>(value: &T) -> Bytes {
@@ -100,17 +131,22 @@ enum Data<'a> {
 
 impl<'a> Data<'a> {
     fn of(content_type: Option<&str>, data: &'a [u8]) -> Self {
-        if content_type.is_none_or(is_json) {
-            return match serde_json::from_slice::<&RawValue>(data) {
-                // A null member means no data, so JSON's null itself has to go the other way.
-                Ok(raw) if raw.get() != "null" => Self::Json(raw),
-                _ => Self::Binary(data),
-            };
+        if content_type.is_none_or(is_json)
+            && let Ok(raw) = serde_json::from_slice::<&RawValue>(data)
+        {
+            // A null member means no data, so JSON's null itself has to go the other way.
+            return if raw.get() == "null" { Self::Binary(data) } else { Self::Json(raw) };
         }
-        let is_text = content_type.is_some_and(|given| decode::essence(given).starts_with("text/"));
         match std::str::from_utf8(data) {
-            Ok(text) if is_text => Self::Text(text),
+            Ok(text) if content_type.is_some_and(may_be_string) => Self::Text(text),
             _ => Self::Binary(data),
         }
     }
+}
+
+/// Text, and JSON that is none: a subscriber reads what it is in either case, as from Dapr. An envelope that is none is kept
+/// byte for byte, since NATS carries it in this very format.
+fn may_be_string(content_type: &str) -> bool {
+    let envelope = decode::essence(content_type).starts_with("application/cloudevents");
+    is_text(content_type) || (is_json(content_type) && !envelope)
 }

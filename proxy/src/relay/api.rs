@@ -60,6 +60,8 @@ impl Api {
         } else if let Some(rest) = path.strip_prefix("/v1.0/deliveries/") {
             let query = request.uri().query().unwrap_or_default();
             self.aids.extensions.answer(rest, request.method(), query)
+        } else if let Some(key) = path.strip_prefix("/v1.0/metadata/") {
+            self.set_metadata(key, request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/invoke/") {
             invoke::by_path(&self.invoke, rest, request).await
         } else {
@@ -101,18 +103,34 @@ impl Api {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", text));
         }
-        if request.headers().get(header::ORIGIN).is_some_and(|origin| !is_local(origin)) {
-            // A page can post plain text to this machine without asking first.
-            let text = "a web page of another machine cannot publish";
-            return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", text));
-        }
-        let (name, topic) = rest.split_once('/').unwrap_or((rest, ""));
-        let target = (store::name(name)?, store::name(topic)?);
+        refuse_foreign(&request, "publish")?;
+        let target = store::target(rest)?;
         let target = (target.0.as_str(), target.1.as_str());
         match bulk {
             true => publish::bulk::bulk(&self.publishing, target, request).await,
             false => publish::single(&self.publishing, target, request).await,
         }
+    }
+
+    /// Takes what the application says about itself, as `SetMetadata` does.
+    async fn set_metadata(
+        &self,
+        key: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Problem> {
+        if *request.method() != Method::PUT {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", "set metadata with PUT"));
+        }
+        refuse_foreign(&request, "set metadata")?;
+        let (value, _room) = self.publishing.body(request.into_body()).await?.split();
+        let key = percent_encoding::percent_decode_str(key).decode_utf8();
+        let (Ok(key), Ok(value)) = (key, std::str::from_utf8(&value)) else {
+            let text = "the key or its value is not UTF-8";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", text));
+        };
+        self.labels.set(key.into_owned(), value.to_owned())?;
+        Ok(no_content())
     }
 
     fn shutdown(&self, request: &Request<Incoming>) -> Result<Response<Body>, Problem> {
@@ -122,9 +140,7 @@ impl Api {
             return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", text));
         }
         self.shut_down();
-        let mut response = Response::new(Body::Empty);
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        Ok(response)
+        Ok(no_content())
     }
 
     /// Leaves, as for a signal.
@@ -172,7 +188,7 @@ impl Api {
         let components: Vec<_> = components
             .map(|name| json!({"name": name, "type": "pubsub.duet", "version": "v1"}))
             .collect();
-        let mut extended = self.labels.lock().clone();
+        let mut extended = self.labels.all();
         extended.extend(self.extended());
         let metadata = json!({
             "id": self.config.services.first(),
@@ -203,6 +219,21 @@ fn subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
             Kind::Streaming => "STREAMING",
         },
     })
+}
+
+/// A page can post plain text to this machine without asking first.
+fn refuse_foreign(request: &Request<Incoming>, what: &str) -> Result<(), Problem> {
+    if request.headers().get(header::ORIGIN).is_some_and(|origin| !is_local(origin)) {
+        let text = format!("a web page of another machine cannot {what}");
+        return Err(Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", text));
+    }
+    Ok(())
+}
+
+fn no_content() -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 /// What follows `prefix`, where that is a bus and a topic: a bus may itself be called `bulk`.

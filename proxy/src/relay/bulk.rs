@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
+use super::publish::any_case::AnyCase;
 use super::receive::ATTEMPT;
 
 /// The request's body. An entry is called by its delivery's number.
@@ -85,10 +86,10 @@ pub(super) fn answers(status: u16, body: &[u8], deliveries: &[Delivery]) -> Vec<
     if !(200..300).contains(&status) {
         return vec![AppAnswer::Failed { status }; deliveries.len()];
     }
-    let answer = serde_json::from_slice::<Answer<'_>>(body);
-    let statuses = answer.map(|answer| answer.statuses).unwrap_or_default();
+    let answer = serde_json::from_slice::<AnyCase<Answer<'_>>>(body);
+    let statuses = answer.map(|AnyCase(answer)| answer.statuses).unwrap_or_default();
     let statuses = statuses.into_iter().filter_map(|raw| {
-        let entry: EntryStatus = serde_json::from_str(raw.get()).ok()?;
+        let AnyCase(entry): AnyCase<EntryStatus> = serde_json::from_str(raw.get()).ok()?;
         Some((entry.entry_id, entry.status))
     });
     let statuses: HashMap<String, String> = statuses.collect();
@@ -134,6 +135,18 @@ mod tests {
         assert_eq!(answers(200, body, &deliveries()), expected);
         assert_eq!(answers(200, b"ok", &deliveries()), vec![retry; 4]);
         assert_eq!(answers(500, body, &deliveries()), vec![AppAnswer::Failed { status: 500 }; 4]);
+    }
+
+    #[test]
+    fn names_count_whatever_their_case() {
+        for body in [
+            r#"{"statuses":[{"entryId":"1","status":"SUCCESS"},{"entryId":"2","status":"DROP"}]}"#,
+            r#"{"Statuses":[{"EntryId":"1","Status":"SUCCESS"},{"EntryId":"2","Status":"DROP"}]}"#,
+            r#"{"statuses":[{"entryID":"1","status":"SUCCESS"},{"entryID":"2","status":"DROP"}]}"#,
+        ] {
+            let answers = answers(200, body.as_bytes(), &deliveries()[..2]);
+            assert_eq!(answers, [AppAnswer::Handled, AppAnswer::Dropped { status: 200 }], "{body}");
+        }
     }
 
     #[test]

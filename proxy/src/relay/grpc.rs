@@ -3,11 +3,11 @@
 
 mod callback;
 mod invoke;
+mod labels;
 mod publish;
 mod stream;
 mod topic_event;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use duet_api::dapr::common::v1::InvokeResponse;
@@ -33,17 +33,12 @@ use crate::http::body::Body;
 use crate::http::grpc;
 
 pub(super) use callback::{Callback, ask};
+pub(super) use labels::Labels;
 
 const DAPR: &str = "/dapr.proto.runtime.v1.Dapr/";
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// What else a message holds besides a body of the largest size.
 const ENVELOPE_BYTES: usize = 64 * 1024;
-/// What an application may say about itself.
-const MAX_LABELS: usize = 64;
-const MAX_LABEL_BYTES: usize = 4096;
-
-/// What the application said about itself, by `SetMetadata`.
-pub(super) type Labels = parking_lot::Mutex<BTreeMap<String, String>>;
 
 /// Whether a gRPC call is for the sidecar itself, and not to be carried into the mesh.
 pub(super) fn is_own(request: &http::Request<Incoming>) -> bool {
@@ -168,16 +163,7 @@ impl Dapr for Server {
         request: Request<SetMetadataRequest>,
     ) -> Result<Response<()>, Status> {
         let SetMetadataRequest { key, value } = request.into_inner();
-        if key.is_empty() || key.len() + value.len() > MAX_LABEL_BYTES {
-            let text = format!("a key, and with its value at most {MAX_LABEL_BYTES} bytes");
-            return Err(Status::invalid_argument(text));
-        }
-        let mut labels = self.0.labels.lock();
-        if labels.len() >= MAX_LABELS && !labels.contains_key(&key) {
-            let text = format!("at most {MAX_LABELS} keys");
-            return Err(Status::resource_exhausted(text));
-        }
-        labels.insert(key, value);
+        self.0.labels.set(key, value)?;
         Ok(Response::new(()))
     }
 
@@ -210,7 +196,7 @@ fn metadata(api: &Api) -> GetMetadataResponse {
         version: "v1".to_owned(),
         capabilities: Vec::new(),
     };
-    let mut extended = api.labels.lock().clone();
+    let mut extended = api.labels.all();
     extended.extend(api.extended());
     GetMetadataResponse {
         id: api.config.services.first().cloned().unwrap_or_default(),

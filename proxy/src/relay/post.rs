@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
-use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
+use duet_events::cloudevent::{EnvelopeError, Event, STRUCTURED_CONTENT_TYPE, encode_structured};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Uri};
@@ -98,20 +98,12 @@ impl Post {
     }
 
     fn request(&self, delivery: &Delivery, work: &Work) -> Result<Request<Body>, String> {
-        let event = &delivery.event;
-        let (content_type, body) = if self.spec.raw_payload {
-            let kind = event.data_content_type().unwrap_or("application/octet-stream");
-            (kind, event.data().cloned().unwrap_or_default())
-        } else {
-            let extra =
-                [("pubsubname", self.spec.bus.as_str()), ("topic", self.spec.topic.as_str())];
-            (STRUCTURED_CONTENT_TYPE, encode_structured(event, &extra))
-        };
+        let body = envelope(&self.spec, &delivery.event).map_err(|error| error.to_string())?;
         let mut request = Request::new(full(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path(delivery)?;
         let headers = request.headers_mut();
-        headers.insert(header::CONTENT_TYPE, value(content_type)?);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(STRUCTURED_CONTENT_TYPE));
         work.describe(delivery, headers);
         Ok(request)
     }
@@ -127,6 +119,41 @@ fn full(body: Bytes) -> Body {
     if body.is_empty() { Body::Empty } else { Body::Full(body) }
 }
 
-fn value(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|error| format!("{text:?}: {error}"))
+fn envelope(spec: &SubscriptionSpec, event: &Event) -> Result<Bytes, EnvelopeError> {
+    let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
+    Ok(match spec.raw_payload {
+        true => encode_structured(&opaque(event)?, &extra),
+        false => encode_structured(event, &extra),
+    })
+}
+
+/// What Dapr makes of a raw payload: an envelope around the bytes, which says nothing about what they are.
+fn opaque(event: &Event) -> Result<Event, EnvelopeError> {
+    let opaque = Event::new(event.id(), event.source(), "com.dapr.event.sent")?;
+    let opaque = opaque.with_attribute("datacontenttype", "application/octet-stream")?;
+    Ok(opaque.with_data(event.data().cloned().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_raw_payload_comes_as_bytes_in_daprs_envelope() {
+        let spec = SubscriptionSpec::new("a/b", "pubsub", "readings").unwrap();
+        let raw = SubscriptionSpec { raw_payload: true, ..spec };
+        let event = Event::new("1", "/s", "own.type").unwrap();
+        let event = event.with_attribute("datacontenttype", "application/json").unwrap();
+        for (data, base64) in [(Some("{\"a\": 1}"), "eyJhIjogMX0="), (None, "")] {
+            let event = data.map_or(event.clone(), |data| event.clone().with_data(data));
+            let sent: serde_json::Value =
+                serde_json::from_slice(&envelope(&raw, &event).unwrap()).unwrap();
+            let expected = serde_json::json!({
+                "specversion": "1.0", "id": "1", "source": "/s", "type": "com.dapr.event.sent",
+                "datacontenttype": "application/octet-stream", "pubsubname": "pubsub",
+                "topic": "readings", "data_base64": base64,
+            });
+            assert_eq!(sent, expected);
+        }
+    }
 }

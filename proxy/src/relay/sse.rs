@@ -104,8 +104,7 @@ impl Streams {
     }
 
     fn spec(&self, rest: &str, request: &Request<Incoming>) -> Result<SubscriptionSpec, Problem> {
-        let (bus, topic) = rest.split_once('/').unwrap_or((rest, ""));
-        let (bus, topic) = (store::name(bus)?, store::name(topic)?);
+        let (bus, topic) = store::target(rest)?;
         let name = format!("{}.sse.{}", self.owner, Uuid::new_v4());
         let mut spec = SubscriptionSpec::new(&name, &bus, &topic)
             .map_err(|error| bad(error.field, &error.to_string()))?;

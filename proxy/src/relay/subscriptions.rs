@@ -9,6 +9,7 @@ use duet_api::proto::{self, Workload};
 use duet_events::bus::SubscriptionSpec;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +22,7 @@ use super::extend::Extensions;
 use super::grpc::{self, Callback};
 use super::post::Post;
 use super::programmatic::Programmatic;
+use super::publish::any_case::AnyCase;
 use super::receive::Receiver;
 use crate::config::AppProtocol;
 use crate::drain::Drain;
@@ -214,7 +216,7 @@ impl Subscriptions {
         let Some(answer) = answer else {
             return Some(Wanted::new());
         };
-        let entries: Vec<serde_json::Value> = match serde_json::from_slice(&answer) {
+        let entries: Vec<&RawValue> = match serde_json::from_slice(&answer) {
             Ok(entries) => entries,
             Err(error) => {
                 self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
@@ -222,8 +224,8 @@ impl Subscriptions {
                 return Some(Wanted::new());
             }
         };
-        let read = |entry| match serde_json::from_value(entry) {
-            Ok(entry) => self.programmatic(service, entry),
+        let read = |entry: &RawValue| match serde_json::from_str(entry.get()) {
+            Ok(AnyCase(entry)) => self.programmatic(service, entry),
             Err(error) => {
                 self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
                 tracing::error!(%error, "an entry of the application's answer to GET /dapr/subscribe is not valid");

@@ -17,6 +17,9 @@ fn data() -> impl Strategy<Value = (Option<&'static str>, Option<Vec<u8>>)> {
         any::<String>().prop_map(|text| (Some("text/plain"), Some(text.into_bytes()))),
         any::<Vec<u8>>().prop_map(|data| (Some("image/png"), Some(data))),
         any::<Vec<u8>>().prop_map(|data| (Some("application/json"), Some(data))),
+        any::<String>().prop_map(|text| (Some("application/json"), Some(text.into_bytes()))),
+        any::<String>().prop_map(|text| (Some("application/atom+xml"), Some(text.into_bytes()))),
+        any::<Vec<u8>>().prop_map(|data| (Some("application/yaml"), Some(data))),
         any::<Vec<u8>>().prop_map(|data| (None, Some(data))),
     ]
 }
@@ -39,14 +42,18 @@ fn event() -> impl Strategy<Value = Event> {
     })
 }
 
-/// JSON's own white space and a null are the two things that the JSON format does not keep.
+/// JSON's own white space and a null are the two things that the JSON format does not keep; and text that only calls itself
+/// JSON comes back as a JSON string.
 fn same_but_for_json_space(mut event: Event) -> Event {
-    let is_json = event.data_content_type().is_none_or(encode::is_json);
+    let is_json = event.data_content_type().is_none_or(is_json);
     if let (true, Some(data)) = (is_json, &event.data)
         && let Ok(text) = std::str::from_utf8(data)
-        && serde_json::from_str::<serde_json::Value>(text).is_ok()
     {
-        event.data = Some(Bytes::copy_from_slice(text.trim_ascii().as_bytes()));
+        if serde_json::from_str::<serde_json::Value>(text).is_ok() {
+            event.data = Some(Bytes::copy_from_slice(text.trim_ascii().as_bytes()));
+        } else if event.data_content_type().is_some() {
+            event.data = Some(serde_json::to_vec(text).unwrap().into());
+        }
     }
     event
 }

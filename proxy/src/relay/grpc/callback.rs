@@ -1,10 +1,12 @@
 //! An application that speaks Dapr's `AppCallback`: what it subscribes to, and its events.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use duet_api::dapr::runtime::v1::{
-    ListTopicSubscriptionsResponse, TopicEventBulkResponse, TopicEventResponse, TopicSubscription,
+    ListTopicSubscriptionsResponse, TopicEventBulkRequest, TopicEventBulkResponse,
+    TopicEventResponse, TopicSubscription,
 };
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
@@ -25,6 +27,9 @@ use crate::http::grpc;
 const LIST: &str = "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions";
 const ON_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnTopicEvent";
 const ON_BULK_TOPIC_EVENT: &str = "/dapr.proto.runtime.v1.AppCallback/OnBulkTopicEvent";
+/// Its name before it was stable, which is the one that most SDKs serve.
+const ON_BULK_TOPIC_EVENT_ALPHA: &str =
+    "/dapr.proto.runtime.v1.AppCallbackAlpha/OnBulkTopicEventAlpha1";
 /// Before the words of the application for its handlers.
 const ROUTE: &str = "/dapr-route/";
 /// Largest answer.
@@ -102,7 +107,12 @@ pub(in super::super) struct Callback {
     spec: SubscriptionSpec,
     app: App,
     extensions: Extensions,
+    /// Whether the application answered by the older name of the bulk call when it last answered.
+    alpha: AtomicBool,
 }
+
+/// What the application says; an answer of its own where it says nothing.
+type Said<M> = Result<Result<M, Status>, AppAnswer>;
 
 impl Receiver for Callback {
     fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
@@ -127,7 +137,7 @@ impl Receiver for Callback {
 
 impl Callback {
     pub(in super::super) fn new(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Self {
-        Self { spec, app, extensions }
+        Self { spec, app, extensions, alpha: AtomicBool::new(false) }
     }
 
     async fn call(&self, delivery: &Delivery, work: &Work) -> AppAnswer {
@@ -142,21 +152,17 @@ impl Callback {
     /// `None` when the application has no handler for several events, as most SDKs: it gets them one by one.
     async fn call_bulk(&self, work: &Work) -> Option<Vec<AppAnswer>> {
         let deliveries = &work.deliveries;
-        let request = bulk_request(&self.spec, work);
+        let events = bulk(&self.spec, deliveries);
         let same = |answer: AppAnswer| vec![answer; deliveries.len()];
-        match self.send::<TopicEventBulkResponse>(request).await {
-            Ok(Ok(response)) => Some(topic_event::outcomes(&response, deliveries)),
-            Ok(Err(status)) if status.code() == Code::Unimplemented => None,
-            Ok(Err(status)) => Some(same(topic_event::failure(&status))),
-            Err(answer) => Some(same(answer)),
-        }
+        let call = |name| self.send::<TopicEventBulkResponse>(bulk_request(name, &events, work));
+        Some(match by_either_name(&self.alpha, call).await? {
+            Ok(Ok(response)) => topic_event::outcomes(&response, deliveries),
+            Ok(Err(status)) => same(topic_event::failure(&status)),
+            Err(answer) => same(answer),
+        })
     }
 
-    /// What the application says; an answer of its own where it says nothing.
-    async fn send<M: Message + Default>(
-        &self,
-        request: Request<Body>,
-    ) -> Result<Result<M, Status>, AppAnswer> {
+    async fn send<M: Message + Default>(&self, request: Request<Body>) -> Said<M> {
         let response = match self.app.send(request).await {
             Ok(response) => response,
             Err(failure) if failure.progress == Progress::Unprocessed => {
@@ -179,10 +185,37 @@ fn event_request(spec: &SubscriptionSpec, delivery: &Delivery, work: &Work) -> R
     request
 }
 
-fn bulk_request(spec: &SubscriptionSpec, work: &Work) -> Request<Body> {
-    let mut events = topic_event::bulk(&work.deliveries, spec);
+/// Calls by the name that the application answered to before, then by the other one. `None` when it knows neither.
+async fn by_either_name<M, F>(
+    alpha: &AtomicBool,
+    call: impl Fn(&'static str) -> F,
+) -> Option<Said<M>>
+where
+    F: Future<Output = Said<M>>,
+{
+    let before = alpha.load(Ordering::Relaxed);
+    for older in [before, !before] {
+        let name = if older { ON_BULK_TOPIC_EVENT_ALPHA } else { ON_BULK_TOPIC_EVENT };
+        let said = call(name).await;
+        if matches!(&said, Ok(Err(status)) if status.code() == Code::Unimplemented) {
+            continue;
+        }
+        if said.is_ok() {
+            alpha.store(older, Ordering::Relaxed);
+        }
+        return Some(said);
+    }
+    None
+}
+
+fn bulk(spec: &SubscriptionSpec, deliveries: &[Delivery]) -> TopicEventBulkRequest {
+    let mut events = topic_event::bulk(deliveries, spec);
     events.path = own_route(&events.path);
-    let mut request = grpc::request(ON_BULK_TOPIC_EVENT, &events);
+    events
+}
+
+fn bulk_request(name: &'static str, events: &TopicEventBulkRequest, work: &Work) -> Request<Body> {
+    let mut request = grpc::request(name, events);
     work.name(request.headers_mut());
     request
 }
@@ -208,9 +241,38 @@ mod tests {
         assert_eq!(request.headers()["traceparent"], "00-1-2-01");
         assert_eq!(request.headers()["tracestate"], "a=b");
         // The attempts of a bulk are its entries'.
-        let request = bulk_request(&spec, &work);
+        let request = bulk_request(ON_BULK_TOPIC_EVENT, &bulk(&spec, &work.deliveries), &work);
         assert_eq!(request.headers()["duet-delivery"], "word");
         assert!(!request.headers().contains_key("duet-delivery-attempt"));
+    }
+
+    #[tokio::test]
+    async fn a_bulk_is_called_by_the_name_that_the_application_serves() {
+        // What the application says to a name, and by which names it is called.
+        let alpha = AtomicBool::new(false);
+        let called = parking_lot::Mutex::new(Vec::new());
+        let ask = async |serves: &'static str, fails: Option<AppAnswer>| {
+            let said = by_either_name(&alpha, |name: &'static str| {
+                called.lock().push(name);
+                let served = name.contains(serves);
+                let unknown = Err(Status::unimplemented("no such method"));
+                let said = if served { fails.clone().map_or(Ok(Ok(())), Err) } else { Ok(unknown) };
+                std::future::ready(said)
+            });
+            let said = said.await;
+            (said.map(|said| said.is_ok()), std::mem::take(&mut *called.lock()))
+        };
+        let (stable, older) = (ON_BULK_TOPIC_EVENT, ON_BULK_TOPIC_EVENT_ALPHA);
+        assert_eq!(ask("AppCallback/", None).await, (Some(true), vec![stable]));
+        assert_eq!(ask("neither", None).await, (None, vec![stable, older]));
+        // One that is not there now says nothing about its names.
+        let away = Some(AppAnswer::NotReached);
+        assert_eq!(ask("AppCallbackAlpha/", away).await, (Some(false), vec![stable, older]));
+        assert_eq!(ask("AppCallbackAlpha/", None).await, (Some(true), vec![stable, older]));
+        assert_eq!(ask("AppCallbackAlpha/", None).await, (Some(true), vec![older]));
+        // Its next version.
+        assert_eq!(ask("AppCallback/", None).await, (Some(true), vec![older, stable]));
+        assert_eq!(ask("AppCallback/", None).await, (Some(true), vec![stable]));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `PublishEvent` and `BulkPublishEvent`: the same checks and the same promises as over HTTP.
+//! `PublishEvent` and `BulkPublishEvent`: the same checks and the same promises as over HTTP, but that an envelope may
+//! leave out what Dapr fills in.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,7 +25,7 @@ pub(super) async fn one(api: &Api, request: Request<PublishEventRequest>) -> Res
     let (bus, topic) = (event.pubsub_name.as_str(), event.topic.as_str());
     let publishing = &api.publishing;
     let prepared = prepare(api, bus, topic, event.data.len()).and_then(|room| {
-        let options = Options::default().with(pairs(&event.metadata))?;
+        let options = Options::of_grpc().with(pairs(&event.metadata))?;
         let headers = headers(&metadata, &event.data_content_type)?;
         let left = deadline::read(metadata.as_ref(), true);
         let data = event.data.clone();
@@ -48,7 +49,7 @@ pub(super) async fn bulk(
     let publishing = &api.publishing;
     let size = batch.entries.iter().map(|entry| entry.event.len()).sum();
     let prepared = prepare(api, bus, topic, size)
-        .and_then(|room| Ok((Options::default().with(pairs(&batch.metadata))?, room)));
+        .and_then(|room| Ok((Options::of_grpc().with(pairs(&batch.metadata))?, room)));
     let (options, _room) = prepared.inspect_err(|problem| {
         publishing.count_refused(bus, topic, problem);
     })?;

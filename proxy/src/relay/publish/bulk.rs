@@ -1,24 +1,27 @@
 //! `POST /v1.0/publish/bulk/{bus}/{topic}`: many events in one request, with a result for each that failed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use duet_events::cloudevent::Event;
+use duet_events::cloudevent::{Event, is_json, is_text};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use serde::Deserialize;
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::super::problem::Problem;
 use super::accepted;
+use super::any_case::AnyCase;
 use super::options::Options;
 use super::store::{MAX_ENTRIES, Publishing};
 use crate::http::body::Body;
 
-/// One event of the request, in Dapr's shape.
+/// One event of the request, in Dapr's shape: to be read as [`AnyCase`].
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry<'a> {
@@ -55,7 +58,8 @@ pub(in crate::relay) async fn bulk(
         let options = Options::from_query(request.uri().query().unwrap_or_default())?;
         let (head, body) = request.into_parts();
         let (body, room) = publishing.body(body).await?.split();
-        let (events, failed) = entries(publishing, target, &head.headers, &body, &options)?;
+        let event = |entry: &Entry<'_>| event(publishing, target, &head.headers, entry, &options);
+        let (events, failed) = Entries::new(event).read(&body)?;
         Ok((events, failed, room))
     };
     let (good, mut failed, _room) =
@@ -79,35 +83,70 @@ pub(in crate::relay) async fn bulk(
 
 type Read = (Vec<(String, Event)>, Vec<Failed>);
 
-fn entries(
-    publishing: &Publishing,
-    target: (&str, &str),
-    outer: &HeaderMap,
-    body: &[u8],
-    options: &Options,
-) -> Result<Read, Problem> {
-    let entries: Vec<Entry<'_>> = serde_json::from_slice(body)
-        .map_err(|error| malformed(format!("the body is not an array of entries: {error}")))?;
-    if entries.len() > MAX_ENTRIES {
-        return Err(malformed(format!("the body has more than {MAX_ENTRIES} entries")));
+/// Makes an event of each entry before the next is read: a body of nothing but braces takes no memory.
+struct Entries<F> {
+    /// Makes it.
+    event: F,
+    ids: HashSet<String>,
+    good: Vec<(String, Event)>,
+    failed: Vec<Failed>,
+    /// Why none of them counts.
+    wrong: Option<Problem>,
+}
+
+impl<F: Fn(&Entry<'_>) -> Result<Event, Problem>> Entries<F> {
+    fn new(event: F) -> Self {
+        let (good, failed) = (Vec::new(), Vec::new());
+        Self { event, ids: HashSet::new(), good, failed, wrong: None }
     }
-    let mut ids = HashSet::new();
-    let (mut good, mut failed) = (Vec::with_capacity(entries.len()), Vec::new());
-    for (index, entry) in entries.iter().enumerate() {
+
+    fn read(mut self, body: &[u8]) -> Result<Read, Problem> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = json.deserialize_seq(&mut self).and_then(|()| json.end());
+        match (self.wrong, read) {
+            (Some(problem), _) => Err(problem),
+            (None, Err(error)) => {
+                Err(malformed(format!("the body is not an array of entries: {error}")))
+            }
+            (None, Ok(())) => Ok((self.good, self.failed)),
+        }
+    }
+
+    fn take(&mut self, entry: Entry<'_>) -> Result<(), Problem> {
+        let index = self.ids.len();
+        if index == MAX_ENTRIES {
+            return Err(malformed(format!("the body has more than {MAX_ENTRIES} entries")));
+        }
         if entry.entry_id.is_empty() {
             return Err(malformed(format!("entry {index} has no entryId")));
         }
-        if !ids.insert(entry.entry_id.as_str()) {
+        if !self.ids.insert(entry.entry_id.clone()) {
             return Err(malformed(format!("entryId {:?} is given twice", entry.entry_id)));
         }
-    }
-    for entry in entries {
-        match event(publishing, target, outer, &entry, options) {
-            Ok(event) => good.push((entry.entry_id, event)),
-            Err(problem) => failed.push(failure(entry.entry_id, &problem)),
+        match (self.event)(&entry) {
+            Ok(event) => self.good.push((entry.entry_id, event)),
+            Err(problem) => self.failed.push(failure(entry.entry_id, &problem)),
         }
+        Ok(())
     }
-    Ok((good, failed))
+}
+
+impl<'de, F: Fn(&Entry<'_>) -> Result<Event, Problem>> Visitor<'de> for &mut Entries<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        while let Some(AnyCase(entry)) = entries.next_element::<AnyCase<Entry<'de>>>()? {
+            if let Err(problem) = self.take(entry) {
+                self.wrong = Some(problem);
+                return Err(A::Error::custom("an entry is not valid"));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn event(
@@ -149,13 +188,12 @@ fn payload(entry: &Entry<'_>) -> Result<(String, Bytes), Problem> {
     let default = if raw.starts_with('"') { "text/plain" } else { "application/json" };
     let kind = entry.content_type.clone().filter(|kind| !kind.is_empty());
     let kind = kind.unwrap_or_else(|| default.to_owned());
-    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if essence.ends_with("/json") || essence.ends_with("+json") {
+    if is_json(&kind) {
         return Ok((kind, Bytes::copy_from_slice(raw.as_bytes())));
     }
     let text: String = serde_json::from_str(raw)
         .map_err(|_err| malformed(format!("an event of type {kind:?} is given as a string")))?;
-    if essence.starts_with("text/") {
+    if is_text(&kind) {
         return Ok((kind, text.into()));
     }
     let bytes = base64::engine::general_purpose::STANDARD.decode(text);
@@ -190,4 +228,65 @@ fn failures(failed: &[Failed], (status, code): (StatusCode, &'static str)) -> Re
 
 fn malformed(text: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "ERR_PUBSUB_EVENTS_SER", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Read, Problem> {
+        let event = |entry: &Entry<'_>| {
+            let (kind, body) = payload(entry)?;
+            let event = Event::new("1", "/s", "t").unwrap().with_data(body);
+            Ok(event.with_attribute("datacontenttype", &kind).unwrap())
+        };
+        Entries::new(event).read(body.as_bytes())
+    }
+
+    fn refused(body: &str) -> String {
+        read(body).err().map(|problem| problem.message).unwrap()
+    }
+
+    #[test]
+    fn the_entries_of_the_sdk_for_javascript_are_read() {
+        let body = r#"[{"entryID":"a","event":"hi","contentType":"text/plain","metadata":{}},
+            {"entryID":"b","event":{"n":1},"contentType":"application/json"}]"#;
+        let (good, failed) = read(body).unwrap();
+        let good: Vec<_> = good.iter().map(|(id, event)| (&**id, event.data().unwrap())).collect();
+        assert_eq!(good, [("a", &"hi".into()), ("b", &"{\"n\":1}".into())]);
+        assert!(failed.is_empty());
+    }
+
+    #[test]
+    fn an_event_is_given_as_its_type_says() {
+        let data = |kind: &str, event: &str| {
+            let body = format!(r#"[{{"entryId":"a","event":{event},"contentType":"{kind}"}}]"#);
+            let (good, failed) = read(&body).unwrap();
+            let data = good.into_iter().next().and_then(|(_, event)| event.data().cloned());
+            data.ok_or_else(|| failed.into_iter().next().unwrap().error)
+        };
+        for text in ["text/csv", "application/xml", "application/atom+xml", "application/yaml"] {
+            assert_eq!(data(text, r#""<a/>""#).unwrap(), "<a/>", "{text}");
+        }
+        assert_eq!(data("application/octet-stream", r#""AAE=""#).unwrap(), &[0, 1][..]);
+        assert_eq!(data("application/json", r#""AAE=""#).unwrap(), r#""AAE=""#);
+        assert!(data("image/png", r#""<a/>""#).unwrap_err().contains("base64"));
+        assert!(data("application/xml", "7").unwrap_err().contains("string"));
+    }
+
+    #[test]
+    fn what_is_too_much_is_not_read_to_its_end() {
+        let entries = |count: usize| -> Vec<String> {
+            (0..count).map(|n| format!(r#"{{"entryId":"{n}","event":1}}"#)).collect()
+        };
+        assert_eq!(read(&format!("[{}]", entries(10_000).join(","))).unwrap().0.len(), 10_000);
+        // What follows is not even JSON.
+        let body = format!("[{},nonsense", entries(10_001).join(","));
+        assert_eq!(refused(&body), "the body has more than 10000 entries");
+        assert_eq!(refused("[{},nonsense"), "entry 0 has no entryId");
+        assert!(refused(r#"[{"entryId":"a"},{"entryID":"a"},nonsense"#).contains("twice"));
+        for body in ["", "{}", "[", "[] x", "[7]", r#"[{"entryId":"a"}"#] {
+            assert!(refused(body).starts_with("the body is not an array of entries"), "{body}");
+        }
+    }
 }

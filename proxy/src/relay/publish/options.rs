@@ -18,6 +18,8 @@ const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 pub(in crate::relay) struct Options {
     /// The body is opaque data, even if it looks like an envelope.
     pub(in crate::relay) raw_payload: bool,
+    /// An envelope that lacks what it must have gets it, as Dapr does.
+    pub(in crate::relay) fill_envelope: bool,
     ttl: Option<Duration>,
     expire_with_deadline: bool,
     partition_key: Option<String>,
@@ -37,6 +39,11 @@ enum Deliver {
 }
 
 impl Options {
+    /// Those of a publish over gRPC that asks for nothing: SDKs send envelopes by it that Dapr completes.
+    pub(in crate::relay) fn of_grpc() -> Self {
+        Self { fill_envelope: true, ..Self::default() }
+    }
+
     /// Reads the `metadata.` parameters of a query string; others are not ours.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use duet_events::bus::{PublishError, PublishErrorKind};
-use duet_events::cloudevent::{EnvelopeError, Event, WrapContext, decode, decode_opaque};
+use duet_events::cloudevent::{
+    EnvelopeError, Event, WrapContext, decode, decode_filling, decode_opaque,
+};
 use duet_events::outbox::Accepted;
 use http::{HeaderMap, StatusCode};
 use http_body::Body as HttpBody;
@@ -129,9 +131,13 @@ impl Publishing {
     ) -> Result<Vec<Event>, Problem> {
         let now = jiff::Timestamp::now();
         let context = WrapContext { source: &self.source, bus, topic, now };
-        let (events, wrapped) = match options.raw_payload {
-            true => (decode_opaque(headers, body, &context).map(|event| vec![event]), true),
-            false => (decode(headers, body, &context), is_plain(headers)),
+        let wrapped = options.raw_payload || is_plain(headers);
+        let events = if options.raw_payload {
+            decode_opaque(headers, body, &context).map(|event| vec![event])
+        } else if options.fill_envelope {
+            decode_filling(headers, body, &context)
+        } else {
+            decode(headers, body, &context)
         };
         let mut events = events.map_err(|error| malformed(&error))?;
         if events.len() > MAX_ENTRIES {
@@ -243,19 +249,25 @@ fn label(status: StatusCode) -> &'static str {
     }
 }
 
-/// A bus's or topic's name in a path.
+/// The bus and the topic that a path ends with. As in Dapr, everything after the bus is the topic, slashes too.
 ///
 /// # Errors
-/// 400 when it cannot be one.
-pub(in crate::relay) fn name(segment: &str) -> Result<String, Problem> {
-    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
+/// 400 when one of them cannot be one.
+pub(in crate::relay) fn target(path: &str) -> Result<(String, String), Problem> {
     let bad = |text: String| Problem::new(StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", text);
-    let decoded = decoded.map_err(|_err| bad(format!("{segment:?} is not UTF-8")))?;
-    if decoded.is_empty() || decoded.contains('/') {
+    let decoded = |text: &str| {
+        let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+        let decoded = decoded.map_err(|_err| bad(format!("{text:?} is not UTF-8")))?;
+        Ok::<_, Problem>(decoded.into_owned())
+    };
+    let (bus, topic) = path.split_once('/').unwrap_or((path, ""));
+    let (bus, topic) = (decoded(bus)?, decoded(topic)?);
+    if bus.is_empty() || topic.is_empty() || bus.contains('/') {
         return Err(bad("the path ends with /{bus}/{topic}".to_owned()));
     }
-    check_name(&decoded)?;
-    Ok(decoded.into_owned())
+    check_name(&bus)?;
+    check_name(&topic)?;
+    Ok((bus, topic))
 }
 
 /// Checks a bus's or topic's name.
@@ -301,4 +313,28 @@ fn refused(error: PublishError) -> Problem {
     let mut problem = Problem::new(status, code, error.message);
     problem.retry_after = retry_after;
     problem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topic_is_all_that_follows_the_bus() {
+        for (path, bus, topic) in [
+            ("default/orders", "default", "orders"),
+            ("default/sensors/kitchen/temperature", "default", "sensors/kitchen/temperature"),
+            ("default/a%2Fb/c", "default", "a/b/c"),
+            ("default//a/", "default", "/a/"),
+            ("b%C3%BCs/t%23", "büs", "t#"),
+        ] {
+            assert_eq!(target(path).unwrap(), (bus.to_owned(), topic.to_owned()), "{path}");
+        }
+        let long = format!("default/{}", "x/".repeat(128));
+        for path in
+            ["", "default", "default/", "/orders", "a%2Fb/t", "default/%ff", "default/a%20b", &long]
+        {
+            assert_eq!(target(path).unwrap_err().status, StatusCode::BAD_REQUEST, "{path}");
+        }
+    }
 }
