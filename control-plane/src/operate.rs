@@ -18,7 +18,6 @@
 
 mod guard;
 mod requests;
-mod show;
 
 use std::fs::File;
 use std::net::SocketAddr;

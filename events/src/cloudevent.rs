@@ -9,6 +9,7 @@ mod encode;
 mod header;
 mod members;
 mod schedule;
+mod show;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,7 @@ pub use decode::{WrapContext, decode, decode_filling, decode_opaque};
 pub use encode::{encode_batch, encode_binary, encode_structured, is_json, is_text};
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 pub(crate) use schedule::{millis, order_key};
+pub use show::shown;
 
 /// Content type of one structured event.
 pub const STRUCTURED_CONTENT_TYPE: &str = "application/cloudevents+json";

@@ -13,12 +13,12 @@ use duet_api::DEFAULT_BUS;
 use duet_events::bus::{
     ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus, dead_letter,
 };
-use duet_events::cloudevent::{WrapContext, decode};
+use duet_events::cloudevent::{WrapContext, decode, shown};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::{Failure, Operate, show};
+use super::{Failure, Operate};
 use crate::bus::Migration;
 use crate::expression::{Choice, Selector};
 
@@ -125,20 +125,20 @@ pub(super) async fn events(
     let bus = operate.bus(&piece.bus).await?;
     let found = bus.read(&piece.topic, piece.from, limit).await?;
     let next = found.last().map_or(piece.from, |last| last.position + 1);
-    let shown = |stored: &&StoredEvent| {
+    let chosen = |stored: &&StoredEvent| {
         let choice = filter.as_ref().map(|filter| filter.choose(&stored.event).0);
         choice != Some(Choice::Skip)
     };
-    let events: Result<Vec<Value>, Failure> = found.iter().filter(shown).map(stored).collect();
-    Ok(Json(json!({ "events": events?, "next": next })))
+    let events: Vec<Value> = found.iter().filter(chosen).map(stored).collect();
+    Ok(Json(json!({ "events": events, "next": next })))
 }
 
-fn stored(stored: &StoredEvent) -> Result<Value, Failure> {
-    Ok(json!({
+fn stored(stored: &StoredEvent) -> Value {
+    json!({
         "position": stored.position,
         "published": time(stored.published_ms),
-        "event": show::structured(&stored.event)?,
-    }))
+        "event": shown(&stored.event),
+    })
 }
 
 /// RFC 3339.

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use duet_events::cloudevent::encode_structured;
+use duet_events::cloudevent;
 use duet_events::outbox::{Outbox, Rejected};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode, header};
@@ -71,8 +71,6 @@ fn failed(error: impl std::fmt::Display) -> Failure {
 }
 
 fn shown(rejected: &Rejected) -> Value {
-    let event = rejected.event.as_ref().map(|event| encode_structured(event, &[]));
-    let event = event.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
     let since = i64::try_from(rejected.rejected_ms).ok();
     let since = since.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     json!({
@@ -80,7 +78,7 @@ fn shown(rejected: &Rejected) -> Value {
         "rejected": since.map(|time| time.to_string()),
         "topic": rejected.topic,
         "reason": rejected.reason,
-        "event": event,
+        "event": rejected.event.as_ref().map(cloudevent::shown),
     })
 }
 
