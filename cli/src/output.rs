@@ -43,7 +43,7 @@ impl std::fmt::Display for ReaderGone {
 
 impl std::error::Error for ReaderGone {}
 
-/// A line of the answer that a command is there for; what it prints while it goes on is a [`line`].
+/// A line of the answer that a command is there for; what it prints while it goes on is a [`line()`].
 ///
 /// # Errors
 /// When it cannot be printed: an answer that is not whole must not look as if it were. [`ReaderGone`] when nobody reads.
