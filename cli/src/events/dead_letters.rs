@@ -211,7 +211,7 @@ fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::R
     let answer = json!({ "matched": found.len(), done: changed });
     let mut text = format!("{changed} of {} dead letters {done}", found.len());
     if changed < found.len() as u64 {
-        text.push_str("; the others stay, since their subscription is gone or somebody was faster");
+        text.push_str("; the others stay: they have expired, their subscription is gone, or somebody was faster");
     }
     session.say(&answer, &text)
 }
