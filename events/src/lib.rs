@@ -17,6 +17,7 @@
 //!
 //! Imports nothing of the workspace but `duet_api`.
 
+mod any_case;
 pub mod bus;
 pub mod cloudevent;
 pub mod embedded;
@@ -28,4 +29,5 @@ pub mod nats;
 pub mod outbox;
 pub mod remote;
 
+pub use any_case::AnyCase;
 pub use cloudevent::Event;

@@ -1,14 +1,13 @@
 //! What an app's answer to a delivery means. Pure: the caller brings status, body and jitter.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::time::Duration;
 
 use duet_api::proto;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::SubscriptionSpec;
 use super::spec::{from_wire, wire};
+use crate::AnyCase;
 
 /// What becomes of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,39 +62,10 @@ pub enum AppAnswer {
     },
 }
 
-/// The answer's member `status`, whatever the case of its name; the last one if there are several. As Go reads JSON, and
-/// so Dapr.
-struct StatusBody<'a>(Option<Text<'a>>);
-
 #[derive(serde::Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for StatusBody<'de> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        struct Find;
-
-        impl<'de> Visitor<'de> for Find {
-            type Value = StatusBody<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut status = None;
-                while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-                    if name.eq_ignore_ascii_case("status") {
-                        status = map.next_value()?;
-                    } else {
-                        map.next_value::<IgnoredAny>()?;
-                    }
-                }
-                Ok(StatusBody(status))
-            }
-        }
-
-        input.deserialize_map(Find)
-    }
+struct StatusBody<'a> {
+    #[serde(borrow)]
+    status: Option<Cow<'a, str>>,
 }
 
 impl AppAnswer {
@@ -105,9 +75,9 @@ impl AppAnswer {
         if !(200..300).contains(&status) {
             return Self::Failed { status };
         }
-        let read = serde_json::from_slice::<StatusBody<'_>>(body).ok();
-        let word = read.and_then(|StatusBody(status)| status);
-        match word.as_ref().map(|Text(word)| &**word) {
+        let read = serde_json::from_slice::<AnyCase<StatusBody<'_>>>(body).ok();
+        let word = read.and_then(|AnyCase(read)| read.status);
+        match word.as_deref() {
             None | Some("" | "SUCCESS") => Self::Handled,
             Some("DROP") => Self::Dropped { status },
             Some(_) => Self::AskedToRetry { status },

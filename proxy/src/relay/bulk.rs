@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use base64::Engine as _;
 use bytes::Bytes;
+use duet_events::AnyCase;
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use duet_events::cloudevent::{STRUCTURED_CONTENT_TYPE, encode_structured};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
-use super::publish::any_case::AnyCase;
 use super::receive::ATTEMPT;
 
 /// The request's body. An entry is called by its delivery's number.

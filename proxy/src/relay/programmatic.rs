@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use duet_api::DEFAULT_BUS;
 use duet_api::proto;
+use duet_events::AnyCase;
 use serde::Deserialize;
 
-use super::publish::any_case::AnyCase;
 use super::publish::options::flag;
 
 /// Dapr has no limit by default; the mesh's defaults apply.

@@ -1,9 +1,8 @@
 //! Publishing: from the application's request to a durable event.
 //!
-//! [`any_case`] reads JSON as Dapr does, [`options`] is what a publisher may ask for beside its event, [`store`] is the way of every publish, and this file is
+//! [`options`] is what a publisher may ask for beside its event, [`store`] is the way of every publish, and this file is
 //! the one of `POST /v1.0/publish/{bus}/{topic}`; [`bulk`] is that of many events with a result for each.
 
-pub(super) mod any_case;
 pub(super) mod bulk;
 pub(super) mod options;
 pub(super) mod store;

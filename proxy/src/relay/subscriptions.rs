@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_api::proto::{self, Workload};
+use duet_events::AnyCase;
 use duet_events::bus::SubscriptionSpec;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
@@ -22,7 +23,6 @@ use super::extend::Extensions;
 use super::grpc::{self, Callback};
 use super::post::Post;
 use super::programmatic::Programmatic;
-use super::publish::any_case::AnyCase;
 use super::receive::Receiver;
 use crate::config::AppProtocol;
 use crate::drain::Drain;

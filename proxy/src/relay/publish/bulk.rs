@@ -5,6 +5,7 @@ use std::fmt;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use duet_events::AnyCase;
 use duet_events::cloudevent::{Event, is_json, is_text};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -16,7 +17,6 @@ use serde_json::value::RawValue;
 
 use super::super::problem::Problem;
 use super::accepted;
-use super::any_case::AnyCase;
 use super::options::Options;
 use super::store::{MAX_ENTRIES, Publishing};
 use crate::http::body::Body;

@@ -1,5 +1,5 @@
 //! JSON objects as Go reads them, and so Dapr: the name of a member counts whatever its case. Dapr's SDKs rely on it: .NET
-//! and Java say `pubsubName`, JavaScript says `entryID`.
+//! and Java say `pubsubName`, JavaScript says `entryID`. Imports nothing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,7 +13,10 @@ use serde_json::value::RawValue;
 /// A struct, read from the text of a JSON object. Of members that differ by nothing but their case the last one counts;
 /// those that the struct does not have take no memory.
 #[derive(Debug)]
-pub(in crate::relay) struct AnyCase<T>(pub(in crate::relay) T);
+pub struct AnyCase<T>(
+    /// What was read.
+    pub T,
+);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for AnyCase<T> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
