@@ -1,7 +1,9 @@
 """Processes: started on a chosen processor, watched, measured, and ended with the benchmark."""
 
 import atexit
+import contextlib
 import os
+import random
 import shlex
 import signal
 import socket
@@ -16,10 +18,12 @@ class Failed(Exception):
 
 
 def free_port():
-    """A free TCP port of loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free TCP port of loopback, below those that Linux gives to connections: one of these could take it first."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(what, condition, seconds=15.0):

@@ -6,6 +6,7 @@
 pub(crate) mod commands;
 pub(crate) mod config;
 pub(crate) mod launch;
+mod port;
 pub(crate) mod probe;
 pub(crate) mod state;
 pub(crate) mod supervise;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use duet_api::resource::{ParseError, parse};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::LocalSet;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::output;
 use crate::resources::expected;
-use config::{Mesh, Port};
+use config::Mesh;
 use launch::Launcher;
 use state::{ControlPlane, Folder, State};
 
@@ -174,30 +175,4 @@ fn check_resources(mesh: &Mesh, folder: &Path) -> anyhow::Result<()> {
         output::note(&format!("warning: {finding}"));
     }
     Ok(())
-}
-
-/// A port of 127.0.0.1 that is free now and was not given out before.
-pub(crate) fn free_port(given: &mut Vec<u16>) -> anyhow::Result<u16> {
-    for _ in 0..100 {
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        if !given.contains(&port) {
-            given.push(port);
-            return Ok(port);
-        }
-    }
-    bail!("no free port on 127.0.0.1")
-}
-
-/// Makes sure that a fixed port is free, before anything starts.
-pub(crate) fn fixed_port(service: &str, port: Port, given: &mut Vec<u16>) -> anyhow::Result<u16> {
-    match port {
-        Port::Auto => free_port(given),
-        Port::Fixed(port) => {
-            std::net::TcpListener::bind(("127.0.0.1", port)).with_context(|| {
-                format!("apps.{service}.port: {port} is taken; choose another, or `auto`")
-            })?;
-            given.push(port);
-            Ok(port)
-        }
-    }
 }

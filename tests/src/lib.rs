@@ -7,7 +7,7 @@
 //! - [`app`]: an application that says what it was asked; [`http`]: a client; [`metrics`]: reading `/metrics`;
 //! - [`nats`]: a real server of the other kind of bus;
 //! - [`outbox`]: applications with an outbox table;
-//! - [`postgres`]: a PostgreSQL server;
+//! - [`port`]: free ports; [`postgres`]: a PostgreSQL server;
 //! - [`tools`]: foreign programs, and how a test is skipped loudly where one is missing.
 
 #![allow(
@@ -28,6 +28,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod nats;
 pub mod outbox;
+pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod tools;

@@ -1,6 +1,5 @@
 //! A PostgreSQL server of the test's own, on a free port of 127.0.0.1.
 
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +7,7 @@ use std::process::Command;
 use sqlx::{Connection as _, PgConnection};
 use tempfile::TempDir;
 
+use crate::port::free_port;
 use crate::process::Process;
 use crate::{SOON, eventually, tools};
 
@@ -46,7 +46,7 @@ impl Postgres {
         let output = command.arg(&data).current_dir(folder.path()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let root = certificate(folder.path(), user.as_ref());
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut command = Account::command(user.as_ref(), &postgres);
         command.current_dir(folder.path()).arg("-D").arg(&data).args(["-p", &port.to_string()]);
         for setting in [

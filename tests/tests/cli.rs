@@ -14,6 +14,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use duet_tests::port::free_port;
 use duet_tests::process::{Process, exists, program, send};
 use duet_tests::up::Up;
 use duet_tests::{SOON, eventually, http, tools};
@@ -105,9 +106,7 @@ async fn run_puts_a_sidecar_beside_one_process_and_passes_its_exit_code_on() {
     assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
 
     // A service: reachable by its name from the mesh.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port().to_string();
-    drop(listener);
+    let port = free_port().to_string();
     let mut command = Command::new(program("duet"));
     command.args(["run", "--mesh", mesh, "--service", "beside", "--port", &port, "--"]);
     command.arg(program("shop")).arg("notifications").env("PORT", &port);

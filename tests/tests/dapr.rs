@@ -20,6 +20,7 @@ use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
 use duet_api::dapr::runtime::v1::{GetMetadataRequest, PubsubSubscriptionType, ShutdownRequest};
 use duet_tests::app::App;
 use duet_tests::mesh::{ControlPlane, Options, Ports, Sidecar};
+use duet_tests::port::free_port;
 use duet_tests::process::Process;
 use duet_tests::{SOON, eventually, http, tools};
 use serde_json::{Value, json};
@@ -113,10 +114,6 @@ impl Script {
         let of = |note: &Value| note["topic"] == topic && note["data"] == data;
         self.notes().into_iter().filter(of).collect()
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn note<'n>(notes: &'n [Value], key: &str, value: &str) -> &'n Value {

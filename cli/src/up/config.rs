@@ -179,6 +179,15 @@ impl Mesh {
         self.order().map(drop)
     }
 
+    /// The ports that services ask for.
+    pub(crate) fn fixed_ports(&self) -> Vec<u16> {
+        let fixed = |app: &App| match app.port {
+            Port::Fixed(port) => Some(port),
+            Port::Auto => None,
+        };
+        self.apps.values().filter_map(fixed).collect()
+    }
+
     /// The services in groups: each group depends only on those before it.
     pub(crate) fn order(&self) -> anyhow::Result<Vec<Vec<&str>>> {
         let mut done = BTreeSet::new();

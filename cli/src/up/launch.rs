@@ -1,6 +1,7 @@
 //! Starts the parts of a mesh, in order, and knows how each is started.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,14 +10,15 @@ use anyhow::{Context as _, bail};
 use duet_control_plane::token::{TokenRequest, create};
 use tokio_util::task::TaskTracker;
 
+use super::Stop;
 use super::commands;
-use super::config::{App, Mesh};
+use super::config::{App, Mesh, Port};
+use super::port::Reserved;
 use super::probe::{answers, ports, ready, within};
 use super::state::{
     AppState, ControlPlanePorts, Folder, Replica, SidecarPorts, SidecarState, State,
 };
 use super::supervise::{self, Event};
-use super::{Stop, fixed_port};
 use crate::output;
 use crate::process::{Log, Process, Spec};
 
@@ -29,6 +31,8 @@ pub(crate) struct Launcher {
     stop: Stop,
     logs: RefCell<Vec<(String, Rc<Log>)>>,
     width: usize,
+    /// The ports of applications that were not started yet, by the replica's number in the state.
+    reserved: RefCell<HashMap<usize, Reserved>>,
     tasks: Tasks,
 }
 
@@ -47,11 +51,18 @@ impl Launcher {
         state: Folder,
         stop: Stop,
     ) -> anyhow::Result<Self> {
-        let mut given = Vec::new();
-        let mut replicas = Vec::new();
+        let fixed = mesh.fixed_ports();
+        let (mut reserved, mut replicas) = (HashMap::new(), Vec::new());
         for (service, app) in &mesh.apps {
             for replica in 1..=app.replicas {
-                let port = fixed_port(service, app.port, &mut given)?;
+                let (port, own) = match app.port {
+                    Port::Fixed(port) => (port, Reserved::fixed(service, port)?),
+                    Port::Auto => {
+                        let own = Reserved::free(&fixed)?;
+                        (own.port, Some(own))
+                    }
+                };
+                reserved.extend(own.map(|own| (replicas.len(), own)));
                 replicas.push(Replica {
                     service: service.clone(),
                     replica,
@@ -76,6 +87,7 @@ impl Launcher {
             stop,
             logs: RefCell::default(),
             width: longest.unwrap_or_default().max("control-plane".len()),
+            reserved: RefCell::new(reserved),
             tasks: Tasks::default(),
         })
     }
@@ -241,6 +253,7 @@ impl Launcher {
         let (name, log) = (replica.instance.clone(), Rc::clone(log));
         let end = (self.stop.apps.clone(), self.stop.clone());
         let spec = move || spec.clone();
+        drop(self.reserved.borrow_mut().remove(&index));
         self.tasks.apps.spawn_local(supervise::run(name, spec, log, end, told));
         Ok(())
     }
