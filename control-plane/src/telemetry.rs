@@ -75,6 +75,8 @@ pub struct Metrics {
     pub certificates: IntCounterVec,
     /// Requests refused, by service and reason.
     pub refused: IntCounterVec,
+    /// By bus: 1 if it is open, 0 if it cannot be opened.
+    pub open_buses: IntGaugeVec,
     /// Open consumers of the event bus.
     pub consumers: IntGauge,
     /// Events that a subscription's filter or routes leave out.
@@ -90,6 +92,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When one of the names is registered already.
+    #[expect(clippy::too_many_lines, reason = "a list of all metrics")]
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         register_process(registry)?;
         let r = Register(registry);
@@ -132,6 +135,11 @@ impl Metrics {
                 "control_plane_refused_requests_total",
                 "Requests refused.",
                 &["service", "reason"],
+            )?,
+            open_buses: r.gauges(
+                "open_buses",
+                "1 for a bus that is open, 0 for one that cannot be opened.",
+                &["bus"],
             )?,
             consumers: r.gauge("control_plane_consumers", "Open consumers of the event bus.")?,
             filtered: r.counters(

@@ -3,17 +3,19 @@
 //!
 //! One embedded store with two tables (by pair, and by time for forgetting), and one thread that owns it: what queues
 //! while it flushes shares the next flush. The store is made when a pair is first remembered or asked for. Imports
-//! [`crate::cloudevent`] and nothing else of this crate.
+//! [`crate::cloudevent`], [`crate::database_file`] and [`crate::private`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableTable as _, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cloudevent::Event;
+use crate::{database_file, private};
 
 /// When each pair was handled, in milliseconds since the epoch.
 const HANDLED: TableDefinition<'_, &str, u64> = TableDefinition::new("handled");
@@ -201,10 +203,12 @@ fn refuse(ask: Ask, error: &InboxError) {
 }
 
 fn open(dir: &Path) -> Result<Database, InboxError> {
-    std::fs::create_dir_all(dir).map_err(|error| failed(&error))?;
+    private::folder(dir).map_err(|error| failed(&error))?;
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
-    let database = builder.create(dir.join(FILE_NAME)).map_err(|error| failed(&error))?;
+    let file = database_file::open(&dir.join(FILE_NAME)).map_err(|error| failed(&error))?;
+    let file = FileBackend::new(file).map_err(|error| failed(&error))?;
+    let database = builder.create_with_backend(file).map_err(|error| failed(&error))?;
     let transaction = database.begin_write().map_err(|error| failed(&error))?;
     transaction.open_table(HANDLED).map_err(|error| failed(&error))?;
     transaction.open_table(BY_TIME).map_err(|error| failed(&error))?;
@@ -311,6 +315,14 @@ mod tests {
         inbox.remember("a/b", [(&event, 1)], 0).await.unwrap();
         let known = inbox.handled("a/b", [(&event, 0), (&event, 1), (&event, 2)], 0).await;
         assert_eq!(known, Ok(vec![false, true, false]));
+    }
+
+    #[tokio::test]
+    async fn a_store_whose_creation_was_cut_short_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE_NAME), [0; 73_728]).unwrap();
+        let options = InboxOptions { dir: dir.path().into(), window: Duration::from_secs(1) };
+        Inbox::new(options).remember("a/b", [(&event("1"), 0)], 0).await.unwrap();
     }
 
     #[tokio::test]

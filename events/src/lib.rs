@@ -20,6 +20,7 @@
 mod any_case;
 pub mod bus;
 pub mod cloudevent;
+mod database_file;
 pub mod embedded;
 pub mod inbox;
 pub mod log;
@@ -27,6 +28,7 @@ mod metrics;
 #[cfg(feature = "nats")]
 pub mod nats;
 pub mod outbox;
+mod private;
 pub mod remote;
 
 pub use any_case::AnyCase;

@@ -9,9 +9,10 @@ mod metrics;
 mod rejected;
 mod relay;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
@@ -19,7 +20,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use crate::bus::{EventBus, PublishError, PublishErrorKind, Start, SubscriptionSpec, TopicConfig};
 use crate::cloudevent::Event;
 use crate::embedded::publish_error;
-use crate::log::{Entry, Log, LogError, LogMetrics, LogOptions, store};
+use crate::log::{Backlog, Entry, Log, LogError, LogMetrics, LogOptions, store};
 use metrics::OutboxMetrics;
 
 pub use rejected::Rejected;
@@ -27,7 +28,9 @@ pub use relay::{Accepted, RelayPublisher};
 
 /// Subscriptions of the forwarders are called this and the bus's name.
 const FORWARDER: &str = "outbox/";
-/// Events that a forwarder has in hand.
+/// Between two tries to open an outbox that could not be opened.
+const OPEN_AGAIN: Duration = Duration::from_secs(10);
+/// Events that a forwarder has in hand; of large ones the log gives it fewer.
 const IN_HAND: u32 = 256;
 
 /// Where the outbox lives and how much it takes.
@@ -46,13 +49,20 @@ pub struct Outbox {
     metrics: OutboxMetrics,
     log_metrics: LogMetrics,
     /// An async lock, because opening waits for the disk: all who need the log first wait for one opening.
-    log: AsyncMutex<Option<Arc<Log>>>,
+    log: AsyncMutex<Opened>,
     /// A plain lock, because it only guards counting.
     spools: Mutex<HashMap<String, Arc<Spool>>>,
     /// Of all spools.
     bytes: Mutex<u64>,
     /// Tells that nothing waits for some bus any more.
     left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Opened {
+    log: Option<Arc<Log>>,
+    /// What the log held when it was first opened is counted in.
+    counted: bool,
 }
 
 /// What waits for one bus.
@@ -77,10 +87,11 @@ struct Waiting {
 }
 
 impl Outbox {
-    /// Opens the store if it exists; otherwise it is made when first needed.
+    /// Opens the store if it exists; otherwise it is made when first needed. One that cannot be opened is tried again: calls,
+    /// and publishes to a bus that is there, need none.
     ///
     /// # Errors
-    /// When the store exists and cannot be opened, or when the registry has an outbox already.
+    /// When another process uses the store, or when the registry has an outbox already.
     pub async fn open(
         options: OutboxOptions,
         registry: &prometheus::Registry,
@@ -89,26 +100,25 @@ impl Outbox {
         let outbox = Self {
             metrics: OutboxMetrics::register(registry).map_err(refused)?,
             log_metrics: LogMetrics::register_store(registry, "outbox").map_err(refused)?,
-            log: AsyncMutex::new(None),
+            log: AsyncMutex::default(),
             spools: Mutex::default(),
             bytes: Mutex::default(),
             left: Notify::new(),
             options,
         };
+        let outbox = Arc::new(outbox);
         if outbox.options.dir.join(store::FILE_NAME).exists() {
-            let log = outbox.log().await?;
-            for (name, backlog) in log.backlogs().await? {
-                let Some(bus) = name.strip_prefix(FORWARDER) else {
-                    continue;
-                };
-                if backlog.events > 0 {
-                    let (events, bytes) = (backlog.events, backlog.bytes);
-                    tracing::info!(bus, events, bytes, "the outbox holds events from before");
+            match outbox.log().await {
+                // Somebody else forwards what is in it, and it is not ours.
+                Err(LogError::InUse) => return Err(LogError::InUse),
+                Err(error) => {
+                    tracing::error!(%error, "the outbox cannot be opened; going on without it");
+                    tokio::spawn(open_later(Arc::downgrade(&outbox)));
                 }
-                outbox.add(&outbox.spool(bus), backlog.events, backlog.bytes);
+                Ok(_) => {}
             }
         }
-        Ok(Arc::new(outbox))
+        Ok(outbox)
     }
 
     /// A publisher to one bus, with this outbox behind it. Starts the task that forwards what waits for that bus;
@@ -139,7 +149,7 @@ impl Outbox {
     /// Writes what waits and closes the store. The publishers must be gone before; what they spool
     /// afterwards opens it again.
     pub async fn close(&self) {
-        if let Some(log) = self.log.lock().await.take() {
+        if let Some(log) = self.log.lock().await.log.take() {
             log.close().await;
         }
     }
@@ -198,10 +208,8 @@ impl Outbox {
         spec.dead_letter_topic = rejected::topic(&spool.bus);
         let declare = async {
             log.ensure_subscription(spec.clone()).await?;
-            let forwarded_goes = TopicConfig {
-                retention_age: Some(std::time::Duration::ZERO),
-                ..TopicConfig::keep_all()
-            };
+            let forwarded_goes =
+                TopicConfig { retention_age: Some(Duration::ZERO), ..TopicConfig::keep_all() };
             log.ensure_topic(&spool.bus, forwarded_goes).await?;
             // Poison must not fill the disk either.
             let room = Some(self.options.capacity_bytes / 4);
@@ -213,13 +221,34 @@ impl Outbox {
     }
 
     async fn log(&self) -> Result<Arc<Log>, LogError> {
-        let mut log = self.log.lock().await;
-        if let Some(log) = &*log {
+        let mut opened = self.log.lock().await;
+        if let Some(log) = &opened.log {
             return Ok(Arc::clone(log));
         }
         let options = LogOptions { cache_bytes: 2 << 20, ..LogOptions::default() };
-        let opened = Log::open(&self.options.dir, options, self.log_metrics.clone()).await?;
-        Ok(Arc::clone(log.insert(Arc::new(opened))))
+        let log = Log::open(&self.options.dir, options, self.log_metrics.clone()).await?;
+        // Before anything is added.
+        if !opened.counted {
+            self.count_waiting(log.backlogs().await?);
+            opened.counted = true;
+        }
+        Ok(Arc::clone(opened.log.insert(Arc::new(log))))
+    }
+
+    /// Counts in what waits from before.
+    fn count_waiting(&self, backlogs: BTreeMap<String, Backlog>) {
+        for (name, backlog) in backlogs {
+            let Some(bus) = name.strip_prefix(FORWARDER) else {
+                continue;
+            };
+            if backlog.events > 0 {
+                let (events, bytes) = (backlog.events, backlog.bytes);
+                tracing::info!(bus, events, bytes, "the outbox holds events from before");
+            }
+            let spool = self.spool(bus);
+            self.add(&spool, backlog.events, backlog.bytes);
+            spool.filled.notify_one();
+        }
     }
 
     fn spool(&self, bus: &str) -> Arc<Spool> {
@@ -277,6 +306,18 @@ impl Outbox {
         }
         let mut all = self.bytes.lock();
         *all = all.saturating_sub(freed);
+    }
+}
+
+/// Tries to open an outbox that could not be opened, so that what waits there is forwarded.
+async fn open_later(outbox: Weak<Outbox>) {
+    loop {
+        tokio::time::sleep(OPEN_AGAIN).await;
+        let Some(outbox) = outbox.upgrade() else { return };
+        match outbox.log().await {
+            Ok(_) => return tracing::info!("the outbox is open"),
+            Err(error) => tracing::error!(%error, "the outbox cannot be opened; trying again"),
+        }
     }
 }
 

@@ -101,6 +101,7 @@ impl Buses {
     /// [`Self::hold_back`] says that every subscription is there.
     async fn move_to_cluster(&self, name: &str, nats: &NatsBackend) -> Result<(), BusError> {
         let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
+        self.place_is_free(name)?;
         let options = options(nats).map_err(error)?;
         // Before anything is given up.
         let reached = NatsBus::reach(&options, CONNECT).await;
@@ -133,8 +134,18 @@ impl Buses {
         Ok(())
     }
 
+    fn place_is_free(&self, name: &str) -> Result<(), BusError> {
+        match self.store.read(|view| compile::cluster_taken(view.index, name)) {
+            None => Ok(()),
+            Some(why) => {
+                Err(BusError::Nats { name: name.to_owned(), reason: format!("servers: {why}") })
+            }
+        }
+    }
+
     async fn make_nats(&self, name: &str, nats: Box<NatsBackend>) -> Result<NatsBus, BusError> {
         let error = |reason: String| BusError::Nats { name: name.to_owned(), reason };
+        self.place_is_free(name)?;
         let options = options(&nats).map_err(error)?;
         let bus = NatsBus::open(name, options, &self.registry).await;
         let bus = bus.map_err(|source| error(source.to_string()))?;
@@ -201,7 +212,38 @@ fn tls(files: &TlsFiles) -> Result<NatsTls, String> {
 
 #[cfg(test)]
 mod tests {
+    use duet_api::DEFAULT_BUS;
+    use duet_events::log::LogError;
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::store::Store;
+    use crate::telemetry::Metrics;
+
+    #[tokio::test]
+    async fn a_default_bus_that_cannot_be_opened_is_tried_again_and_one_in_use_is_not() {
+        let dir = TempDir::new().unwrap();
+        let open = || async {
+            let registry = prometheus::Registry::new();
+            let metrics = Metrics::register(&registry).unwrap();
+            let (path, store) = (dir.path().to_owned(), Arc::new(Store::default()));
+            (Buses::open(path, registry, &metrics, store).await, metrics)
+        };
+        let file = dir.path().join(DEFAULT_BUS).join("log.redb");
+        std::fs::create_dir(dir.path().join(DEFAULT_BUS)).unwrap();
+        std::fs::write(&file, "damaged").unwrap();
+        let (buses, metrics) = open().await;
+        let (buses, is_open) =
+            (buses.unwrap(), metrics.open_buses.with_label_values(&[DEFAULT_BUS]));
+        assert!(matches!(buses.get(DEFAULT_BUS).await, Err(BusError::Open { .. })));
+        assert_eq!(is_open.get(), 0);
+        std::fs::remove_file(file).unwrap();
+        buses.get(DEFAULT_BUS).await.unwrap();
+        assert_eq!(is_open.get(), 1);
+        let (taken, _) = open().await;
+        let error = taken.unwrap_err();
+        assert!(matches!(error, BusError::Open { source: LogError::InUse, .. }), "{error}");
+    }
 
     fn nats(extra: &str) -> NatsBackend {
         serde_json::from_str(&format!(r#"{{"servers": ["nats://a:1"] {extra}}}"#)).unwrap()

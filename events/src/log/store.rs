@@ -17,18 +17,24 @@ use redb::{
 use super::LogError;
 use super::record::{Place, Record};
 
+mod backend;
 mod background;
 mod batch;
 mod journal;
+mod mark;
 mod opening;
 mod pending;
 mod reader;
+mod replay;
 mod snapshot;
+mod walk;
 
+use backend::Gate;
 use background::Writing;
 pub(super) use batch::Batch;
 use batch::BatchRow;
 use journal::Journal;
+use mark::Mark;
 use pending::Pending;
 pub(super) use reader::Found;
 use reader::Reader;
@@ -44,8 +50,6 @@ const ATTEMPTS: TableDefinition<'_, Place, &[u8]> = TableDefinition::new("attemp
 /// What the tables hold; a newer one is not ours to read. The first had no journal.
 const FORMAT: u64 = 2;
 const FORMAT_WITHOUT_JOURNAL: u64 = 1;
-/// Row of [`META`]: frames of this epoch in the journal are newer than the tables.
-const EPOCH: &str = "journal-epoch";
 /// Name of the store's file in the log's folder.
 pub(crate) const FILE_NAME: &str = "log.redb";
 /// What is acknowledged is durable in the journal alone for about so long, at most.
@@ -69,6 +73,7 @@ pub(super) struct Store {
     /// As of the last change of the tables. Ahead of `database`, so that it goes first.
     reader: Option<Reader>,
     database: Arc<Database>,
+    gate: Gate,
     /// None for a store that is only looked at, and for tests.
     journal: Option<Journal>,
     /// What is in the journal's present half, and not in the tables.
@@ -77,7 +82,7 @@ pub(super) struct Store {
     writing: Option<Writing>,
     /// When the oldest batch came that is in the journal's present half.
     journaled_since: Option<Instant>,
-    /// Opening would have to look through the file, or to write what is in the journal.
+    /// Opening would have to write what is in the journal.
     unsettled: bool,
     /// Batches of the journal that could not be read, or written.
     lost_batches: u64,
@@ -89,11 +94,11 @@ impl Store {
         self.lost_batches
     }
 
-    /// Flushes the tables and writes down where the file's free pages are, if that is not known: opening after a crash then
-    /// reads no data. Dearer than a commit by one flush, so it is for quiet moments.
+    /// Writes what is only in the journal to the tables, and flushes them, so that opening has nothing to write. For quiet
+    /// moments.
     pub(super) fn settle(&mut self) -> Result<(), LogError> {
         if self.unsettled {
-            self.flush(&Batch::default(), true)?;
+            self.flush(&Batch::default())?;
             self.unsettled = false;
         }
         Ok(())
@@ -131,16 +136,16 @@ impl Store {
     pub(super) fn commit(&mut self, batch: Batch) -> Result<(), LogError> {
         self.unsettled = true;
         if !Journal::takes(&batch) {
-            return self.flush(&batch, false);
+            return self.flush(&batch);
         }
         let row = BatchRow::from(batch);
         let appended = self.append(&row);
         let batch = Batch::from(row);
         match appended {
             Ok(true) => {}
-            Ok(false) => return self.flush(&batch, false),
+            Ok(false) => return self.flush(&batch),
             Err(error) => {
-                self.flush(&batch, false)?;
+                self.flush(&batch)?;
                 // After the flush, which names an epoch of which nothing is in the journal.
                 tracing::error!(%error, "the journal cannot be written: the log goes without");
                 self.journal = None;
@@ -185,8 +190,9 @@ impl Store {
     /// processors and disk from everybody at once.
     fn write_ahead(&mut self) -> Result<(), LogError> {
         self.end_writing()?;
+        let mark = self.journal.as_ref().map(Journal::mark);
         let batches = std::mem::take(&mut self.unwritten);
-        self.writing = Some(Writing::start(&self.database, batches, None));
+        self.writing = Some(Writing::start(&self.database, &self.gate, batches, mark));
         Ok(())
     }
 
@@ -194,11 +200,11 @@ impl Store {
     fn begin_writing(&mut self) -> Result<(), LogError> {
         self.end_writing()?;
         if let Some(journal) = self.journal.as_mut().filter(|journal| journal.is_used()) {
-            let epoch = journal.epoch().wrapping_add(1);
-            journal.start(epoch);
+            let mark = journal.next_half();
+            journal.start(mark.epoch);
             self.journaled_since = None;
             let batches = std::mem::take(&mut self.unwritten);
-            self.writing = Some(Writing::start(&self.database, batches, Some(epoch)));
+            self.writing = Some(Writing::start(&self.database, &self.gate, batches, Some(mark)));
         }
         Ok(())
     }
@@ -229,36 +235,50 @@ impl Store {
 
     /// Puts batches into the tables, all or none, without a flush.
     fn put<'b>(&self, batches: impl IntoIterator<Item = &'b Batch>) -> Result<(), LogError> {
-        let mut write = self.database.begin_write()?;
-        let durability = write.set_durability(Durability::None);
-        durability.map_err(|error| LogError::Store(error.to_string()))?;
-        for batch in batches {
-            batch.write(&write)?;
-        }
-        Ok(write.commit()?)
+        self.gate.write(|| {
+            let mut write = self.database.begin_write()?;
+            let durability = write.set_durability(Durability::None);
+            durability.map_err(|error| LogError::Store(error.to_string()))?;
+            for batch in batches {
+                batch.write(&write)?;
+            }
+            Ok(write.commit()?)
+        })
     }
 
-    /// Flushes the tables with a batch and all before: one flush, and checksums say after a crash whether it was whole.
-    /// The journal is empty then.
-    fn flush(&mut self, batch: &Batch, quick_repair: bool) -> Result<(), LogError> {
+    /// Flushes the tables with a batch and all before. The journal is empty then.
+    fn flush(&mut self, batch: &Batch) -> Result<(), LogError> {
         self.end_writing()?;
         self.reader = None;
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(quick_repair);
-        for batch in self.unwritten.batches().chain([batch]) {
-            batch.write(&write)?;
-        }
-        let epoch = self.journal.as_ref().map(|journal| journal.epoch().wrapping_add(1));
-        if let Some(epoch) = epoch {
-            write.open_table(META)?.insert(EPOCH, epoch)?;
-        }
-        write.commit()?;
+        let mark = self.journal.as_ref().map(Journal::next_half);
+        self.commit_tables(self.unwritten.batches().chain([batch]), mark)?;
         self.unwritten = Pending::default();
         self.journaled_since = None;
-        if let (Some(journal), Some(epoch)) = (&mut self.journal, epoch) {
-            journal.start(epoch);
+        if let (Some(journal), Some(mark)) = (&mut self.journal, mark) {
+            journal.start(mark.epoch);
         }
         Ok(())
+    }
+
+    /// Puts batches and a mark into the tables, all or none, durably. The commit says where the file's free pages are, which
+    /// takes a second flush: without, opening after a crash would look through all of the file for them, and never open
+    /// one with a damaged page.
+    fn commit_tables<'b>(
+        &self,
+        batches: impl IntoIterator<Item = &'b Batch>,
+        mark: Option<Mark>,
+    ) -> Result<(), LogError> {
+        self.gate.write(|| {
+            let mut write = self.database.begin_write()?;
+            write.set_quick_repair(true);
+            for batch in batches {
+                batch.write(&write)?;
+            }
+            if let Some(mark) = mark {
+                mark.write(&write)?;
+            }
+            Ok(write.commit()?)
+        })
     }
 
     /// What is not in the tables yet, the newest first.

@@ -17,6 +17,8 @@ use super::{LogError, LogOptions};
 
 /// Between two rounds of housekeeping, and between two tries to open a failed store.
 const TICK: Duration = Duration::from_secs(1);
+/// Between two lines in the process's own log about a store that stays closed.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// Commands of one turn, and bytes of one batch.
 const GROUP_COMMANDS: usize = 4096;
 const GROUP_BYTES: usize = 8 << 20;
@@ -56,6 +58,7 @@ pub(super) async fn start_with(
             settle_delay: options.settle_delay,
             settle_due: None,
             tick_due: Instant::now(),
+            said: None,
             metrics,
         };
         let outcome = worker.reopen();
@@ -82,6 +85,8 @@ struct Worker {
     /// When settled deliveries have to be written.
     settle_due: Option<Instant>,
     tick_due: Instant,
+    /// When it was last said that the store cannot be opened again, and why.
+    said: Option<(Instant, LogError)>,
     metrics: LogMetrics,
 }
 
@@ -240,8 +245,23 @@ impl Worker {
 
     fn try_reopen(&mut self) {
         match self.reopen() {
-            Ok(()) => tracing::info!("the log's store is open again"),
-            Err(error) => self.engine = Err(error),
+            Ok(()) => {
+                self.said = None;
+                tracing::info!("the log's store is open again");
+            }
+            Err(error) => {
+                self.say(&error);
+                self.engine = Err(error);
+            }
+        }
+    }
+
+    /// It is tried every second, and not said that often.
+    fn say(&mut self, error: &LogError) {
+        let said = self.said.as_ref();
+        if said.is_none_or(|(at, said)| said != error || at.elapsed() >= SAY_AGAIN) {
+            self.said = Some((Instant::now(), error.clone()));
+            tracing::error!(%error, "the log's store cannot be opened again; trying every second");
         }
     }
 
@@ -331,7 +351,7 @@ fn answer_later<T: Send + 'static>(
             }));
             Ok(())
         }
-        Err(refusal @ (LogError::Refused(_) | LogError::Unknown { .. })) => {
+        Err(refusal @ (LogError::Refused(_) | LogError::Unknown { .. } | LogError::TooMany(_))) => {
             drop(answer.send(Err(refusal)));
             Ok(())
         }

@@ -114,6 +114,41 @@ async fn a_bus_that_never_fails_never_makes_a_store() {
 }
 
 #[tokio::test]
+async fn an_outbox_that_cannot_be_opened_is_none_until_it_can() {
+    let dir = TempDir::new().unwrap();
+    let outbox = open(&dir).await;
+    let relay = outbox.relay("default", FakeBus::away());
+    publish(&relay, 1).await;
+    drop(relay);
+    outbox.close().await;
+    drop(outbox);
+    let file = options(&dir).dir.join(store::FILE_NAME);
+    let kept = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "damaged").unwrap();
+    let outbox = open(&dir).await;
+    let bus = Arc::<FakeBus>::default();
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    assert!(matches!(publish(&relay, 2).await, Accepted::Stored(_)));
+    bus.set_away(true);
+    relay.publish("orders", vec![event(3)]).await.unwrap_err();
+    std::fs::write(&file, kept).unwrap();
+    tokio::time::pause();
+    tokio::time::advance(OPEN_AGAIN).await;
+    tokio::time::resume();
+    let open_again = async {
+        while outbox.depth() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), open_again).await.unwrap();
+    bus.set_away(false);
+    assert_eq!(bus.wait_for(2).await, ids([2, 1]));
+    emptied(&relay).await;
+    let taken = Outbox::open(options(&dir), &prometheus::Registry::new()).await;
+    assert_eq!(taken.unwrap_err(), LogError::InUse);
+}
+
+#[tokio::test]
 async fn what_waits_follows_in_order_and_new_events_queue_behind_it() {
     let dir = TempDir::new().unwrap();
     let outbox = open(&dir).await;

@@ -6,8 +6,9 @@ use std::thread::{self, JoinHandle};
 use redb::Database;
 
 use super::super::LogError;
+use super::backend::Gate;
+use super::mark::Mark;
 use super::pending::Pending;
-use super::{EPOCH, META};
 
 /// Batches after which others get the processor.
 const BATCHES_AT_ONCE: usize = 8;
@@ -22,25 +23,18 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Writes the batches. With an epoch the commit says that frames from that epoch on are the newer ones; without, it is
-    /// a step ahead of such a commit. Until it has ended, nothing else may be written to the tables.
-    pub(super) fn start(database: &Arc<Database>, batches: Pending, epoch: Option<u64>) -> Self {
+    /// Writes the batches, with the mark that says that the journal's frames up to there are in the tables. Until it has
+    /// ended, nothing else may be written to the tables.
+    pub(super) fn start(
+        database: &Arc<Database>,
+        gate: &Gate,
+        batches: Pending,
+        mark: Option<Mark>,
+    ) -> Self {
         let batches = Arc::new(batches);
-        let (database, work) = (Arc::clone(database), Arc::clone(&batches));
-        let run = move || {
-            let write = database.begin_write()?;
-            if let Some(epoch) = epoch {
-                write.open_table(META)?.insert(EPOCH, epoch)?;
-            }
-            for (number, batch) in work.batches().enumerate() {
-                batch.write(&write)?;
-                if number % BATCHES_AT_ONCE == 0 {
-                    // A processor busy for milliseconds is what an event waits for, where there are few of them.
-                    thread::yield_now();
-                }
-            }
-            Ok(write.commit()?)
-        };
+        let (database, gate) = (Arc::clone(database), gate.clone());
+        let work = Arc::clone(&batches);
+        let run = move || gate.write(|| write(&database, &work, mark));
         let thread = thread::Builder::new().name("duet-log-tables".to_owned()).spawn(run);
         match thread {
             Ok(thread) => Self { batches, thread: Some(thread), outcome: Ok(()) },
@@ -69,6 +63,22 @@ impl Writing {
         }
         self.outcome.clone()
     }
+}
+
+fn write(database: &Database, batches: &Pending, mark: Option<Mark>) -> Result<(), LogError> {
+    let mut write = database.begin_write()?;
+    write.set_quick_repair(true);
+    if let Some(mark) = mark {
+        mark.write(&write)?;
+    }
+    for (number, batch) in batches.batches().enumerate() {
+        batch.write(&write)?;
+        if number % BATCHES_AT_ONCE == 0 {
+            // A processor busy for milliseconds is what an event waits for, where there are few of them.
+            thread::yield_now();
+        }
+    }
+    Ok(write.commit()?)
 }
 
 impl Drop for Writing {

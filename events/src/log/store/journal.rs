@@ -3,10 +3,10 @@
 //! its file, and takes twice as long.
 //!
 //! A frame is a batch; it begins on a block of its own, so that no write touches what was flushed before. Frames of one
-//! *epoch* are counted from 0. Each durable commit of the store holds every batch of the epochs so far and names the next
-//! one, in the same transaction: only frames of that epoch, and of the one after it, are still to be written to the store.
-//! Two epochs that follow each other have a half of the file each, so that the journal goes on in one while a commit
-//! makes the other free. Nothing is erased.
+//! *epoch* are counted from 0. Each durable commit of the store holds every batch up to some frame and names the next
+//! one, in the same transaction: only frames from that one on, and of the epoch after it, are still to be written to the
+//! store. Two epochs that follow each other have a half of the file each, so that the journal goes on in one while a
+//! commit makes the other free. Nothing is erased.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::LogError;
 use super::batch::{Batch, BatchRow};
+use super::mark::Mark;
 
 mod blocks;
 
@@ -75,9 +76,14 @@ impl Journal {
         (self.epoch, self.number, self.block) = (epoch, 0, 0);
     }
 
-    /// The epoch of what is appended now.
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch
+    /// The next frame.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { epoch: self.epoch, frame: self.number }
+    }
+
+    /// The first frame of the other half.
+    pub(super) fn next_half(&self) -> Mark {
+        Mark { epoch: self.epoch.wrapping_add(1), frame: 0 }
     }
 
     /// Whether anything was appended in this epoch.
@@ -135,14 +141,14 @@ impl Journal {
     }
 }
 
-/// What was flushed in an epoch and the one after it. A frame that is not whole and has none after it was never
-/// acknowledged, unless a part of it is there and cannot be read.
-pub(super) fn read(blocks: &dyn Blocks, epoch: u64) -> Contents {
+/// What was flushed from a frame on, in its epoch and the one after it. A frame that is not whole and has none after it was
+/// never acknowledged, unless a part of it is there and cannot be read.
+pub(super) fn read(blocks: &dyn Blocks, from: Mark) -> Contents {
     let mut contents = Contents::default();
-    let older = Half::read(blocks, epoch);
-    let frames = older.frames(&mut contents);
-    let newer = Half::read(blocks, epoch.wrapping_add(1));
-    let after = newer.frames(&mut contents);
+    let older = Half::read(blocks, from.epoch);
+    let frames = older.frames(from.frame, &mut contents);
+    let newer = Half::read(blocks, from.epoch.wrapping_add(1));
+    let after = newer.frames(0, &mut contents);
     if after.count > 0 {
         contents.lost += u64::from(after.before.saturating_sub(frames.count));
     }
@@ -186,16 +192,21 @@ impl Half {
         Self { epoch, bytes, gaps }
     }
 
-    fn frames(&self, contents: &mut Contents) -> Frames {
+    /// Takes its frames, but for those before the first that is wanted. Those must not be taken: were the last of them
+    /// damaged, the others would bring back what it had changed.
+    fn frames(&self, first: u32, contents: &mut Contents) -> Frames {
         let (mut found, mut at) = (Frames::default(), 0);
         while let Some(rest) = self.bytes.get(at * BLOCK..).filter(|rest| !rest.is_empty()) {
             match frame(rest, self.epoch) {
                 // Numbers only grow: a smaller one would be no frame of ours.
                 Some(frame) if frame.number >= found.count => {
-                    contents.lost += u64::from(frame.number - found.count);
-                    match BatchRow::decode(frame.batch) {
-                        Ok(row) => contents.batches.push(row.into()),
-                        Err(_) => contents.lost += 1,
+                    let missing = frame.number.saturating_sub(found.count.max(first));
+                    contents.lost += u64::from(missing);
+                    if frame.number >= first {
+                        match BatchRow::decode(frame.batch) {
+                            Ok(row) => contents.batches.push(row.into()),
+                            Err(_) => contents.lost += 1,
+                        }
                     }
                     at += (HEADER + frame.batch.len()).div_ceil(BLOCK);
                     let count = frame.number.saturating_add(1);
@@ -204,6 +215,7 @@ impl Half {
                 _ => at += 1,
             }
         }
+        found.count = found.count.max(first);
         found
     }
 

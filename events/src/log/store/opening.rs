@@ -1,45 +1,58 @@
 //! Opening a store: the tables, and what the journal has that they do not.
 
-use std::fs::{self, OpenOptions};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::cell::Cell;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use prost::Message as _;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTableMetadata, StorageBackend};
+use redb::{Database, ReadableDatabase, StorageBackend};
 use uuid::Uuid;
 
 use super::super::LogError;
-use super::batch::Batch;
+use super::super::record::TopicRow;
+use super::backend::{Gate, Guarded};
 use super::journal::{self, Blocks, FileBlocks, Journal};
+use super::mark::Mark;
 use super::pending::Pending;
 use super::{
-    ATTEMPTS, COMPACT_FROM_BYTES, EPOCH, EVENTS, FILE_NAME, FORMAT, FORMAT_WITHOUT_JOURNAL, META,
+    ATTEMPTS, COMPACT_FROM_BYTES, EVENTS, FILE_NAME, FORMAT, FORMAT_WITHOUT_JOURNAL, META,
     PROGRESS, SUBSCRIPTIONS, Store, TOPICS,
 };
+use crate::{database_file, private};
 
 impl Store {
     /// Opens or creates the store in a folder.
     pub(in crate::log) fn open(dir: &Path, cache_bytes: usize) -> Result<Self, LogError> {
         let failed = |error: std::io::Error| LogError::io(dir, &error);
         let made = !dir.exists();
-        fs::create_dir_all(dir).map_err(failed)?;
+        private::folder(dir).map_err(failed)?;
         let path = dir.join(FILE_NAME);
         let existed = path.exists();
+        let opened = Cell::new(None);
+        let backend = || {
+            let file = database_file::open(&path).map_err(failed)?;
+            opened.set(Some(identity(&file.metadata().map_err(failed)?)));
+            Ok(FileBackend::new(file)?)
+        };
+        let open = || {
+            let blocks = Box::new(FileBlocks::open(dir).map_err(failed)?);
+            let store = Self::open_on(backend, blocks, cache_bytes)?;
+            // Whoever had it may have put another one in its place while we waited for it.
+            let there = identity(&fs::metadata(&path).map_err(failed)?);
+            if opened.get() == Some(there) { Ok(store) } else { Err(LogError::InUse) }
+        };
         let length = if existed { fs::metadata(&path).map_err(failed)?.len() } else { 0 };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let backend = || Ok(FileBackend::new(options.open(&path).map_err(failed)?)?);
-        let blocks = Box::new(FileBlocks::open(dir).map_err(failed)?);
-        let mut store = Self::open_on(backend, blocks, cache_bytes)?;
+        let store = open()?;
         // Names have to survive as well as contents.
         let parent = dir.parent().filter(|_parent| made);
         for folder in parent.into_iter().chain((!existed).then_some(dir)) {
             let flushed = fs::File::open(folder).and_then(|folder| folder.sync_all());
             flushed.map_err(failed)?;
         }
-        store.compact_if_hollow(length)?;
-        Ok(store)
+        if store.is_hollow(length)? { store.rewritten(dir, open) } else { Ok(store) }
     }
 
     /// The same on any storage: writes what the journal has and the tables do not, and uses the journal from now on.
@@ -48,34 +61,39 @@ impl Store {
         blocks: Box<dyn Blocks>,
         cache_bytes: usize,
     ) -> Result<Self, LogError> {
-        let mut store = Self::with_backend(backend()?, cache_bytes)?;
-        let contents = match store.named_epoch()? {
-            Some(epoch) => journal::read(&*blocks, epoch),
+        let open = || Self::with_backend(backend()?, cache_bytes);
+        let store = open()?;
+        let contents = match Mark::read(&store.database)? {
+            Some(mark) => journal::read(&*blocks, mark),
             None => journal::Contents::default(),
         };
-        let nothing = contents.batches.is_empty() && contents.lost == 0;
-        match store.begin_journal(blocks, &contents.batches) {
+        let (batches, mut lost) = (contents.batches.len(), contents.lost);
+        let (mut store, refused) = store.replay(contents.batches, open)?;
+        lost += refused;
+        match store.begin_journal(blocks, batches > 0) {
             // What is stored must go on being delivered. The epoch that the tables name has no frames, so whatever
             // goes into the tables from now on is newer than the journal.
-            Err(LogError::DiskFull) if nothing => {
+            Err(LogError::DiskFull) if batches == 0 && lost == 0 => {
                 tracing::warn!("the disk has no room for the log's journal: it goes without");
                 // Tables whose write failed take no other.
                 drop(store);
-                store = Self::with_backend(backend()?, cache_bytes)?;
+                store = open()?;
             }
             begun => begun?,
         }
-        store.lost_batches += contents.lost;
-        if store.lost_batches > 0 {
-            let lost = store.lost_batches;
-            tracing::error!(lost, "batches of events are lost: the log's journal is damaged");
+        if batches > 0 {
+            tracing::info!(batches, "wrote into the store what its journal held");
         }
+        if lost > 0 {
+            tracing::error!(lost, "batches of events are lost: the log's files are damaged");
+        }
+        store.lost_batches = lost;
         Ok(store)
     }
 
     /// Opens a store's file as it is, to look at it.
     pub(super) fn open_file(path: &Path, cache_bytes: usize) -> Result<Self, LogError> {
-        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = fs::OpenOptions::new().read(true).write(true).open(path);
         let file = file.map_err(|error| LogError::io(path, &error))?;
         Self::with_backend(FileBackend::new(file)?, cache_bytes)
     }
@@ -87,10 +105,12 @@ impl Store {
     ) -> Result<Self, LogError> {
         let mut builder = Database::builder();
         builder.set_cache_size(cache_bytes);
-        let database = builder.create_with_backend(backend)?;
+        let gate = Gate::default();
+        let database = builder.create_with_backend(Guarded::new(backend, gate.clone()))?;
         let store = Self {
             reader: None,
             database: Arc::new(database),
+            gate,
             journal: None,
             unwritten: Pending::default(),
             writing: None,
@@ -115,7 +135,8 @@ impl Store {
             }
             None => {}
         }
-        let write = self.database.begin_write()?;
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
         {
             write.open_table(META)?.insert("format", FORMAT)?;
             write.open_table(TOPICS)?;
@@ -127,85 +148,63 @@ impl Store {
         Ok(write.commit()?)
     }
 
-    /// The epoch whose frames are newer than the tables.
-    pub(super) fn named_epoch(&self) -> Result<Option<u64>, LogError> {
-        let named = self.database.begin_read()?.open_table(META)?.get(EPOCH)?;
-        Ok(named.map(|epoch| epoch.value()))
-    }
-
-    /// Writes what the journal had and goes on with an empty one. All of it or nothing: what is replayed is durable with
-    /// the name of the next epoch only, and is replayed again where that does not come to be.
-    pub(super) fn begin_journal(
-        &mut self,
-        blocks: Box<dyn Blocks>,
-        batches: &[Batch],
-    ) -> Result<(), LogError> {
+    /// Goes on with an empty journal. What was replayed is durable with the name of the next epoch only, and is replayed
+    /// again where that does not come to be: all of it or nothing.
+    fn begin_journal(&mut self, blocks: Box<dyn Blocks>, replayed: bool) -> Result<(), LogError> {
         let mut journal = match Journal::open(blocks) {
-            Err(LogError::DiskFull) if !batches.is_empty() => None,
+            Err(LogError::DiskFull) if replayed => None,
             opened => Some(opened?),
         };
-        self.lost_batches += self.replay_all(batches)?;
         // By chance: this store may be a copy that is put beside the journal of another life.
         let epoch = Uuid::new_v4().as_u64_pair().0;
-        let mut write = self.database.begin_write()?;
-        write.set_quick_repair(true);
-        {
-            let mut meta = write.open_table(META)?;
-            meta.insert("format", FORMAT)?;
-            meta.insert(EPOCH, epoch)?;
-        }
-        write.commit()?;
+        self.gate.write(|| {
+            let mut write = self.database.begin_write()?;
+            write.set_quick_repair(true);
+            write.open_table(META)?.insert("format", FORMAT)?;
+            Mark { epoch, frame: 0 }.write(&write)?;
+            Ok(write.commit()?)
+        })?;
         if let Some(journal) = &mut journal {
             journal.start(epoch);
         }
         self.journal = journal;
-        if !batches.is_empty() {
-            let batches = batches.len();
-            tracing::info!(batches, "wrote into the store what its journal held");
-        }
         Ok(())
     }
 
-    /// Puts batches into the tables, without a flush. Returns how many could not be: where tables are damaged, those
-    /// that would go there are given up, as otherwise the log would never open again.
-    fn replay_all(&self, batches: &[Batch]) -> Result<u64, LogError> {
-        if batches.is_empty() || self.replay(batches)? {
-            return Ok(0);
-        }
-        let mut lost = 0;
-        for batch in batches {
-            lost += u64::from(!self.replay(std::slice::from_ref(batch))?);
-        }
-        Ok(lost)
-    }
-
-    /// False: it cannot be done, and nothing was. What is wrong with all of the file fails the next commit as well.
-    fn replay(&self, batches: &[Batch]) -> Result<bool, LogError> {
-        match catch_unwind(AssertUnwindSafe(|| self.put(batches))) {
-            Ok(Ok(())) => Ok(true),
-            Ok(Err(LogError::Store(reason))) => {
-                tracing::error!(reason, "a part of the journal does not go into the tables");
-                Ok(false)
-            }
-            Ok(Err(error)) => Err(error),
-            // The store takes its own pages on trust, see `Reader`.
-            Err(_panic) => Ok(false),
-        }
-    }
-
-    fn compact_if_hollow(&mut self, length: u64) -> Result<(), LogError> {
+    /// Whether a file of this length is mostly unused.
+    fn is_hollow(&self, length: u64) -> Result<bool, LogError> {
         if length < COMPACT_FROM_BYTES {
-            return Ok(());
+            return Ok(false);
         }
-        let stored = {
-            let stats = self.database.begin_read()?.open_table(EVENTS)?.stats()?;
-            stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes()
-        };
-        if stored < length / 4 {
-            // Nobody else has it: it was just opened.
-            let compacted = Arc::get_mut(&mut self.database).map(Database::compact).transpose()?;
-            tracing::info!(length, stored, ?compacted, "compacted the log's file");
+        let mut stored = 0;
+        for (_name, row) in self.contents()?.topics {
+            let Ok(topic) = TopicRow::decode(row.as_slice()) else { return Ok(false) };
+            stored += topic.bytes;
         }
-        Ok(())
+        Ok(stored < length / 4)
     }
+
+    /// Puts a copy in the place of the file, which then is as long as it needs to be. In place of that, because the database
+    /// could not be opened again if it ended halfway and a page was damaged. Without the copy it is no worse than before.
+    fn rewritten(
+        mut self,
+        dir: &Path,
+        open: impl Fn() -> Result<Self, LogError>,
+    ) -> Result<Self, LogError> {
+        match self.snapshot().and_then(|snapshot| snapshot.replace(dir)) {
+            Ok(()) => tracing::info!("the log's file was mostly unused, and is a shorter one now"),
+            Err(error) => {
+                tracing::warn!(%error, "the log's file is mostly unused, and cannot be shortened");
+                return Ok(self);
+            }
+        }
+        // What it writes when it is closed goes to the file that has no name any more.
+        drop(self);
+        open()
+    }
+}
+
+/// Tells a file from another that had its name.
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use redb::{ReadOnlyTable, ReadTransaction};
+use redb::{ReadOnlyTable, ReadTransaction, StorageError};
 
 use super::super::LogError;
 use super::super::record::{Place, Record, unseal};
@@ -41,30 +41,34 @@ impl Reader {
 
     /// A few positions from a place on that hold something.
     pub(super) fn positions(&self, from: Place, end: u64) -> Result<Vec<u64>, LogError> {
-        let found = catch_unwind(AssertUnwindSafe(|| {
+        let found = readable(|| {
             let mut positions = Vec::new();
             for row in self.events.range(from..(from.0, end))?.take(4) {
                 positions.push(row?.0.value().1);
             }
             Ok(positions)
-        }));
-        match found {
-            Ok(Ok(positions)) => Ok(positions),
-            Ok(Err(redb::StorageError::Corrupted(_))) | Err(_) => Ok(Vec::new()),
-            Ok(Err(error)) => Err(error.into()),
-        }
+        });
+        Ok(found?.unwrap_or_default())
     }
 
     pub(super) fn get(&self, place: Place) -> Result<Found, LogError> {
-        // The store takes its own pages on trust: one that was altered behind its back may make it panic.
-        let found = catch_unwind(AssertUnwindSafe(|| self.events.get(place)));
-        let frame = match found {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Ok(Found::Nothing),
-            Ok(Err(redb::StorageError::Corrupted(_))) | Err(_) => return Ok(Found::Damaged(0)),
-            Ok(Err(error)) => return Err(error.into()),
-        };
-        Ok(Found::of(place, frame.value()))
+        Ok(match readable(|| self.events.get(place))? {
+            Some(Some(frame)) => Found::of(place, frame.value()),
+            Some(None) => Found::Nothing,
+            None => Found::Damaged(0),
+        })
+    }
+}
+
+/// Reads. None: a page is damaged. The store takes its own pages on trust: one that was altered behind its back may make it
+/// panic.
+pub(super) fn readable<T>(
+    read: impl FnOnce() -> Result<T, StorageError>,
+) -> Result<Option<T>, LogError> {
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(Ok(found)) => Ok(Some(found)),
+        Ok(Err(StorageError::Corrupted(_))) | Err(_) => Ok(None),
+        Ok(Err(error)) => Err(error.into()),
     }
 }
 

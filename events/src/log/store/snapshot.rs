@@ -5,11 +5,15 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use redb::backends::FileBackend;
 use redb::{Database, Key, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::super::LogError;
-use super::super::record::{Place, Record, unseal};
-use super::{ATTEMPTS, EPOCH, EVENTS, FILE_NAME, META, PROGRESS, SUBSCRIPTIONS, Store, TOPICS};
+use super::super::record::{Record, unseal};
+use super::mark::EPOCH;
+use super::walk::Walk;
+use super::{ATTEMPTS, EVENTS, FILE_NAME, META, PROGRESS, SUBSCRIPTIONS, Store, TOPICS};
+use crate::{database_file, private};
 
 /// Most bytes of one read.
 const READ_BYTES: usize = 16 << 20;
@@ -33,54 +37,64 @@ impl Snapshot {
         positions: Range<u64>,
         limit: usize,
     ) -> Result<Vec<(u64, Record)>, LogError> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        // The store takes its own pages on trust, see `Reader`. What was read before counts.
-        let read = catch_unwind(AssertUnwindSafe(|| -> Result<(), LogError> {
-            let table = self.read.open_table(EVENTS)?;
-            let mut rows = table.range((topic, positions.start)..(topic, positions.end))?;
-            while records.len() < limit && bytes < READ_BYTES {
-                let Some(row) = rows.next() else { break };
-                let (place, frame) = row?;
-                let place: Place = place.value();
-                if let Some(record) = unseal(place, frame.value()) {
-                    bytes += frame.value().len();
-                    records.push((place.1, record));
-                }
+        let (from, to) = ((topic, positions.start), (topic, positions.end));
+        let mut walk = Walk::new(&self.read, from, to)?;
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while records.len() < limit && bytes < READ_BYTES {
+            let rows = walk.rows(limit - records.len())?;
+            if rows.is_empty() {
+                break;
             }
-            Ok(())
-        }));
-        read.unwrap_or_else(|_panic| Err(LogError::Store("a page is damaged".to_owned())))?;
+            bytes += rows.iter().map(|(_place, frame)| frame.len()).sum::<usize>();
+            let found = rows.iter().map(|(place, frame)| Some((place.1, unseal(*place, frame)?)));
+            records.extend(found.flatten());
+        }
         Ok(records)
     }
 
-    /// Writes a store with the same contents into a folder, opens it once to see that it can be, and only then
-    /// gives it its name.
+    /// Writes a store with the same contents into a folder that has none.
     pub(in crate::log) fn copy_to(&self, dir: &Path) -> Result<(), LogError> {
-        let failed = |error: std::io::Error| LogError::io(dir, &error);
-        let (path, partial) = (dir.join(FILE_NAME), dir.join("log.redb.partial"));
-        fs::create_dir_all(dir).map_err(failed)?;
+        let path = dir.join(FILE_NAME);
+        private::folder(dir).map_err(|error| LogError::io(dir, &error))?;
         if path.exists() {
             return Err(LogError::Refused(format!("{} exists already", path.display())));
         }
+        self.replace(dir)
+    }
+
+    /// Writes a store with the same contents into a folder, opens it once to see that it can be, and only then gives it
+    /// its name. Events that cannot be read are left out.
+    pub(super) fn replace(&self, dir: &Path) -> Result<(), LogError> {
+        let failed = |error: std::io::Error| LogError::io(dir, &error);
+        let (path, partial) = (dir.join(FILE_NAME), dir.join("log.redb.partial"));
         if partial.exists() {
             fs::remove_file(&partial).map_err(failed)?;
         }
         let copied = catch_unwind(AssertUnwindSafe(|| self.copy_into(&partial)));
         let copied =
             copied.unwrap_or_else(|_panic| Err(LogError::Store("a page is damaged".to_owned())));
-        if let Err(error) = copied {
-            // What is half a copy is no copy.
-            fs::remove_file(&partial).unwrap_or_default();
-            return Err(error);
+        match copied {
+            Ok(0) => {}
+            Ok(damaged) => {
+                tracing::error!(damaged, "events are not in the copy: their pages are damaged");
+            }
+            Err(error) => {
+                // What is half a copy is no copy.
+                fs::remove_file(&partial).unwrap_or_default();
+                return Err(error);
+            }
         }
         fs::rename(&partial, &path).map_err(failed)?;
         fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
     }
 
-    fn copy_into(&self, path: &Path) -> Result<(), LogError> {
-        let events = {
-            let database = Database::builder().set_cache_size(COPY_CACHE_BYTES).create(path)?;
+    /// Returns how many events are left out.
+    fn copy_into(&self, path: &Path) -> Result<u64, LogError> {
+        let (events, damaged) = {
+            let file = database_file::open(path).map_err(|error| LogError::io(path, &error))?;
+            let mut builder = Database::builder();
+            builder.set_cache_size(COPY_CACHE_BYTES);
+            let database = builder.create_with_backend(FileBackend::new(file)?)?;
             let mut write = database.begin_write()?;
             write.set_quick_repair(true);
             copy(&self.read, &write, META)?;
@@ -90,9 +104,9 @@ impl Snapshot {
             copy(&self.read, &write, SUBSCRIPTIONS)?;
             copy(&self.read, &write, PROGRESS)?;
             copy(&self.read, &write, ATTEMPTS)?;
-            let events = copy(&self.read, &write, EVENTS)?;
+            let copied = copy_events(&self.read, &write)?;
             write.commit()?;
-            events
+            copied
         };
         let copy = Store::open_file(path, COPY_CACHE_BYTES)?;
         copy.contents()?;
@@ -101,22 +115,37 @@ impl Snapshot {
             let reason = format!("the copy has {found} events, not {events}");
             return Err(LogError::Store(reason));
         }
-        Ok(())
+        Ok(damaged)
     }
 }
 
-/// Copies a table; returns its rows.
+/// Copies a table.
 fn copy<K: Key + 'static, V: redb::Value + 'static>(
     from: &ReadTransaction,
     to: &WriteTransaction,
     table: TableDefinition<'_, K, V>,
-) -> Result<u64, LogError> {
+) -> Result<(), LogError> {
     let mut target = to.open_table(table)?;
-    let mut rows = 0;
     for row in from.open_table(table)?.iter()? {
         let (key, value) = row?;
         target.insert(key.value(), value.value())?;
-        rows += 1;
     }
-    Ok(rows)
+    Ok(())
+}
+
+/// Returns how many it copied, and how many it could not.
+fn copy_events(from: &ReadTransaction, to: &WriteTransaction) -> Result<(u64, u64), LogError> {
+    let mut target = to.open_table(EVENTS)?;
+    let mut walk = Walk::new(from, (0, 0), (u32::MAX, u64::MAX))?;
+    let mut copied = 0;
+    loop {
+        let rows = walk.rows(usize::MAX)?;
+        if rows.is_empty() {
+            return Ok((copied, walk.damaged()));
+        }
+        for (place, frame) in rows {
+            target.insert(place, frame.as_slice())?;
+            copied += 1;
+        }
+    }
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use disk::{Disk, Image};
 
+mod damage;
 mod disk;
 
 fn open(disk: &Disk) -> Result<Store, LogError> {
@@ -348,34 +349,4 @@ fn a_journal_that_cannot_be_written_is_given_up() {
     drop(store);
     let store = open(&after).unwrap();
     assert_eq!((events(&store), store.lost_batches()), (acknowledged, 0));
-}
-
-#[test]
-fn batches_that_damaged_tables_do_not_take_are_counted_and_the_store_opens() {
-    let disk = Disk::new();
-    some_events(&disk);
-    let mut store = open(&disk).unwrap();
-    // The first goes where the damage is, the second does not.
-    let event = Batch { events: vec![((1, 100), vec![7; 9])], ..Batch::default() };
-    store.commit(event).unwrap();
-    let topic = Batch { topics: [("t".to_owned(), vec![1])].into(), ..Batch::default() };
-    store.commit(topic).unwrap();
-    let after = disk.after_power_cut(|| false);
-    drop(store);
-    // Without a cache, so that it reads what comes now.
-    let mut store = Store::with_backend(after.tables.clone(), 0).unwrap();
-    // Pages of events lose what says how they are laid out.
-    for page in after.tables.image.lock().now.chunks_mut(4096).skip(1) {
-        let is_event =
-            |part: &[u8]| part.iter().all(|byte| (1..20).contains(byte) && *byte == part[0]);
-        if page.windows(1000).any(is_event) {
-            page[..16].fill(0xff);
-        }
-    }
-    let epoch = store.named_epoch().unwrap().unwrap();
-    let contents = journal::read(&after.journal, epoch);
-    store.begin_journal(Box::new(after.journal.clone()), &contents.batches).unwrap();
-    assert_eq!(store.lost_batches(), 1);
-    assert_eq!(store.contents().unwrap().topics, [("t".to_owned(), vec![1])]);
-    drop(store);
 }

@@ -49,7 +49,7 @@ impl FileBlocks {
     }
 
     fn create(&self) -> Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).open(&self.path)
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.path)
     }
 }
 

@@ -47,7 +47,7 @@ fn fill(dir: &TempDir, epoch: u64, batches: impl IntoIterator<Item = Batch>) -> 
 }
 
 fn read(dir: &TempDir, epoch: u64) -> Contents {
-    super::read(&*blocks(dir), epoch)
+    super::read(&*blocks(dir), Mark { epoch, frame: 0 })
 }
 
 /// Changes one byte of a block.
@@ -105,6 +105,24 @@ fn a_damaged_frame_is_counted_and_those_after_it_are_found() {
 }
 
 #[test]
+fn frames_before_the_first_that_is_wanted_are_neither_read_nor_missed() {
+    let dir = TempDir::new().unwrap();
+    let mut journal = fill(&dir, 6, [batch(1, 10), batch(2, 10), batch(3, 10), batch(4, 10)]);
+    let read = |frame| super::read(&*blocks(&dir), Mark { epoch: 6, frame });
+    assert_eq!(read(3), Contents { batches: vec![batch(4, 10)], lost: 0 });
+    assert_eq!(read(4), Contents::default());
+    flip(&dir, 1, 21);
+    assert_eq!(read(2), Contents { batches: vec![batch(3, 10), batch(4, 10)], lost: 0 });
+    assert_eq!(read(1), Contents { batches: vec![batch(3, 10), batch(4, 10)], lost: 1 });
+    flip(&dir, 3, 21);
+    assert_eq!(read(4), Contents::default());
+    journal.start(7);
+    assert!(journal.append(&batch(5, 10).into()).unwrap());
+    assert_eq!(read(4), Contents { batches: vec![batch(5, 10)], lost: 0 });
+    assert_eq!(read(3), Contents { batches: vec![batch(5, 10)], lost: 1 });
+}
+
+#[test]
 fn what_is_too_large_or_has_no_room_is_left_to_the_store() {
     let dir = TempDir::new().unwrap();
     let mut journal = fill(&dir, 6, []);
@@ -154,7 +172,7 @@ fn a_block_that_cannot_be_read_hides_no_other() {
     let dir = TempDir::new().unwrap();
     fill(&dir, 6, [batch(1, 10), batch(2, 6000), batch(3, 10)]);
     let read = |unreadable: &[usize]| {
-        let contents = super::read(&Unreadable(&dir, unreadable), 6);
+        let contents = super::read(&Unreadable(&dir, unreadable), Mark { epoch: 6, frame: 0 });
         let positions = contents.batches.iter().map(|batch| batch.events[0].0.1);
         (positions.collect::<Vec<_>>(), contents.lost)
     };

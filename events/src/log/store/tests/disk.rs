@@ -1,6 +1,7 @@
 //! A disk in memory that knows what was flushed, and whose power can be cut at any write.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,6 +33,8 @@ pub(super) struct File {
     pub(super) faults: Arc<Mutex<Faults>>,
     /// No write to it succeeds.
     pub(super) broken: Arc<AtomicBool>,
+    /// Bytes that cannot be read.
+    pub(super) bad: Arc<Mutex<Vec<Range<usize>>>>,
     pub(super) image: Arc<Mutex<Image>>,
 }
 
@@ -72,6 +75,7 @@ impl Disk {
         let file = |image| File {
             faults: Arc::clone(&faults),
             broken: Arc::default(),
+            bad: Arc::default(),
             image: Arc::new(Mutex::new(image)),
         };
         Self { tables: file(tables), journal: file(journal), faults: Arc::clone(&faults) }
@@ -119,6 +123,10 @@ impl File {
     }
 
     pub(super) fn load(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+        let end = at + out.len();
+        if self.bad.lock().iter().any(|bad| bad.start < end && at < bad.end) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let image = self.image.lock();
         let bytes = image.now.get(at..at + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
