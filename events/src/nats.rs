@@ -52,9 +52,11 @@ pub struct NatsBus {
     /// Keeps the order of publishes.
     order: tokio::sync::Mutex<()>,
     /// A hub for each subscription that is consumed here. Short, and never held across an await.
-    hubs: Mutex<HashMap<String, HubHandle>>,
+    hubs: Arc<Hubs>,
     members: AtomicU64,
 }
+
+type Hubs = Mutex<HashMap<String, HubHandle>>;
 
 #[derive(Clone, Debug)]
 struct HubHandle {
@@ -78,13 +80,9 @@ impl NatsBus {
         let metrics = NatsMetrics::register(registry, name)
             .map_err(|error| NatsError::Settings(format!("metrics of bus {name}: {error}")))?;
         let shared = Arc::new(Shared::connect(name, options, metrics).await?);
-        watch::start(&shared);
-        Ok(Self {
-            shared,
-            order: tokio::sync::Mutex::default(),
-            hubs: Mutex::default(),
-            members: AtomicU64::new(1),
-        })
+        let hubs = Arc::default();
+        watch::start(&shared, &hubs);
+        Ok(Self { shared, order: tokio::sync::Mutex::default(), hubs, members: AtomicU64::new(1) })
     }
 
     /// Tries whether a bus can be kept there, and leaves nothing running.
@@ -136,8 +134,17 @@ impl NatsBus {
         let (commands, queue) = mpsc::unbounded_channel();
         let hub = Hub::new(Arc::clone(&self.shared), spec.clone(), topic, queue);
         let (running, finished) = tokio::sync::watch::channel(());
+        let (name, own) = (spec.name.clone(), commands.downgrade());
+        let all = Arc::downgrade(&self.hubs);
         tokio::spawn(async move {
             Box::pin(hub.run()).await;
+            // Each reader of a stream has a name of its own: without this they would add up.
+            if let (Some(all), Some(own)) = (all.upgrade(), own.upgrade()) {
+                let mut all = all.lock();
+                if all.get(&name).is_some_and(|hub| hub.commands.same_channel(&own)) {
+                    all.remove(&name);
+                }
+            }
             drop(running);
         });
         let handle = HubHandle { commands, spec: spec.clone(), finished };
@@ -191,8 +198,12 @@ struct HubMember {
 }
 
 impl ConsumerBackend for HubMember {
-    fn settle(&self, delivery: u64, outcome: Settle) {
-        self.tell(Command::Settle { member: self.member, delivery, outcome });
+    fn settle(&self, delivery: u64, outcome: Settle) -> bool {
+        self.tell(Command::Settle { member: self.member, delivery, outcome })
+    }
+
+    fn retire(&self) {
+        self.tell(Command::Retire { member: self.member });
     }
 
     fn close(&self) {
@@ -201,10 +212,9 @@ impl ConsumerBackend for HubMember {
 }
 
 impl HubMember {
-    fn tell(&self, command: Command) {
-        if self.commands.send(command).is_err() {
-            tracing::trace!("the hub is over: JetStream hands its events out again");
-        }
+    /// False: the hub is over, and JetStream hands its events out again.
+    fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
     }
 }
 

@@ -14,12 +14,16 @@
 mod behaviour;
 #[path = "nats/cluster.rs"]
 mod cluster;
+#[path = "nats/gone.rs"]
+mod gone;
 #[path = "nats/later.rs"]
 mod later;
 #[path = "nats/managed.rs"]
 mod managed;
 #[path = "nats/server.rs"]
 mod server;
+#[path = "nats/several.rs"]
+mod several;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +89,7 @@ on_both!(
     a_topic_that_is_no_longer_declared_is_as_if_it_never_was,
     dead_letters_are_all_kept_also_where_a_subscriber_came_first,
     dead_letters_are_all_kept_also_where_their_topic_is_older,
+    a_consumer_moves_nothing_and_leaves_other_topics_as_they_are,
     each_move_of_a_subscription_is_another_generation_also_after_a_restart,
     bad_topic_names_are_invalid,
     any_printable_topic_name_is_a_topic_of_its_own,
@@ -93,16 +98,25 @@ on_both!(
 
 /// What the embedded bus offers under the same trait is tested with it.
 macro_rules! on_nats {
-    ($($name:ident),* $(,)?) => {
+    ($module:ident: $($name:ident),* $(,)?) => {
         $(#[tokio::test]
         async fn $name() {
             let Some(server) = Server::start("").await else { return };
-            managed::$name(&Bus::Nats(options(&server))).await;
+            $module::$name(&Bus::Nats(options(&server))).await;
         })*
     };
 }
 
 on_nats!(
+    several:
+    a_replay_that_another_control_plane_asks_for_misses_nothing,
+    an_ordered_subscription_goes_on_at_once_with_the_next_consumer,
+    a_subscription_rests_that_another_control_plane_pauses,
+    consumers_of_another_control_plane_are_seen,
+);
+
+on_nats!(
+    managed:
     a_key_keeps_its_order_through_retries_and_restarts,
     a_key_that_waits_leaves_room_for_others,
     events_of_a_source_keep_their_order,

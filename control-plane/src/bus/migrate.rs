@@ -75,7 +75,8 @@ impl Moves {
         }
         let there = new.subscriptions().await?;
         for before in before {
-            if !there.iter().any(|new| new.name == before.name && new.topic == before.topic) {
+            // One of this name that is on another topic is not moved away from there.
+            if !there.iter().any(|new| new.name == before.name) {
                 let mut spec = SubscriptionSpec::new(&before.name, name, &before.topic)?;
                 spec.dead_letter_topic.clone_from(&before.dead_letter_topic);
                 spec.idle_expiry = before.idle_expiry;
@@ -199,7 +200,9 @@ impl Old {
                 unknown.join(", ")
             )));
         }
-        for old in before.iter().filter(|old| old.paused && known(old)) {
+        // One whose events stay behind has nothing that must rest.
+        let moves = |old: &&SubscriptionStatus| known(old) && !skip.contains(&old.name);
+        for old in before.iter().filter(moves).filter(|old| old.paused) {
             new.pause(&old.name, true).await?;
         }
         self.checked = true;

@@ -2,13 +2,13 @@
 //! others shadow. What is found here breaks only itself; everything else applies.
 
 use duet_api::resource::{
-    BackendRef, Field, FilterType, GROUP, HttpFilter, HttpRule, Located, Metadata, ObjectKey,
-    OutboxSource, ParentRef, ParseError, Resource, Subscription, TargetKind, TargetRef, Topic,
-    TrafficPolicy, XBackendTrafficPolicy,
+    BackendRef, EventBus, Field, FilterType, GROUP, HttpFilter, HttpRule, Located, Metadata,
+    ObjectKey, OutboxSource, ParentRef, ParseError, Resource, Subscription, TargetKind, TargetRef,
+    Topic, TrafficPolicy, XBackendTrafficPolicy,
 };
 
 use super::fields::Scope;
-use super::{authority, events, fields, policy, routes, shadow};
+use super::{authority, clusters, events, fields, policy, routes, shadow};
 use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, parent_service, target_object};
 
 /// What was found, in the order of files and lines.
@@ -51,10 +51,10 @@ pub fn validate(index: &Index) -> Findings {
             Resource::Subscription(subscription) => check.subscription(subscription),
             Resource::OutboxSource(source) => check.outbox_source(source),
             Resource::Topic(topic) => check.topic(topic),
+            Resource::EventBus(bus) => check.event_bus(bus),
             Resource::EndpointSlice(slice) => check.slice(&slice.metadata),
             Resource::Service(_)
             | Resource::ReferenceGrant(_)
-            | Resource::EventBus(_)
             | Resource::AuthorizationPolicy(_) => {}
         }
     }
@@ -345,6 +345,14 @@ impl Check<'_> {
             && let Err(why) = events::takes_topic(self.index, &spec_of.bus, topic)
         {
             self.error(&spec(&[("topic", None)]), why);
+        }
+    }
+
+    fn event_bus(&mut self, bus: &EventBus) {
+        if let Some(rival) = clusters::rival(self.index, bus) {
+            let path = spec(&[("backend", None), ("nats", None), ("servers", None)]);
+            let why = clusters::taken(&rival.resource.metadata().name);
+            self.error(&path, why);
         }
     }
 

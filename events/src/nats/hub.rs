@@ -5,15 +5,17 @@
 //! else. Retries of an unordered subscription wait in JetStream, those of an ordered one in the hub, before the later
 //! events of their key.
 
+mod hand_out;
+mod place;
 mod pull;
+mod question;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subject;
-use async_nats::jetstream::AckKind;
-use async_nats::jetstream::consumer::pull::Batch;
+use async_nats::jetstream::{AckKind, Message};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,7 +27,9 @@ use super::shared::Shared;
 use super::stream::Topic;
 use super::subscription::PullConsumer;
 use crate::bus::{ConsumeError, Delivery, Settle, SubscriptionSpec};
+use place::Doubt;
 use pull::next_message;
+use question::Question;
 
 /// How often JetStream hears of what is held.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -40,10 +44,14 @@ pub(super) enum Command {
     Join { member: u64, credit: usize, out: Deliveries, joined: oneshot::Sender<()> },
     /// A delivery is decided.
     Settle { member: u64, delivery: u64, outcome: Settle },
+    /// A consumer wants nothing more, and still settles what it has.
+    Retire { member: u64 },
     /// A consumer goes.
     Leave { member: u64 },
-    /// The place of the subscription changed: everything held is void.
+    /// The place of the subscription changed.
     Moved,
+    /// When its consumer was made, and whether it is paused, as somebody saw it.
+    Seen { born: String, paused: bool },
     /// Nothing is handed out, or again.
     Paused(bool),
     /// How many consumers there are.
@@ -62,7 +70,6 @@ struct Member {
 }
 
 /// What came of a write.
-#[derive(Clone, Copy)]
 pub(super) enum Done {
     /// Attempts spent so far are known.
     Spent { position: u64, spent: u32 },
@@ -76,6 +83,8 @@ pub(super) enum Done {
     Pending(Option<usize>),
     /// Whether JetStream has the subscription paused.
     Paused(bool),
+    /// When the consumer was made that these come from; `None` where nobody can tell.
+    Born { born: Option<String>, messages: Vec<Message> },
 }
 
 /// Waits, before the first delivery of an ordered subscription, until everything that was handed out before is here:
@@ -99,7 +108,10 @@ pub(super) struct Hub {
     born: String,
     /// How often the subscription was moved before that.
     generation: u64,
-    batch: Option<Batch>,
+    /// What it had handed out, to anybody, with the last message that came.
+    newest: u64,
+    doubt: Doubt,
+    question: Option<Question>,
     /// Each with the turn that it is of.
     work: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
     /// Counts how often everything held became void: what comes of it then is of no interest.
@@ -131,7 +143,9 @@ impl Hub {
             consumer: None,
             born: String::new(),
             generation: 0,
-            batch: None,
+            newest: 0,
+            doubt: Doubt::default(),
+            question: None,
             work: FuturesUnordered::new(),
             turn: 0,
             barrier: None,
@@ -153,7 +167,7 @@ impl Hub {
             self.pull().await;
             self.step(&mut heartbeat, &mut signals.0, &mut signals.1).await;
         }
-        self.finish().await;
+        Box::pin(self.finish()).await;
     }
 
     /// Takes in the next thing that happens.
@@ -168,8 +182,8 @@ impl Hub {
         let wake = wake.unwrap_or_else(|| Instant::now() + HEARTBEAT);
         tokio::select! {
             command = self.commands.recv() => self.command(command).await,
-            pulled = next_message(&mut self.batch) => self.pulled(pulled).await,
-            Some((turn, done)) = self.work.next(), if !self.work.is_empty() => self.done(turn, done),
+            pulled = next_message(&mut self.question) => self.pulled(pulled).await,
+            Some((turn, done)) = self.work.next(), if !self.work.is_empty() => self.done(turn, done).await,
             _ = heartbeat.tick() => self.still_working().await,
             _ = connects.changed() => self.reconnected(),
             _ = closed.changed() => self.over = Some("the bus is closed".to_owned()),
@@ -180,7 +194,7 @@ impl Hub {
     /// Pulls that the old connection made are lost, and with them what came to nobody: where order is kept, that must not
     /// be overtaken, see [`Barrier`].
     fn reconnected(&mut self) {
-        self.batch = None;
+        self.question = None;
         self.consumer = None;
         self.rest_until = Instant::now();
     }
@@ -194,30 +208,17 @@ impl Hub {
                 self.command(Some(command)).await;
             }
         }
-        self.end_pull().await;
+        let late = self.end_question().await;
         while let Ok(Some((turn, done))) = tokio::time::timeout(PAUSE, self.work.next()).await {
-            self.done(turn, done);
+            self.done(turn, done).await;
         }
-        for (_, held) in self.hands.take() {
-            self.shared.answer(held.reply, AckKind::Nak(None)).await;
-        }
+        self.give_back(late).await;
         let reason = self.over.take().unwrap_or_else(|| "the bus ended this consumer".to_owned());
         for (_, member) in self.members.drain() {
             let bus = self.spec.bus.clone();
             let over = ConsumeError::Unavailable { bus, reason: reason.clone() };
             // It has room for the end besides its credit.
             member.out.try_send(Err(over)).unwrap_or_default();
-        }
-    }
-
-    /// Takes the open question back, and what was answered to it meanwhile: JetStream must not send to nobody what is
-    /// given back next.
-    async fn end_pull(&mut self) {
-        let Some(batch) = self.batch.take() else { return };
-        drop(batch);
-        let flushed = self.shared.client.flush();
-        if self.shared.connected_now() {
-            tokio::time::timeout(PAUSE, flushed).await.ok();
         }
     }
 
@@ -245,25 +246,26 @@ impl Hub {
                     self.settle(position, outcome).await;
                 }
             }
+            Command::Retire { member } => {
+                if let Some(member) = self.members.get_mut(&member) {
+                    member.credit = 0;
+                }
+            }
             Command::Leave { member } => {
                 self.members.remove(&member);
                 self.hands.take_back(member);
             }
-            Command::Moved => self.moved(),
+            Command::Moved => self.look_again().await,
+            Command::Seen { born, paused } => {
+                let found = !self.born.is_empty();
+                if found && (born, paused) != (self.born.clone(), self.paused) {
+                    self.look_again().await;
+                }
+            }
             Command::Paused(paused) => self.paused = paused,
             Command::Count(answer) => answer.send(self.members.len()).unwrap_or_default(),
             Command::End(reason) => self.over = Some(reason),
         }
-    }
-
-    fn moved(&mut self) {
-        self.turn += 1;
-        self.hands.clear();
-        self.handled = Default::default();
-        self.batch = None;
-        self.consumer = None;
-        self.barrier = None;
-        self.rest_until = Instant::now();
     }
 
     async fn settle(&mut self, position: u64, outcome: Settle) {
@@ -293,11 +295,15 @@ impl Hub {
         }
     }
 
-    fn done(&mut self, turn: u64, done: Done) {
+    async fn done(&mut self, turn: u64, done: Done) {
+        if let Done::Born { born, messages } = done {
+            return self.no_doubt(born, messages).await;
+        }
         if turn != self.turn {
             return;
         }
         match done {
+            Done::Born { .. } => {}
             Done::Spent { position, spent } => {
                 if let Some(held) = self.hands.get_mut(position)
                     && held.stage == Stage::Busy
@@ -338,50 +344,6 @@ impl Hub {
             && let Some(oldest) = order.pop_front()
         {
             known.remove(&oldest);
-        }
-    }
-
-    /// Hands out what may go, as far as there is room.
-    fn hand_out(&mut self) {
-        if self.barrier.is_some() || self.paused {
-            return;
-        }
-        while let Some(position) = self.hands.next() {
-            let free = |member: &Member| member.credit.saturating_sub(member.open.len());
-            let member = self.members.iter_mut().max_by_key(|(_, member)| free(member));
-            let Some((id, member)) = member.filter(|(_, member)| free(member) > 0) else { return };
-            let Some(held) = self.hands.get(position) else { return };
-            if held.event.expires_ms().is_some_and(|at| at <= now_ms()) {
-                self.expire(position);
-                continue;
-            }
-            self.next_delivery += 1;
-            let delivery = Delivery {
-                id: self.next_delivery,
-                position,
-                attempt: held.attempt,
-                generation: self.generation,
-                event: held.event.clone(),
-                path: None,
-            };
-            let id = *id;
-            if member.out.try_send(Ok(delivery)).is_err() {
-                // It is gone; what it settled before is still on the way, and its word comes after that.
-                member.credit = 0;
-                continue;
-            }
-            member.open.insert(self.next_delivery, (self.turn, position));
-            self.hands.set(position, Stage::Out(id));
-        }
-    }
-
-    fn expire(&mut self, position: u64) {
-        self.shared.metrics.expired(&self.spec.name);
-        if let Some(held) = self.hands.get(position) {
-            let (attempt, event) = (held.attempt, held.event.clone());
-            let job = settle::Job { attempt, ..self.job(position, held.reply.clone()) };
-            self.hands.set(position, Stage::Busy);
-            self.write(job, event, Settle::Ack);
         }
     }
 

@@ -20,7 +20,7 @@ impl Shared {
                 })
                 .map_err(|error| NatsError::Failed(error.to_string()))?,
             };
-            acks.push(self.send(&topic, &event, Some(id)).await?);
+            acks.push(self.send(&topic, &event, Some(id), 0).await?);
         }
         for ack in acks {
             self.acknowledged(name, ack).await?;

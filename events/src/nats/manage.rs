@@ -9,7 +9,7 @@ use super::hub::{Command, now_ms};
 use super::names::message_id;
 use super::shared::{NatsError, Shared};
 use super::status::millis;
-use super::stream::{is_declared, topic_of};
+use super::stream::{is_declared_for, topic_of};
 use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
@@ -42,6 +42,7 @@ impl ManagedBus for NatsBus {
         spec: SubscriptionSpec,
     ) -> BoxFuture<'_, Result<(), ConsumeError>> {
         Box::pin(async move {
+            let spec = SubscriptionSpec { declared: true, ..spec };
             let before = self.shared.record(&spec.name).await;
             let before = before.map_err(|error| consume_error(&spec, &error))?;
             Box::pin(self.shared.ensure(&spec))
@@ -85,7 +86,7 @@ impl ManagedBus for NatsBus {
                     next: info.state.last_sequence.saturating_add(1),
                     events: info.state.messages,
                     bytes: info.state.bytes,
-                    declared: is_declared(&info.config),
+                    declared: is_declared_for(&self.shared.name, &info.config),
                 })
             };
             let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();
@@ -239,8 +240,9 @@ impl NatsBus {
         &self,
         record: Record,
     ) -> Result<Option<SubscriptionStatus>, ManageError> {
-        let Some(status) = self.shared.status(record).await? else { return Ok(None) };
-        let consumers = self.consumers(&status.name).await;
+        let Some((status, _born)) = self.shared.status(record).await? else { return Ok(None) };
+        // Those of other control planes are at least one.
+        let consumers = self.consumers(&status.name).await.max(status.consumers);
         let attempts = match status.lag {
             0 => 0,
             _ => self.shared.most_spent(&status.name).await?,
@@ -303,7 +305,7 @@ impl Shared {
         });
         let event = event.map_err(|error| NatsError::Failed(error.to_string()))?;
         let id = format!("redrive {} {position}", message_id(topic, &found.time.to_string()));
-        self.store(&to, TopicConfig::default(), &event, id).await?;
+        self.store(&to, TopicConfig::undeclared(&to), &event, id).await?;
         self.remove(letters, position).await?;
         Ok(true)
     }
@@ -317,7 +319,7 @@ impl Shared {
 
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
         let mut record = self.known(subscription).await?;
-        let topic = self.topic(&record.topic, TopicConfig::default()).await?;
+        let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
         let old = self.consumer(&topic, subscription).await?;
         let old = old.map(|consumer| consumer.cached_info().clone());
         // First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever

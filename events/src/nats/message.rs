@@ -27,6 +27,15 @@ pub(super) fn encode(event: &Event) -> (HeaderMap, Bytes) {
     (headers, data)
 }
 
+/// Bytes of a message, as a server counts them.
+pub(super) fn size(headers: &HeaderMap, data: &Bytes) -> usize {
+    let line = |name: &str, value: &str| name.len() + value.len() + ": \r\n".len();
+    let lines = headers.iter().flat_map(|(name, values)| {
+        values.iter().map(move |value| line(name.as_ref(), value.as_str()))
+    });
+    "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>() + data.len()
+}
+
 /// The event of a message. What another client published without a CloudEvents envelope becomes the data of an event
 /// whose `id` is its place in the stream.
 pub(super) fn event(

@@ -54,13 +54,12 @@ impl Job {
                 Done::Gone { position }
             }
             Settle::DeadLetter { reason, status } => {
-                let mut reason = reason;
-                while let Err(error) = self.bury(&event, &reason, status).await {
-                    if matches!(error, NatsError::Refused(_)) {
-                        // With all that a dead letter says it may be just larger than the servers take.
-                        reason.clear();
-                    }
+                let (mut letter, mut reason) = (event, reason);
+                while let Err(error) = self.bury(&letter, &reason, status).await {
                     tracing::warn!(subscription = self.spec.name, %error, "a dead letter waits");
+                    if matches!(error, NatsError::Refused(_)) {
+                        (letter, reason) = self.smaller(letter, &reason);
+                    }
                     sleep(AGAIN).await;
                 }
                 self.acknowledge().await;
@@ -68,6 +67,19 @@ impl Job {
             }
             Settle::Release { delay } => Done::Again { position, delay },
         }
+    }
+
+    /// With all that a dead letter says an event may be just larger than the servers take: those of publishers are not,
+    /// those of other NATS clients may be.
+    fn smaller(&self, letter: Event, reason: &str) -> (Event, String) {
+        if !reason.is_empty() || letter.data().is_none_or(Bytes::is_empty) {
+            return (letter, String::new());
+        }
+        let (position, topic) = (self.position, &self.spec.topic);
+        let reason = format!(
+            "its data is too large for a dead letter, and is at position {position} of {topic}"
+        );
+        (letter.with_data(Bytes::new()), reason)
     }
 
     async fn bury(&self, event: &Event, reason: &str, status: u32) -> Result<(), NatsError> {

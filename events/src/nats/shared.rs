@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -10,7 +11,7 @@ use async_nats::jetstream::{AckKind, Context, kv};
 use async_nats::{Client, ConnectOptions, Event as ConnectionEvent, Subject};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 
 use super::login::NatsLogin;
 use super::metrics::NatsMetrics;
@@ -18,6 +19,8 @@ use super::stream::Topic;
 
 /// Bound on one request, and on the acknowledgement of a publish.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the server is asked whether it is still there.
+const PING: Duration = Duration::from_secs(5);
 
 /// How to reach a NATS cluster, and what to keep there.
 #[derive(Clone, Debug)]
@@ -75,7 +78,8 @@ pub(super) struct Shared {
     pub(super) metrics: NatsMetrics,
     /// A cache: short, and never held across an await.
     pub(super) topics: Mutex<HashMap<String, Topic>>,
-    state: OnceCell<kv::Store>,
+    /// The bucket of state, as far as it is known to be there. Short, and never held across an await.
+    state: Mutex<Option<Arc<kv::Store>>>,
     /// Counts connections.
     pub(super) connects: watch::Receiver<u64>,
     pub(super) closed: watch::Sender<bool>,
@@ -93,6 +97,8 @@ impl Shared {
             .name(format!("duet bus {name}"))
             .retry_on_initial_connect()
             .request_timeout(Some(REQUEST_TIMEOUT))
+            // A machine that vanishes says nothing: it is gone when three of these have no answer.
+            .ping_interval(PING)
             .client_capacity(65_536)
             .event_callback(move |event| {
                 if matches!(event, ConnectionEvent::Connected) {
@@ -117,7 +123,7 @@ impl Shared {
             js,
             metrics,
             topics: Mutex::default(),
-            state: OnceCell::new(),
+            state: Mutex::default(),
             connects,
             closed: watch::Sender::new(false),
         })
@@ -151,9 +157,11 @@ impl Shared {
         if let Some(code) = code(&text) {
             return match code {
                 // Not available, no leader, no peers; JetStream is not enabled there, or not for the account.
-                10_005 | 10_008 | 10_009 | 10_118 | 10_039 | 10_076 => NatsError::Away(text),
-                // Resources, storage, store failed: no room.
-                10_002 | 10_023 | 10_028 | 10_047 | 10_077 => NatsError::Full(text),
+                10_005 | 10_008 | 10_009 | 10_118 | 10_039 | 10_076 | IN_PROCESS => {
+                    NatsError::Away(text)
+                }
+                // Resources, storage, store failed: no room. Too many requests.
+                10_002 | 10_023 | 10_028 | 10_047 | 10_077 | 10_167 => NatsError::Full(text),
                 _ => NatsError::Failed(text),
             };
         }
@@ -174,13 +182,23 @@ impl Shared {
     }
 
     /// The bucket of subscriptions and spent attempts.
-    pub(super) async fn state(&self) -> Result<&kv::Store, NatsError> {
+    pub(super) async fn state(&self) -> Result<Arc<kv::Store>, NatsError> {
         self.connected()?;
-        let made = self.state.get_or_try_init(|| async {
-            let store = state(&self.js, &self.options).await;
-            store.map_err(|error| self.error("the bucket of state", &error))
-        });
-        made.await
+        if let Some(store) = self.state.lock().clone() {
+            return Ok(store);
+        }
+        let store = Box::pin(state(&self.js, &self.options)).await;
+        let store = store.map_err(|error| self.error("the bucket of state", &error))?;
+        let store = Arc::new(store);
+        *self.state.lock() = Some(Arc::clone(&store));
+        Ok(store)
+    }
+
+    /// What an error of the bucket means. It may be gone with all that the servers had: it is made anew when it is next
+    /// needed.
+    pub(super) fn state_error(&self, what: &str, error: &dyn std::error::Error) -> NatsError {
+        *self.state.lock() = None;
+        self.error(what, error)
     }
 }
 
@@ -211,6 +229,14 @@ pub(super) async fn reach(options: &NatsOptions, wait: Duration) -> Result<(), N
     // Nobody waits for its end.
     client.drain().await.unwrap_or_default();
     made
+}
+
+/// The same event is being stored: it is known whether that worked a moment later.
+const IN_PROCESS: u64 = 10_158;
+
+/// Whether a publish is refused because the same event is being stored just now.
+pub(super) fn is_in_process(error: &dyn std::error::Error) -> bool {
+    code(&error.to_string()) == Some(IN_PROCESS)
 }
 
 /// The server's code in an error's text. The library's errors do not all have it as their source, but all say it.

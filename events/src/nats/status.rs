@@ -1,20 +1,27 @@
 //! How a subscription is, and what is in a topic, as JetStream tells it.
 
+use std::time::Duration;
+
+use async_nats::jetstream::consumer;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 
+use super::hub::now_ms;
 use super::shared::{NatsError, Shared};
 use super::subscription::Record;
 use crate::bus::{ManageError, SubscriptionStatus, TopicConfig};
 
+/// How long somebody who has events in hand may take for one, to be seen from elsewhere.
+const BUSY: Duration = Duration::from_secs(60);
+
 impl Shared {
-    /// A subscription without the count of its consumers and of attempts. `None` for one whose consumer is gone: it was idle
-    /// for too long.
+    /// A subscription without the count of attempts, and of consumers only whether anybody anywhere seems to consume it;
+    /// and when its consumer was made. `None` for one whose consumer is gone: it was idle for too long.
     pub(super) async fn status(
         &self,
         record: Record,
-    ) -> Result<Option<SubscriptionStatus>, NatsError> {
-        let topic = self.topic(&record.topic, TopicConfig::default()).await?;
+    ) -> Result<Option<(SubscriptionStatus, String)>, NatsError> {
+        let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
         let Some(consumer) = self.consumer(&topic, &record.name).await? else {
             return Ok(None);
         };
@@ -29,20 +36,22 @@ impl Shared {
             let oldest = self.message(&stream, &record.topic, floor).await?;
             oldest_ms = oldest.map(|oldest| millis(oldest.time));
         }
-        Ok(Some(SubscriptionStatus {
+        let born = info.created.to_string();
+        let status = SubscriptionStatus {
             lag,
             oldest_ms,
             in_flight,
             retrying: info.num_redelivered as u64,
             attempts: 0,
-            consumers: 0,
+            consumers: u64::from(is_consumed(info)),
             paused: info.paused,
-            declared: record.declared,
+            declared: record.is_declared_for(&self.name),
             idle_expiry: Some(info.config.inactive_threshold).filter(|idle| !idle.is_zero()),
             dead_letter_topic: record.dead_letter_topic(),
             name: record.name,
             topic: record.topic,
-        }))
+        };
+        Ok(Some((status, born)))
     }
 
     /// The stream of a topic.
@@ -72,6 +81,17 @@ impl Shared {
             Err(error) => Err(self.error("an event", &error)),
         }
     }
+}
+
+/// Whether somebody has a question open, or got or handled something just now: whoever has as much in hand as it wants
+/// asks for nothing. What a dead control plane had in hand stays so until somebody asks for it.
+fn is_consumed(info: &consumer::Info) -> bool {
+    let last = [info.delivered.last_active, info.ack_floor.last_active];
+    let busy = last.into_iter().flatten().any(|at| {
+        let quiet = now_ms().saturating_sub(millis(at));
+        u128::from(quiet) < BUSY.as_millis()
+    });
+    info.num_waiting > 0 || (info.num_ack_pending > 0 && busy)
 }
 
 /// Milliseconds since the epoch.

@@ -9,7 +9,8 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use super::later;
 use super::names::token;
 use super::shared::{NatsError, Shared};
-use crate::bus::{TopicConfig, check_name};
+use super::subscription::Recorded;
+use crate::bus::{Start, TopicConfig, check_name};
 
 /// What a server takes as shortest deduplication window and age.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -18,6 +19,8 @@ const ORDER_BY: &str = "duet-order-by";
 const DEDUP: &str = "duet-dedup";
 /// A resource declared the topic.
 const DECLARED: &str = "duet-declared";
+/// The bus that made the stream, or changed it last; older versions did not say.
+const BUS: &str = "duet-bus";
 
 /// A topic, as publishers and consumers need it.
 #[derive(Clone, Debug)]
@@ -37,8 +40,13 @@ pub(super) fn topic_of(config: &stream::Config) -> Option<&str> {
 }
 
 /// Whether a resource declared a stream's topic.
-pub(super) fn is_declared(config: &stream::Config) -> bool {
+fn is_declared(config: &stream::Config) -> bool {
     config.metadata.contains_key(DECLARED)
+}
+
+/// Whether a resource declared it for this bus. What it declared for another one is not this one's to forget.
+pub(super) fn is_declared_for(bus: &str, config: &stream::Config) -> bool {
+    is_declared(config) && config.metadata.get(BUS).is_none_or(|owner| owner == bus)
 }
 
 impl Shared {
@@ -69,25 +77,63 @@ impl Shared {
             found = self.js.get_or_create_stream(self.config(name, &default)).await;
         }
         let found = found.map_err(|error| self.error("the topic's stream", &error))?;
-        let config = self.brought_up_to_date(name, found.cached_info().config.clone()).await;
-        Ok(self.know(name, &config))
+        let info = found.cached_info();
+        let config = self.brought_up_to_date(name, info.config.clone()).await;
+        self.met(name, &config, &info.state).await
     }
 
-    /// A stream that was made by an older server, or by an older version of this program, learns to keep events for
-    /// later.
+    /// A stream that was made by an older server, by an older version of this program or for another number of copies
+    /// learns what it should be.
     async fn brought_up_to_date(&self, name: &str, found: stream::Config) -> stream::Config {
-        let subject = self.subject(name);
-        let ours = topic_of(&found) == Some(name);
-        if !ours || !self.has_schedules() || later::allowed(&found, &subject) {
+        if topic_of(&found) != Some(name) {
             return found;
         }
-        match self.js.update_stream(later::allow(found.clone(), &subject)).await {
+        let (mut config, subject) = (found, self.subject(name));
+        if config.num_replicas != self.options.replicas {
+            let num_replicas = self.options.replicas;
+            let wanted = stream::Config { num_replicas, ..config.clone() };
+            config = self.updated(name, config, wanted).await;
+        }
+        if self.has_schedules() && !later::allowed(&config, &subject) {
+            let wanted = later::allow(config.clone(), &subject);
+            config = self.updated(name, config, wanted).await;
+        }
+        config
+    }
+
+    async fn updated(
+        &self,
+        name: &str,
+        now: stream::Config,
+        wanted: stream::Config,
+    ) -> stream::Config {
+        match self.js.update_stream(wanted).await {
             Ok(updated) => updated.config,
             Err(error) => {
-                tracing::warn!(bus = self.name, topic = name, %error, "the stream keeps no events for later");
-                found
+                tracing::warn!(bus = self.name, topic = name, %error, "the stream stays as it was made");
+                now
             }
         }
+    }
+
+    /// Knows a topic from here on. Where its stream was removed and is a new one, what comes next is for the subscriptions
+    /// that were there.
+    async fn met(
+        &self,
+        name: &str,
+        config: &stream::Config,
+        state: &stream::State,
+    ) -> Result<Topic, NatsError> {
+        let topic = self.read_config(name, config);
+        if state.last_sequence == 0 && state.consumer_count == 0 {
+            for Recorded { record, .. } in Box::pin(self.records()).await? {
+                if record.topic == name && !record.may_expire() {
+                    Box::pin(self.recreate(&topic, &record.name, None, Start::Earliest)).await?;
+                }
+            }
+        }
+        self.topics.lock().insert(name.to_owned(), topic.clone());
+        Ok(topic)
     }
 
     fn has_schedules(&self) -> bool {
@@ -115,18 +161,20 @@ impl Shared {
         }
         let made = self.js.create_or_update_stream(wanted).await;
         let made = made.map_err(|error| self.error("the topic's stream", &error))?;
-        self.know(name, &made.config);
-        Ok(())
+        Box::pin(self.met(name, &made.config, &made.state)).await.map(drop)
     }
 
     /// Makes a topic that keeps everything and takes everything, or makes one that exists such, unless a resource says
-    /// otherwise.
-    pub(super) async fn keep_letters(&self, name: &str) -> Result<(), NatsError> {
+    /// otherwise. One that has had events may be anybody's: that is left as it is, but for a `declared` subscription.
+    pub(super) async fn keep_letters(&self, name: &str, declared: bool) -> Result<(), NatsError> {
         self.topic(name, TopicConfig::keep_all()).await?;
         let found = self.js.get_stream(self.stream_name(name)).await;
         let found = found.map_err(|error| self.error("the topic's stream", &error))?;
-        let (found, wanted) =
-            (&found.cached_info().config, self.config(name, &TopicConfig::keep_all()));
+        let info = found.cached_info();
+        if !declared && info.state.last_sequence > 0 {
+            return Ok(());
+        }
+        let (found, wanted) = (&info.config, self.config(name, &TopicConfig::keep_all()));
         let kept = |config: &stream::Config| {
             (config.max_age, config.max_bytes, config.metadata.get(DEDUP).cloned())
         };
@@ -148,24 +196,27 @@ impl Shared {
             false => TopicConfig::undeclared(name),
         };
         match self.js.update_stream(self.config(name, &config)).await {
-            Ok(info) => drop(self.know(name, &info.config)),
+            Ok(info) => self.know(name, &info.config),
             Err(error) if error.kind() == UpdateStreamErrorKind::NotFound => {}
             Err(error) => return Err(self.error("the topic's stream", &error)),
         }
         Ok(())
     }
 
-    fn know(&self, name: &str, config: &stream::Config) -> Topic {
+    fn know(&self, name: &str, config: &stream::Config) {
+        let topic = self.read_config(name, config);
+        self.topics.lock().insert(name.to_owned(), topic);
+    }
+
+    fn read_config(&self, name: &str, config: &stream::Config) -> Topic {
         let metadata = |key| config.metadata.get(key).map(String::as_str);
-        let topic = Topic {
+        Topic {
             stream: config.name.clone(),
             subject: self.subject(name),
             dedup: metadata(DEDUP) != Some("false"),
             keeps_later: later::allowed(config, &self.subject(name)),
             order_by: metadata(ORDER_BY).unwrap_or(crate::cloudevent::PARTITION_KEY).to_owned(),
-        };
-        self.topics.lock().insert(name.to_owned(), topic.clone());
-        topic
+        }
     }
 
     fn config(&self, name: &str, config: &TopicConfig) -> stream::Config {
@@ -194,6 +245,7 @@ impl Shared {
             allow_direct: true,
             metadata: HashMap::from([
                 (TOPIC.to_owned(), name.to_owned()),
+                (BUS.to_owned(), self.name.clone()),
                 (ORDER_BY.to_owned(), config.order_by.clone()),
                 (DEDUP.to_owned(), dedup.to_string()),
             ]),

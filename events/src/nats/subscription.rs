@@ -36,7 +36,10 @@ pub(super) struct Record {
     expires: Option<bool>,
     /// A resource declared it.
     #[serde(default)]
-    pub(super) declared: bool,
+    declared: bool,
+    /// The bus that it is of. Empty in one that was written before this was part of it.
+    #[serde(default)]
+    bus: String,
     /// Counts how often it was moved: what its deliveries carry as their generation.
     #[serde(default)]
     pub(super) epoch: u64,
@@ -61,6 +64,11 @@ impl Record {
         }
     }
 
+    /// Whether a resource declared it for this bus. What it declared for another one is not this one's to forget.
+    pub(super) fn is_declared_for(&self, bus: &str) -> bool {
+        self.declared && (self.bus.is_empty() || self.bus == bus)
+    }
+
     /// Whether it goes when its consumer is gone. One that does not expire waits for its consumer to be made anew.
     pub(super) fn may_expire(&self) -> bool {
         self.expires != Some(false)
@@ -80,7 +88,7 @@ fn attempts_key(name: &str, position: u64) -> String {
 impl Shared {
     pub(super) async fn record(&self, name: &str) -> Result<Option<Record>, NatsError> {
         let found = self.state().await?.get(record_key(name)).await;
-        let found = found.map_err(|error| self.error("a subscription's record", &error))?;
+        let found = found.map_err(|error| self.state_error("a subscription's record", &error))?;
         Ok(found.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
@@ -88,13 +96,14 @@ impl Shared {
     pub(super) async fn records(&self) -> Result<Vec<Recorded>, NatsError> {
         use futures::TryStreamExt as _;
         let store = self.state().await?;
-        let keys = store.keys().await.map_err(|error| self.error("the records", &error))?;
+        let keys = store.keys().await.map_err(|error| self.state_error("the records", &error))?;
         let keys: Vec<String> =
-            keys.try_collect().await.map_err(|error| self.error("the records", &error))?;
+            keys.try_collect().await.map_err(|error| self.state_error("the records", &error))?;
         let mut records = Vec::new();
         for key in keys.into_iter().filter(|key| key.starts_with("s.")) {
             let found = store.entry(key).await;
-            let found = found.map_err(|error| self.error("a subscription's record", &error))?;
+            let found =
+                found.map_err(|error| self.state_error("a subscription's record", &error))?;
             records.extend(found.and_then(|entry| {
                 let record = serde_json::from_slice(&entry.value).ok()?;
                 Some(Recorded { record, revision: entry.revision })
@@ -104,14 +113,23 @@ impl Shared {
         Ok(records)
     }
 
-    /// Makes what is missing of a subscription. One that exists keeps its place.
+    /// Makes what is missing of a subscription. One that exists keeps its place, unless a resource moves it.
     pub(super) async fn ensure(&self, spec: &SubscriptionSpec) -> Result<Topic, NatsError> {
         let record = self.record(&spec.name).await?;
+        if let Some(why) = record.as_ref().and_then(|old| spec.cannot_leave(&old.topic)) {
+            return Err(NatsError::Refused(why));
+        }
         if let Some(old) = record.as_ref().filter(|old| old.topic != spec.topic) {
             self.delete_consumer(&old.topic, &old.name).await?;
         }
-        let topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
-        match self.consumer(&topic, &spec.name).await? {
+        let mut topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
+        let mut found = self.consumer(&topic, &spec.name).await?;
+        if found.is_none() {
+            // Somebody may have removed the stream: making it anew makes the consumers of what is on record.
+            topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
+            found = self.consumer(&topic, &spec.name).await?;
+        }
+        match found {
             Some(consumer) => {
                 Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;
             }
@@ -127,13 +145,14 @@ impl Shared {
             dead_letter_topic: spec.dead_letter_topic.clone(),
             expires: Some(spec.idle_expiry.is_some()),
             declared: record.as_ref().is_some_and(|record| record.declared),
+            bus: self.name.clone(),
             epoch: record.as_ref().map_or(0, |record| record.epoch),
             moving_to: None,
         };
         if record.as_ref() != Some(&wanted) {
             if !spec.dead_letter_topic.ends_with(dead_letter::SUFFIX) {
                 // Whoever reads it first would make it with the settings of other topics.
-                Box::pin(self.keep_letters(&spec.dead_letter_topic)).await?;
+                Box::pin(self.keep_letters(&spec.dead_letter_topic, spec.declared)).await?;
             }
             self.put_record(&wanted).await?;
         }
@@ -153,7 +172,7 @@ impl Shared {
     pub(super) async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
         let bytes = serde_json::to_vec(record).unwrap_or_default();
         let put = self.state().await?.put(record_key(&record.name), bytes.into()).await;
-        put.map(drop).map_err(|error| self.error("a subscription's record", &error))
+        put.map(drop).map_err(|error| self.state_error("a subscription's record", &error))
     }
 
     /// Makes the consumer; `old` is the one that it replaces.
@@ -174,7 +193,8 @@ impl Shared {
             max_ack_pending: max_ack_pending(spec),
             filter_subject: topic.subject.clone(),
             inactive_threshold: spec.idle_expiry.unwrap_or_default(),
-            num_replicas: self.options.replicas,
+            // As many as its stream has, also when that changes.
+            num_replicas: 0,
             pause_until: old.filter(|old| old.paused).and_then(|old| old.config.pause_until),
             ..pull::Config::default()
         };
@@ -192,12 +212,14 @@ impl Shared {
     ) -> Result<(), NatsError> {
         let (pending, idle) = (max_ack_pending(spec), spec.idle_expiry.unwrap_or_default());
         let now = &info.config;
-        if now.max_ack_pending == pending && now.inactive_threshold == idle {
+        if now.max_ack_pending == pending && now.inactive_threshold == idle && now.num_replicas == 0
+        {
             return Ok(());
         }
         let config = pull::Config::try_from_consumer_config(now.clone());
         let mut config = config.map_err(|error| NatsError::Refused(error.to_string()))?;
         (config.max_ack_pending, config.inactive_threshold) = (pending, idle);
+        config.num_replicas = 0;
         let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
         made.map_err(|error| self.error("the subscription's consumer", &error))?;
         Ok(())
@@ -240,13 +262,22 @@ impl Shared {
         let stream = self.js.get_stream_no_info(&topic.stream).await;
         let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
         if let Err(error) = stream.consumer_info(token(name)).await {
-            let kind = error.kind();
-            if [ConsumerInfoErrorKind::NotFound, ConsumerInfoErrorKind::StreamNotFound]
-                .contains(&kind)
-            {
-                return Ok(None);
-            }
-            return Err(self.error("the subscription's consumer", &error));
+            return match error.kind() {
+                ConsumerInfoErrorKind::NotFound => Ok(None),
+                ConsumerInfoErrorKind::StreamNotFound => {
+                    // Somebody removed it: whoever needs the topic next makes it anew.
+                    self.topics.lock().retain(|_, known| known.stream != topic.stream);
+                    Ok(None)
+                }
+                ConsumerInfoErrorKind::InvalidName
+                | ConsumerInfoErrorKind::Offline
+                | ConsumerInfoErrorKind::Request
+                | ConsumerInfoErrorKind::JetStream(_)
+                | ConsumerInfoErrorKind::TimedOut
+                | ConsumerInfoErrorKind::NoResponders => {
+                    Err(self.error("the subscription's consumer", &error))
+                }
+            };
         }
         let found = stream.get_consumer::<pull::Config>(&token(name)).await;
         found
@@ -278,7 +309,7 @@ impl Shared {
     /// Forgets what is left of a subscription whose consumer JetStream forgot, unless it was written again since.
     pub(super) async fn forget_expired(&self, gone: &Recorded) -> Result<(), NatsError> {
         let Record { name, topic, .. } = &gone.record;
-        let topic = self.topic(topic, TopicConfig::default()).await?;
+        let topic = self.topic(topic, TopicConfig::undeclared(topic)).await?;
         if self.consumer(&topic, name).await?.is_some() {
             return Ok(());
         }
@@ -286,13 +317,13 @@ impl Shared {
         let store = self.state().await?;
         let filter = format!("$KV.{}.{}", store.name, record_key(name));
         let purged = store.stream.purge().sequence(gone.revision.saturating_add(1)).filter(filter);
-        purged.await.map(drop).map_err(|error| self.error("the bucket of state", &error))
+        purged.await.map(drop).map_err(|error| self.state_error("the bucket of state", &error))
     }
 
     /// Attempts spent on an event.
     pub(super) async fn spent(&self, name: &str, position: u64) -> Result<u32, NatsError> {
         let found = self.state().await?.get(attempts_key(name, position)).await;
-        let found = found.map_err(|error| self.error("spent attempts", &error))?;
+        let found = found.map_err(|error| self.state_error("spent attempts", &error))?;
         let text = found.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
         Ok(text.and_then(|text| text.parse().ok()).unwrap_or(0))
     }
@@ -307,7 +338,7 @@ impl Shared {
             let found = match question.next_by_subject(filter.clone()).send().await {
                 Ok(found) => found,
                 Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
-                Err(error) => return Err(self.error("spent attempts", &error)),
+                Err(error) => return Err(self.state_error("spent attempts", &error)),
             };
             next = found.sequence.saturating_add(1);
             let text = std::str::from_utf8(&found.payload).ok();
@@ -324,7 +355,7 @@ impl Shared {
     ) -> Result<(), NatsError> {
         let put = self.state().await?;
         let put = put.put(attempts_key(name, position), spent.to_string().into()).await;
-        put.map(drop).map_err(|error| self.error("spent attempts", &error))
+        put.map(drop).map_err(|error| self.state_error("spent attempts", &error))
     }
 
     /// Removes what is remembered of an event.
@@ -337,7 +368,7 @@ impl Shared {
         // Not the bucket's own purge: that leaves a mark for each key for ever.
         let filter = format!("$KV.{}.{key}", store.name);
         let purged = store.stream.purge().filter(filter).await;
-        purged.map(drop).map_err(|error| self.error("the bucket of state", &error))
+        purged.map(drop).map_err(|error| self.state_error("the bucket of state", &error))
     }
 }
 

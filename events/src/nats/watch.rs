@@ -1,5 +1,6 @@
-//! Looks at every subscription now and then. Keeps their gauges, which JetStream tells only when it is asked, and
-//! removes the records of those that JetStream forgot: each reader of a stream leaves one.
+//! Looks at every subscription now and then. Keeps their gauges, which JetStream tells only when it is asked, tells hubs
+//! what other control planes may have done, and removes the records of subscriptions that JetStream forgot: each reader of
+//! a stream leaves one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::hub::now_ms;
+use super::Hubs;
+use super::hub::{Command, now_ms};
 use super::payload::payload_warning;
 use super::shared::{NatsError, Shared};
 
@@ -15,15 +17,15 @@ use super::shared::{NatsError, Shared};
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Asks until the bus is closed or gone.
-pub(super) fn start(shared: &Arc<Shared>) {
-    let weak = Arc::downgrade(shared);
+pub(super) fn start(shared: &Arc<Shared>, hubs: &Arc<Hubs>) {
+    let (weak, hubs) = (Arc::downgrade(shared), Arc::downgrade(hubs));
     tokio::spawn(judge_connections(Weak::clone(&weak), shared.connects.clone()));
     let closed = shared.closed.subscribe();
     tokio::spawn(async move {
         let mut known = Known::default();
         while !*closed.borrow() {
             tokio::time::sleep(EVERY).await;
-            if !look(&weak, &mut known).await {
+            if !look(&weak, &hubs, &mut known).await {
                 return;
             }
         }
@@ -49,9 +51,9 @@ struct Known {
     gone: BTreeMap<String, u64>,
 }
 
-async fn look(shared: &Weak<Shared>, known: &mut Known) -> bool {
-    let Some(shared) = shared.upgrade() else { return false };
-    match measure(&shared, &known.gone).await {
+async fn look(shared: &Weak<Shared>, hubs: &Weak<Hubs>, known: &mut Known) -> bool {
+    let (Some(shared), Some(hubs)) = (shared.upgrade(), hubs.upgrade()) else { return false };
+    match measure(&shared, &hubs, &known.gone).await {
         Ok(now) => {
             for gone in known.measured.difference(&now.measured) {
                 shared.metrics.forget_subscription(gone);
@@ -64,12 +66,20 @@ async fn look(shared: &Weak<Shared>, known: &mut Known) -> bool {
     true
 }
 
-async fn measure(shared: &Shared, gone: &BTreeMap<String, u64>) -> Result<Known, NatsError> {
+async fn measure(
+    shared: &Shared,
+    hubs: &Hubs,
+    gone: &BTreeMap<String, u64>,
+) -> Result<Known, NatsError> {
     let mut now = Known::default();
     for recorded in shared.records().await? {
         let name = recorded.record.name.clone();
         match shared.status(recorded.record.clone()).await? {
-            Some(status) => {
+            Some((status, born)) => {
+                if let Some(hub) = hubs.lock().get(&name) {
+                    // One that ended just now needs no word.
+                    hub.commands.send(Command::Seen { born, paused: status.paused }).ok();
+                }
                 let age_ms = status.oldest_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
                 shared.metrics.subscription(&name, status.lag, age_ms, status.in_flight);
                 now.measured.insert(name);

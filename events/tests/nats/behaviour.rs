@@ -379,3 +379,23 @@ pub(crate) async fn dead_letters_are_all_kept_also_where_their_topic_is_older(bu
     let poison = topics.into_iter().find(|topic| topic.name == "poison").unwrap();
     assert_eq!((poison.events, poison.declared), (2, false), "no window");
 }
+
+pub(crate) async fn a_consumer_moves_nothing_and_leaves_other_topics_as_they_are(bus: &Bus) {
+    let bus = bus.open().await;
+    drop(bus.consume(spec("a/s")).await.unwrap());
+    publish(&*bus, [1]).await;
+    let junk = SubscriptionSpec::new("a/s", "default", "junk").unwrap();
+    let moved = bus.consume(junk).await;
+    assert!(matches!(moved, Err(ConsumeError::Refused { .. })), "{moved:?}");
+    // A topic in use stays as it is, whoever has dead letters there.
+    let dead_letter_topic = "orders".to_owned();
+    let other = SubscriptionSpec::new("a/other", "default", "other").unwrap();
+    drop(bus.consume(SubscriptionSpec { dead_letter_topic, ..other }).await.unwrap());
+    assert!(publish(&*bus, [1]).await[0].duplicate);
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    assert_eq!(next(&mut consumer).await.event.id(), "1");
+    let resource = SubscriptionSpec::new("a/s", "default", "elsewhere").unwrap();
+    bus.ensure_subscription(resource).await.unwrap();
+    let found = bus.subscriptions().await.unwrap().into_iter().find(|it| it.name == "a/s");
+    assert_eq!(found.unwrap().topic, "elsewhere");
+}

@@ -1,10 +1,11 @@
-//! Three servers, and one of them dies.
+//! Three servers.
 
 use std::collections::BTreeSet;
 
 use async_nats::jetstream;
+use async_nats::jetstream::consumer::{FromConsumer as _, pull};
 use duet_events::Event;
-use duet_events::bus::{Consumer, EventBus as _, Settle};
+use duet_events::bus::{Consumer, EventBus as _, ManagedBus as _, Settle, SubscriptionSpec};
 use duet_events::nats::{NatsBus, NatsOptions};
 
 use super::behaviour::{events, eventually, next, spec};
@@ -56,4 +57,65 @@ async fn every_acknowledged_event_outlives_the_leader_of_its_stream() {
     let mut more = publish(&bus, 200..400).await;
     acknowledged.append(&mut more);
     all_come(&mut consumer, acknowledged).await;
+}
+
+#[tokio::test]
+async fn an_event_that_comes_twice_at_once_is_a_duplicate_on_several_servers_too() {
+    let Some(servers) = Server::cluster().await else { return };
+    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+    let bus = connect(NatsOptions { servers: urls, replicas: 3, ..options(&servers[0]) }).await;
+    publish(&bus, 0..1).await;
+    for id in 1..40 {
+        let published = bus.publish("orders", events([id, id])).await.unwrap();
+        let duplicates: Vec<_> = published.iter().map(|published| published.duplicate).collect();
+        assert_eq!(duplicates, [false, true]);
+        assert_eq!(published[0].position, published[1].position);
+    }
+}
+
+#[tokio::test]
+async fn the_number_of_copies_may_change() {
+    let Some(servers) = Server::cluster().await else { return };
+    let urls: Vec<String> = servers.iter().map(Server::url).collect();
+    let copies = |replicas| NatsOptions { servers: urls.clone(), replicas, ..options(&servers[0]) };
+    let js = jetstream::new(async_nats::connect(urls.clone()).await.unwrap());
+    let stream = async || js.get_stream("duet_orders").await.unwrap();
+    let followers = async || {
+        let info = stream().await.consumer_info("a_2Fs").await.unwrap();
+        info.cluster.map_or(0, |cluster| cluster.replicas.len())
+    };
+    let bus = connect(copies(1)).await;
+    publish(&bus, 0..1).await;
+    bus.ensure_subscription(spec("a/s")).await.unwrap();
+    // As an older version made it.
+    let mut old = stream().await.consumer_info("a_2Fs").await.unwrap().config;
+    old.num_replicas = 1;
+    let old = pull::Config::try_from_consumer_config(old).unwrap();
+    js.create_consumer_on_stream(old, "duet_orders").await.unwrap();
+    bus.close().await;
+
+    // The stream is given its copies first, which takes a moment.
+    let bus = connect(copies(3)).await;
+    for name in ["a/s", "a/new"] {
+        eventually("a subscription is made, or changed", async || {
+            bus.ensure_subscription(spec(name)).await.is_ok()
+        })
+        .await;
+    }
+    assert_eq!(stream().await.cached_info().config.num_replicas, 3);
+    eventually("its consumer has copies", async || followers().await == 2).await;
+    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    all_come(&mut consumer, ["0".to_owned()].into()).await;
+    drop(consumer);
+    bus.close().await;
+
+    let bus = connect(copies(1)).await;
+    let idle_expiry = Some(std::time::Duration::from_secs(3_600));
+    let changed = SubscriptionSpec { idle_expiry, ..spec("a/s") };
+    eventually("a subscription is changed", async || {
+        bus.ensure_subscription(changed.clone()).await.is_ok()
+    })
+    .await;
+    assert_eq!(stream().await.cached_info().config.num_replicas, 1);
+    eventually("its consumer has no copies", async || followers().await == 0).await;
 }

@@ -61,6 +61,17 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// As if its disk was replaced.
+    pub(crate) fn wipe(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("store")).unwrap();
+    }
+
+    /// As if the machine vanished: connections stay, and nothing comes.
+    pub(crate) fn freeze(&self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
+    }
+
     pub(crate) async fn restart(&mut self) {
         self.child = run(&self.program, &self.dir);
         self.answers().await;

@@ -238,3 +238,19 @@ fn tables_that_go_nowhere_are_named() {
     );
     assert_eq!(error(&format!("{bus}\n---\n{}", source("service: a, bus: x"))), "");
 }
+
+#[test]
+fn two_buses_in_one_place_are_named() {
+    let bus = |name: &str, nats: &str| {
+        format!(
+            "{{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {{name: {name}}}, spec: {{backend: {{nats: {{{nats}}}}}}}}}"
+        )
+    };
+    let default = bus("default", "servers: ['nats://a:1', 'nats://b:1']");
+    let with = |other: &str| error(&format!("{other}\n---\n{default}"));
+    // The default bus counts, though its name comes later.
+    let why = with(&bus("audit", "servers: ['tls://B:1']"));
+    assert!(why.contains("spec.backend.nats.servers: EventBus \"default\" is kept"), "{why}");
+    assert_eq!(with(&bus("audit", "servers: ['nats://b:1'], streamPrefix: audit")), "");
+    assert_eq!(with(&bus("audit", "servers: ['nats://b:2']")), "");
+}

@@ -4,21 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subject;
-use async_nats::jetstream::consumer::pull::Batch;
 use async_nats::jetstream::{AckKind, Message};
-use futures::stream::StreamExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::super::held::{Held, Stage};
 use super::super::message;
 use super::super::shared::NatsError;
-use super::super::subscription::{ACK_WAIT, MAX_ORDERED_PENDING};
-use super::{Barrier, Done, HEARTBEAT, Hub, PAUSE, now_ms};
+use super::super::subscription::MAX_ORDERED_PENDING;
+use super::question::Question;
+use super::{Done, HEARTBEAT, Hub, PAUSE, now_ms};
 use crate::bus::{Settle, dead_letter};
 use crate::cloudevent::Event;
 
-/// How long one pull waits for events.
-const PULL: Duration = Duration::from_secs(20);
 /// Events of one pull.
 const MAX_PULL: usize = 500;
 /// How often an ordered hub asks whether it has everything that was handed out before it.
@@ -27,7 +24,7 @@ const ASK: Duration = Duration::from_millis(200);
 impl Hub {
     /// When the next pull may be made, where one is to be made.
     pub(super) fn pull_at(&self) -> Option<Instant> {
-        (self.batch.is_none() && self.room() > 0).then_some(self.rest_until)
+        (self.question.is_none() && self.room() > 0).then_some(self.rest_until)
     }
 
     fn room(&self) -> usize {
@@ -49,7 +46,7 @@ impl Hub {
     /// Asks for as many events as there is room for, where no question is open.
     pub(super) async fn pull(&mut self) {
         let room = self.room();
-        if self.batch.is_some() || room == 0 || Instant::now() < self.rest_until {
+        if self.question.is_some() || room == 0 || Instant::now() < self.rest_until {
             return;
         }
         if let Err(error) = self.try_pull(room).await {
@@ -62,35 +59,15 @@ impl Hub {
     async fn try_pull(&mut self, room: usize) -> Result<(), NatsError> {
         self.shared.connected()?;
         if self.consumer.is_none() {
-            let Some(consumer) = self.shared.consumer(&self.topic, &self.spec.name).await? else {
-                self.over = Some("the subscription was removed".to_owned());
-                return Ok(());
-            };
-            let info = consumer.cached_info();
-            let born = info.created.to_string();
-            if !self.born.is_empty() && self.born != born {
-                // Somebody moved the subscription.
-                self.moved();
-            }
-            self.born = born;
-            // After the consumer: one that was made anew has its record before.
-            let record = Box::pin(self.shared.record(&self.spec.name)).await?;
-            self.generation = record.map_or(0, |record| record.epoch);
-            self.paused = info.paused;
-            if self.spec.ordered && info.num_ack_pending > self.hands.len() {
-                self.barrier =
-                    Some(Barrier { until: Instant::now() + ACK_WAIT * 2, asking: false });
-            }
-            self.consumer = Some(consumer);
+            self.find().await?;
         }
         self.ask_pending();
         let Some(consumer) = &self.consumer else { return Ok(()) };
-        let batch = consumer.batch().max_messages(room).expires(PULL).messages().await;
-        self.batch = Some(batch.map_err(|error| self.shared.error("pull", &error))?);
+        self.question = Some(Question::ask(&self.shared, consumer, room).await?);
         Ok(())
     }
 
-    fn ask_pending(&mut self) {
+    pub(super) fn ask_pending(&mut self) {
         let Some(barrier) = self.barrier.as_mut().filter(|barrier| !barrier.asking) else { return };
         barrier.asking = true;
         let (shared, topic) = (Arc::clone(&self.shared), self.topic.clone());
@@ -102,21 +79,21 @@ impl Hub {
         });
     }
 
-    pub(super) async fn pulled(&mut self, pulled: Option<Result<Message, async_nats::Error>>) {
+    pub(super) async fn pulled(&mut self, pulled: Option<Result<Message, String>>) {
         match pulled {
             Some(Ok(message)) => self.take(message).await,
             Some(Err(error)) => {
                 tracing::debug!(subscription = self.spec.name, %error, "the pull failed");
-                self.batch = None;
+                self.question = None;
                 self.consumer = None;
                 self.rest_until = Instant::now() + PAUSE;
             }
-            None => self.batch = None,
+            None => self.question = None,
         }
     }
 
-    async fn take(&mut self, message: Message) {
-        self.ask_pending();
+    /// Takes in a message of the consumer that the hub knows.
+    pub(super) async fn accept(&mut self, message: Message) {
         let Ok(info) = message.info() else { return };
         let (position, delivered) = (info.stream_sequence, info.delivered);
         let Some(reply) = message.reply.clone() else { return };
@@ -223,10 +200,10 @@ impl Hub {
 
 /// Never, while no question is open.
 pub(super) async fn next_message(
-    batch: &mut Option<Batch>,
-) -> Option<Result<Message, async_nats::Error>> {
-    match batch {
-        Some(batch) => batch.next().await,
+    question: &mut Option<Question>,
+) -> Option<Result<Message, String>> {
+    match question {
+        Some(question) => question.next().await,
         None => std::future::pending().await,
     }
 }
