@@ -2,10 +2,14 @@
 //! `event`: every attribute by its name, and `data`, which is parsed only where an expression looks at it.
 //!
 //! An expression comes from whoever can write a subscription, and is evaluated between everybody's events, so that it
-//! is bounded: in length, in depth, in what its loops may look at, in the data that it is given. Imports nothing of
-//! this crate.
+//! is bounded: in length, in depth, in the data that it is given, and in what it may cost on one event. Whatever takes
+//! time by what it looks at pays for that before it runs ([`account`]); [`bounds`] rewrites expressions so that they
+//! do. Imports nothing of this crate.
 
+mod account;
 mod bounds;
+mod data;
+mod patterns;
 mod subject;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,58 +19,51 @@ use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use cel::parser::ParseErrors;
 use cel::{Context, Env, ExecutionError, Value};
 use duet_events::Event;
-use duet_events::bus::SubscriptionSpec;
+use duet_events::bus::{MAX_EXPRESSION_BYTES, SubscriptionSpec};
 
+use patterns::Patterns;
 use subject::Subject;
 
-/// Longest expression, in bytes.
-pub const MAX_BYTES: usize = 2048;
+/// Longest together, of one subscription: what it takes to parse them.
+const MAX_TOTAL_BYTES: usize = 16 << 10;
 /// A deep expression is parsed with more room than a worker's stack has.
 const PARSER_STACK_BYTES: usize = 32 << 20;
 
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+// Optional values would be copied where nothing pays for it.
+static ENV: LazyLock<Arc<Env>> =
+    LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(false)));
 
 /// A checked expression.
 #[derive(Debug)]
-pub struct Expression {
+struct Expression {
     tree: IdedExpr,
     /// It looks at `event.data`, or may.
     wants_data: bool,
+    /// What it costs to evaluate, beyond what depends on the event.
+    price: usize,
 }
 
 impl Expression {
-    /// Parses and checks.
-    ///
-    /// # Errors
-    /// What is wrong, for whoever wrote it.
-    pub fn compile(source: &str) -> Result<Self, String> {
+    /// Parses and checks. Needs [`PARSER_STACK_BYTES`].
+    fn compile(source: &str, patterns: &mut Patterns) -> Result<Self, String> {
         if source.trim().is_empty() {
             return Err("is empty".to_owned());
         }
-        if source.len() > MAX_BYTES {
-            return Err(format!("has {} bytes, more than {MAX_BYTES}", source.len()));
+        if source.len() > MAX_EXPRESSION_BYTES {
+            return Err(format!("has {} bytes, more than {MAX_EXPRESSION_BYTES}", source.len()));
         }
-        let source = source.to_owned();
-        let parsing = std::thread::Builder::new()
-            .name("duet-cel".to_owned())
-            .stack_size(PARSER_STACK_BYTES)
-            .spawn(move || check(&source));
-        let parsing = parsing.map_err(|error| format!("cannot be parsed now: {error}"))?;
-        // The library panicked.
-        parsing.join().unwrap_or_else(|_panic| Err("is not CEL".to_owned()))
-    }
-}
-
-fn check(source: &str) -> Result<Expression, String> {
-    let mut tree =
-        ENV.parser().parse(source).map_err(|errors| format!("is not CEL: {}", first(&errors)))?;
-    let wants_data = bounds::check(&mut tree)?;
-    for name in tree.references().functions() {
-        if !is_known(name) {
-            return Err(format!("there is no function {name:?}"));
+        let mut tree = ENV
+            .parser()
+            .parse(source)
+            .map_err(|errors| format!("is not CEL: {}", first(&errors)))?;
+        let bounded = bounds::check(&mut tree, patterns)?;
+        for name in tree.references().functions() {
+            if !is_known(name) {
+                return Err(format!("there is no function {name:?}"));
+            }
         }
+        Ok(Self { tree, wants_data: bounded.wants_data, price: bounded.price })
     }
-    Ok(Expression { tree, wants_data })
 }
 
 fn first(errors: &ParseErrors) -> String {
@@ -102,6 +99,8 @@ fn is_known(name: &str) -> bool {
 pub struct Selector {
     filter: Option<Expression>,
     routes: Vec<(Expression, String)>,
+    /// Of all expressions.
+    patterns: Arc<Patterns>,
     /// Events that no route matches have a path, too.
     otherwise: bool,
 }
@@ -130,7 +129,8 @@ pub struct SelectorError {
 }
 
 impl Selector {
-    /// Of a subscription; none where it takes everything to its own path.
+    /// Of a subscription; none where it takes everything to its own path. Takes up to some 100 ms, and is not for a
+    /// thread that others wait for.
     ///
     /// # Errors
     /// The first expression that cannot be used.
@@ -138,13 +138,9 @@ impl Selector {
         if spec.filter.is_none() && spec.routes.is_empty() {
             return Ok(None);
         }
-        let filter = spec.filter.as_deref().map(|source| compile(source, None)).transpose()?;
-        let routes = spec.routes.iter().enumerate().map(|(number, route)| {
-            Ok((compile(&route.matches, Some(number))?, route.path.clone()))
-        });
-        let routes = routes.collect::<Result<Vec<_>, _>>()?;
-        let otherwise = routes.is_empty() || !spec.path.is_empty();
-        Ok(Some(Self { filter, routes, otherwise }))
+        let routes = spec.routes.iter().map(|route| (&*route.matches, &*route.path)).collect();
+        let otherwise = spec.routes.is_empty() || !spec.path.is_empty();
+        Self::compile(spec.filter.as_deref(), routes, otherwise).map(Some)
     }
 
     /// Only a filter.
@@ -152,8 +148,33 @@ impl Selector {
     /// # Errors
     /// When it cannot be used.
     pub fn filter(source: &str) -> Result<Self, SelectorError> {
-        let filter = Some(compile(source, None)?);
-        Ok(Self { filter, routes: Vec::new(), otherwise: true })
+        Self::compile(Some(source), Vec::new(), true)
+    }
+
+    fn compile(
+        filter: Option<&str>,
+        routes: Vec<(&str, &str)>,
+        otherwise: bool,
+    ) -> Result<Self, SelectorError> {
+        let mut compiler = Compiler::default();
+        let compile = move || {
+            let filter = filter.map(|source| compiler.compile(source, None)).transpose()?;
+            let routes = routes.into_iter().enumerate().map(|(number, (source, path))| {
+                Ok((compiler.compile(source, Some(number))?, path.to_owned()))
+            });
+            let routes = routes.collect::<Result<_, _>>()?;
+            Ok(Self { filter, routes, patterns: Arc::new(compiler.patterns), otherwise })
+        };
+        std::thread::scope(|scope| {
+            let compiling = std::thread::Builder::new()
+                .name("duet-cel".to_owned())
+                .stack_size(PARSER_STACK_BYTES)
+                .spawn_scoped(scope, compile);
+            let failed = |reason: String| refused(filter.unwrap_or_default(), None, reason);
+            let compiling =
+                compiling.map_err(|error| failed(format!("cannot be parsed now: {error}")))?;
+            compiling.join().unwrap_or_else(|_panic| Err(failed("is not CEL".to_owned())))
+        })
     }
 
     /// Decides on an event, and says what went wrong: an expression that cannot be evaluated does not match.
@@ -162,10 +183,10 @@ impl Selector {
         let all = self.filter.iter().chain(self.routes.iter().map(|(expression, _)| expression));
         let wants_data = all.into_iter().any(|expression| expression.wants_data);
         let chosen = catch_unwind(AssertUnwindSafe(|| {
-            let subject = Subject::new(event, wants_data, Arc::clone(&ENV));
+            let subject = Subject::new(event, wants_data, Arc::clone(&ENV), &self.patterns);
             let mut problem = None;
             let mut matches = |expression: &Expression| {
-                subject.is_true(&expression.tree).unwrap_or_else(|error| {
+                subject.is_true(&expression.tree, expression.price).unwrap_or_else(|error| {
                     problem.get_or_insert(error);
                     false
                 })
@@ -190,13 +211,35 @@ impl Selector {
     }
 }
 
-fn compile(source: &str, route: Option<usize>) -> Result<Expression, SelectorError> {
-    Expression::compile(source).map_err(|reason| SelectorError {
+/// What the expressions of one subscription share.
+#[derive(Default)]
+struct Compiler {
+    bytes: usize,
+    patterns: Patterns,
+}
+
+impl Compiler {
+    fn compile(&mut self, source: &str, route: Option<usize>) -> Result<Expression, SelectorError> {
+        self.bytes = self.bytes.saturating_add(source.len());
+        let patterns = AssertUnwindSafe(&mut self.patterns);
+        let compiled = if self.bytes > MAX_TOTAL_BYTES {
+            Err(format!("makes the expressions longer than {MAX_TOTAL_BYTES} bytes together"))
+        } else {
+            // The library panics on some of what it cannot read.
+            catch_unwind(move || Expression::compile(source, { patterns }.0))
+                .unwrap_or_else(|_panic| Err("is not CEL".to_owned()))
+        };
+        compiled.map_err(|reason| refused(source, route, reason))
+    }
+}
+
+fn refused(source: &str, route: Option<usize>, reason: String) -> SelectorError {
+    SelectorError {
         field: route.map_or("filter".to_owned(), |number| format!("routes[{number}].match")),
         route,
         source_text: source.chars().take(100).collect(),
         reason,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ fn choose(filter: &str, event: &Event) -> (Choice, Option<String>) {
 }
 
 fn refusal(source: &str) -> String {
-    Expression::compile(source).unwrap_err()
+    Selector::filter(source).unwrap_err().reason
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn what_cannot_be_evaluated_does_not_match_and_says_why() {
         ("event.data.total", "the result is a int, not a bool"),
         ("event.type > 1", "no matching overload"),
         ("1 / 0 == 1", "Division by zero"),
-        ("event.subject.matches('(')", "matches"),
+        ("event.data.total.matches('1')", "matches: is of strings"),
     ];
     for (filter, expected) in cases {
         let (choice, problem) = choose(filter, &event());
@@ -104,6 +104,9 @@ fn data_is_what_its_content_type_says() {
         (with(Some("application/octet-stream"), b"\xff\x00"), "event.data == b'\\xff\\x00'"),
         (with(None, b"18446744073709551615"), "event.data > 5"),
         (with(None, b"null"), "event.data == null"),
+        (with(None, br#"{"a": 1, "a": "x\n"}"#), "event.data == {'a': 'x\\n'}"),
+        (with(None, b"[1.5, -3, true, [], {}] "), "event.data == [1.5, -3, true, [], {}]"),
+        (with(None, b"[1] 2"), "event.data == '[1] 2'"),
         (Event::new("1", "/s", "t").unwrap(), "!has(event.data)"),
     ];
     for (event, filter) in cases {
@@ -121,8 +124,11 @@ fn data_is_parsed_only_where_an_expression_looks_at_it() {
         ("event['data'] == 1", true),
         ("size(event) > 5", true),
     ] {
-        assert_eq!(Expression::compile(source).unwrap().wants_data, wanted, "{source}");
+        let filter = Selector::filter(source).unwrap().filter.unwrap();
+        assert_eq!(filter.wants_data, wanted, "{source}");
     }
+    let many = event().with_data(format!("[{}0]", "0,".repeat(60_000)));
+    assert_eq!(choose("has(event.data)", &many), (Choice::Skip, None));
     let large = event().with_data(vec![b' '; (1 << 20) + 1]);
     assert_eq!(choose("event.type == 'withdraw.v3'", &large).0, Choice::Deliver(None));
     assert_eq!(choose("event.data == ''", &large).0, Choice::Skip);
@@ -161,18 +167,28 @@ fn bad_expressions_are_refused_with_a_reason() {
         ("event.data.exists(i, j == 1)".to_owned(), "\"j\" is not known here"),
         ("event.type.frobnicate() == 1".to_owned(), "there is no function \"frobnicate\""),
         ("frobnicate(event.type)".to_owned(), "there is no function \"frobnicate\""),
-        (format!("event.type == '{}'", "x".repeat(MAX_BYTES)), "more than 2048"),
+        (format!("event.type == '{}'", "x".repeat(MAX_EXPRESSION_BYTES)), "more than 2048"),
         (format!("{}1{} == 1", "(".repeat(500), ")".repeat(500)), "is not CEL"),
         (format!("0 == 1{}", " - 1".repeat(100)), "nested deeper"),
         (format!("{}true", "!".repeat(900)), ""),
-        (format!("'a' == 'b'{}", " + 'b'".repeat(20)), "adds more than"),
+        ("event.subject.matches('(')".to_owned(), "\"(\" is not a pattern: unclosed group"),
+        ("event.subject.matches(event.type)".to_owned(), "must be written out"),
+        ("event.subject.matches('a' + 'b')".to_owned(), "must be written out"),
+        ("matches(event.subject)".to_owned(), "matches has one pattern"),
+        (r"event.subject.matches('\\w{100}')".to_owned(), "takes more than 256 KiB"),
+        (
+            format!("{}true", r"event.id.matches('\\w{4}') || ".repeat(5)),
+            "more than 1024 KiB together",
+        ),
+        ("event.?data.total == 1".to_owned(), "is not CEL"),
+        ("optional.of(event) == event".to_owned(), "\"optional\" is not known here"),
         (format!("event{}", ".a".repeat(1000)), "nested deeper"),
         ("[".repeat(2000), "is not CEL"),
     ];
     for (source, expected) in cases {
         if expected.is_empty() {
             // Whatever it is taken for, nothing breaks.
-            drop(Expression::compile(&source));
+            drop(Selector::filter(&source));
             continue;
         }
         let refusal = refusal(&source);
@@ -207,14 +223,101 @@ fn loops_that_look_at_too_much_end_soon() {
     assert_eq!(choice, Choice::Skip);
     assert!(problem.unwrap().contains("too much data"));
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
-    let doubling = format!("size(['{}']{}) == 1", "x".repeat(100), ".map(x, x + x)".repeat(14));
-    assert_eq!(choose(&doubling, &event()), (Choice::Deliver(None), None));
+}
+
+/// Each of them took the more time the more there was to look at, and nothing kept count of it.
+#[test]
+fn whatever_looks_at_much_is_paid_for() {
+    let event = |items: usize, text: usize| {
+        let items: Vec<_> =
+            (0..items).map(|n| serde_json::json!({"n": n, "l": [n, [n]]})).collect();
+        let data = serde_json::json!({"items": items, "text": "x1".repeat(text)});
+        event().with_data(data.to_string())
+    };
+    let (small, large) = (event(3, 3), event(1500, 40_000));
+    for what in [
+        "event.data.items == event.data.items",
+        "event.data.items != event.data.items",
+        "event == event",
+        "[event.data.items] == []",
+        "{'a': event.data.items} == {}",
+        "{event.data.text: 1} == {}",
+        "event.data.items + [a] == []",
+        "event.data.text + 'x' == ''",
+        "event.data.text < event.data.text",
+        "{'a': 1} in event.data.items",
+        "event.data.text in {'a': 1}",
+        "size(event.data.text) == 1",
+        "event.data.text.size() == 1",
+        "event.data.text.contains('y')",
+        "event.data.text.endsWith(event.data.text)",
+        "bytes(event.data.text) == b''",
+        "event.data.text.matches('y')",
+        "matches(event.data.text, 'y')",
+        "event.data.items.map(b, b) == []",
+        "event.data.items.exists_one(b, b == 1)",
+        "event.data.items.filter(b, true) == []",
+        "event.data.items.exists(b, b.n == -1)",
+        "event.data.items.map(b, b.n < 0, event.data.text) == []",
+    ] {
+        let filter = format!("event.data.items.all(a, {what} || true)");
+        assert_eq!(choose(&filter, &small), (Choice::Deliver(None), None), "{filter}");
+        let (choice, problem) = choose(&filter, &large);
+        let problem = problem.unwrap_or_default();
+        assert_eq!(choice, Choice::Skip, "{filter}");
+        assert!(problem.contains("too much data"), "{filter}: {problem}");
+    }
+    // So are steps that look at nothing.
+    let steps = format!("event.data.items.exists(a, {}a == 1)", "1 == 2 || ".repeat(60));
+    assert!(choose(&steps, &large).1.unwrap().contains("too much data"));
+    let doubling = format!("size(['{}']{}) == 1", "x".repeat(100), ".map(x, x + x)".repeat(18));
+    assert!(choose(&doubling, &small).1.unwrap().contains("too much data"));
+    let doubling = doubling.replacen(".map(x, x + x)", "", 8);
+    assert_eq!(choose(&doubling, &small), (Choice::Deliver(None), None));
+}
+
+#[test]
+fn what_a_search_may_cost_is_known_before() {
+    let text = |bytes: usize| {
+        let event = event().with_data("1".repeat(bytes));
+        event.with_attribute("datacontenttype", "text/plain").unwrap()
+    };
+    for (pattern, fits, too_much) in [
+        ("^order.(placed|paid)$", 5_000, 50_000),
+        (r"\\d{3}x", 300, 5_000),
+        // Slow, if it were to look at much.
+        ("([01]?){500}x", 100, 1_000),
+    ] {
+        let filter = format!("event.data.matches('{pattern}') || true");
+        assert_eq!(choose(&filter, &text(fits)), (Choice::Deliver(None), None), "{pattern}");
+        let filter = format!("event.data.matches('{pattern}')");
+        let problem = choose(&filter, &text(too_much)).1.unwrap();
+        assert!(problem.contains("too much data"), "{pattern}: {problem}");
+    }
+}
+
+#[test]
+fn all_expressions_of_a_subscription_pay_from_one_account() {
+    let items: Vec<u32> = (0..1000).collect();
+    let large = event().with_data(serde_json::json!({"items": items}).to_string());
+    let matches = "event.data.items.exists(a, a == -1)";
+    let mut spec = SubscriptionSpec { filter: None, ..spec("true") };
+    for (routes, enough) in [(3, true), (64, false)] {
+        spec.routes = vec![Route { matches: matches.into(), path: "/a".into() }; routes];
+        let problem = Selector::of(&spec).unwrap().unwrap().choose(&large).1;
+        assert_eq!(problem.is_none(), enough, "{problem:?}");
+    }
+    spec.routes =
+        vec![Route { matches: format!("true{}", " ".repeat(300)), path: "/a".into() }; 64];
+    let error = Selector::of(&spec).unwrap_err();
+    assert_eq!(error.route, Some(53));
+    assert!(error.reason.contains("longer than 16384 bytes together"), "{error}");
 }
 
 proptest! {
     #[test]
     fn no_text_breaks_the_compiler(source in "\\PC{0,60}") {
-        drop(Expression::compile(&source));
+        drop(Selector::filter(&source));
     }
 
     #[test]

@@ -89,7 +89,7 @@ async fn an_application_that_asks_for_nonsense_is_told_what_it_is() {
     let mesh = Mesh::start(SERVICES).await;
     let inventory = mesh.sidecar("shop", "inventory").await;
     let wanted = |filter: &str, routes| proto::Subscription {
-        name: "shop/own".into(),
+        name: "shop/inventory.orders.placed".into(),
         bus: "default".into(),
         topic: "orders.placed".into(),
         filter: filter.into(),
@@ -101,7 +101,9 @@ async fn an_application_that_asks_for_nonsense_is_told_what_it_is() {
     };
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(
-        status.message().starts_with("subscription \"shop/own\": filter: \"event.type ==\""),
+        status.message().starts_with(
+            "subscription \"shop/inventory.orders.placed\": filter: \"event.type ==\""
+        ),
         "{status}"
     );
     let routes = vec![proto::EventRoute { r#match: "nope".into(), path: "/a".into() }];
@@ -112,6 +114,16 @@ async fn an_application_that_asks_for_nonsense_is_told_what_it_is() {
         status.message().contains("routes[0].match: \"nope\" \"nope\" is not known"),
         "{status}"
     );
+    let routes = vec![proto::EventRoute { r#match: "true".into(), path: "/a".into() }; 65];
+    let Err(status) = Consumer::open_as(&inventory, wanted("", routes)).await else {
+        panic!("taken");
+    };
+    assert!(status.message().contains("routes has 65 entries, more than 64"), "{status}");
+    let pattern = "event.data.exists(x, event.id.matches('\\\\w{100}'))";
+    let Err(status) = Consumer::open_as(&inventory, wanted(pattern, vec![])).await else {
+        panic!("taken");
+    };
+    assert!(status.message().contains("takes more than 256 KiB as a pattern"), "{status}");
 }
 
 #[tokio::test]

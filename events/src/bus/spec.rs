@@ -7,6 +7,12 @@ use duet_api::proto;
 
 /// Longest name of a bus, topic or subscription, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
+/// Most routes of a subscription.
+const MAX_ROUTES: usize = 64;
+/// Longest filter or match of a route, in bytes.
+pub const MAX_EXPRESSION_BYTES: usize = 2048;
+/// Longest path, in bytes.
+const MAX_PATH_BYTES: usize = 2048;
 
 /// A checked subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct SubscriptionSpec {
     pub bulk: Option<Bulk>,
     /// Without a consumer for this long, the subscription is forgotten. `None`: never.
     pub idle_expiry: Option<Duration>,
+    /// A resource says all this, and not only a consumer. Never read off the wire: whoever serves the bus knows.
+    pub declared: bool,
 }
 
 /// Where events go that match.
@@ -115,6 +123,14 @@ impl SubscriptionSpec {
         }
         .try_into()
     }
+
+    /// Why this cannot be had of a subscription on `topic`. A move costs it what waits for it there, so only a resource
+    /// moves one: a consumer may have come upon the name of somebody else's.
+    pub(crate) fn cannot_leave(&self, topic: &str) -> Option<String> {
+        (topic != self.topic && !self.declared).then(|| {
+            format!("it is on topic {topic:?}, and only a resource moves it to {:?}", self.topic)
+        })
+    }
 }
 
 impl TryFrom<proto::Subscription> for SubscriptionSpec {
@@ -128,10 +144,7 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             field,
             reason,
         };
-        let dead_letter_topic = match raw.dead_letter_topic {
-            empty if empty.is_empty() => format!("{}{}", raw.topic, super::dead_letter::SUFFIX),
-            named => named,
-        };
+        let dead_letter_topic = dead_letter_topic(raw.dead_letter_topic, &raw.topic);
         let names =
             [("name", &name), ("topic", &raw.topic), ("deadLetterTopic", &dead_letter_topic)];
         for (field, value) in names {
@@ -156,6 +169,8 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
         let idle_expiry = raw.idle_expiry.map(|raw| from_wire(raw).ok_or("is negative"));
         let idle_expiry =
             idle_expiry.transpose().map_err(|reason| error("idleExpiry", reason.to_owned()))?;
+        check_texts(&raw.path, &raw.filter, &raw.routes)
+            .map_err(|(field, why)| error(field, why))?;
         let routes =
             raw.routes.into_iter().map(|route| Route { matches: route.r#match, path: route.path });
         Ok(Self {
@@ -177,6 +192,7 @@ impl TryFrom<proto::Subscription> for SubscriptionSpec {
             once: raw.once,
             bulk,
             idle_expiry,
+            declared: false,
             name,
         })
     }
@@ -220,6 +236,10 @@ impl From<SubscriptionSpec> for proto::Subscription {
     }
 }
 
+fn dead_letter_topic(named: String, topic: &str) -> String {
+    if named.is_empty() { format!("{topic}{}", super::dead_letter::SUFFIX) } else { named }
+}
+
 fn start(raw: &proto::Subscription) -> Result<Start, &'static str> {
     Ok(match raw.start() {
         proto::Start::Latest => Start::Latest,
@@ -257,6 +277,35 @@ fn bulk(
         }
         _ => Err(("bulk.max", format!("must be at most 10000, not {max}"))),
     }
+}
+
+/// Bounds what is kept for each consumer, and what it takes to compile it.
+fn check_texts(
+    path: &str,
+    filter: &str,
+    routes: &[proto::EventRoute],
+) -> Result<(), (&'static str, String)> {
+    let long = |text: &str, most: usize| {
+        (text.len() > most).then(|| format!("{} bytes, more than {most}", text.len()))
+    };
+    if let Some(long) = long(path, MAX_PATH_BYTES) {
+        return Err(("subscriber.path", format!("has {long}")));
+    }
+    if let Some(long) = long(filter, MAX_EXPRESSION_BYTES) {
+        return Err(("filter", format!("has {long}")));
+    }
+    if routes.len() > MAX_ROUTES {
+        return Err(("routes", format!("has {} entries, more than {MAX_ROUTES}", routes.len())));
+    }
+    for (number, route) in routes.iter().enumerate() {
+        if let Some(long) = long(&route.r#match, MAX_EXPRESSION_BYTES) {
+            return Err(("routes", format!("has a match of {long}, at {number}")));
+        }
+        if let Some(long) = long(&route.path, MAX_PATH_BYTES) {
+            return Err(("routes", format!("has a path of {long}, at {number}")));
+        }
+    }
+    Ok(())
 }
 
 /// What any name on a bus must be: something that can be printed, of a sane length.
@@ -303,78 +352,4 @@ pub(crate) fn wire(duration: Duration) -> Option<prost_types::Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn raw() -> proto::Subscription {
-        proto::Subscription { name: "shop/a".into(), topic: "t".into(), ..Default::default() }
-    }
-
-    fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-        Some(prost_types::Duration { seconds, nanos: 0 })
-    }
-
-    #[test]
-    fn absent_fields_get_the_documented_defaults() {
-        let spec = SubscriptionSpec::new("shop/a", "default", "t").unwrap();
-        assert_eq!((spec.max_in_flight, spec.max_attempts), (64, NonZeroU32::new(10)));
-        assert_eq!(spec.ack_timeout, Duration::from_secs(30));
-        assert_eq!(spec.backoff, Duration::from_secs(1));
-        assert_eq!(spec.max_backoff, Duration::from_secs(300));
-        assert_eq!(spec.dead_letter_topic, "t.dead-letter");
-        assert_eq!(spec.start, Start::Latest);
-        assert_eq!(SubscriptionSpec::try_from(raw()).unwrap().max_attempts, None, "0: no bound");
-    }
-
-    #[test]
-    fn the_wire_form_round_trips() {
-        let spec = SubscriptionSpec {
-            start: Start::Time(1_700_000_000_123),
-            raw_payload: true,
-            ordered: true,
-            filter: Some("event.type == 'a'".into()),
-            routes: vec![Route { matches: "true".into(), path: "/a".into() }],
-            broadcast: true,
-            once: true,
-            bulk: Some(Bulk { max: 10, wait: Duration::from_millis(5) }),
-            idle_expiry: Some(Duration::from_secs(60)),
-            max_in_flight: 3,
-            backoff: Duration::from_millis(1),
-            ..SubscriptionSpec::new("shop/a", "default", "t").unwrap()
-        };
-        assert_eq!(SubscriptionSpec::try_from(proto::Subscription::from(spec.clone())), Ok(spec));
-    }
-
-    #[test]
-    fn a_bulk_of_one_is_a_bulk() {
-        let bulk = |bulk_max| {
-            let raw = proto::Subscription { bulk_max, ..raw() };
-            SubscriptionSpec::try_from(raw).unwrap().bulk.map(|bulk| bulk.max)
-        };
-        assert_eq!((bulk(0), bulk(1), bulk(10_000)), (None, Some(1), Some(10_000)));
-    }
-
-    #[test]
-    fn bad_fields_are_named() {
-        type Spoil = fn(&mut proto::Subscription);
-        let cases: [(&str, Spoil); 12] = [
-            ("name", |raw| raw.name.clear()),
-            ("name", |raw| raw.name.push('\n')),
-            ("topic", |raw| raw.topic.clear()),
-            ("topic", |raw| raw.topic = "x".repeat(256)),
-            ("deadLetterTopic", |raw| raw.dead_letter_topic = "t".into()),
-            ("delivery.maxInFlight", |raw| raw.max_in_flight = 10_001),
-            ("delivery.ackTimeout", |raw| raw.ack_timeout = seconds(-1)),
-            ("retry.backoff", |raw| raw.backoff = seconds(i64::MIN)),
-            ("retry.maxBackoff", |raw| raw.backoff = seconds(301)),
-            ("start", |raw| raw.start = proto::Start::Time.into()),
-            ("bulk.max", |raw| raw.bulk_max = 10_001),
-            ("idleExpiry", |raw| raw.idle_expiry = seconds(-1)),
-        ];
-        for (field, spoil) in cases {
-            let mut raw = raw();
-            spoil(&mut raw);
-            assert_eq!(SubscriptionSpec::try_from(raw).unwrap_err().field, field);
-        }
-    }
-}
+mod tests;

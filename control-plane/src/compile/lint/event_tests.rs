@@ -52,6 +52,14 @@ fn what_is_wrong_with_a_subscription_is_named() {
             "a.yaml:9:13: spec.routes[1].match: \"no\" \"no\" is not known here",
         ),
         ("subscriber: {service: a}\n  routes: [{match: 'true'}]".to_owned(), "missing field `path`"),
+        (
+            format!("subscriber: {{service: a}}\n  routes: [{}]", "{match: 'true', path: /a},".repeat(65)),
+            "a.yaml:7:11: spec.routes: routes has 65 entries, more than 64",
+        ),
+        (
+            of("filter: 'event.id.matches(event.type)'"),
+            "spec.filter: \"event.id.matches(event.type)\" the pattern of matches must be written out",
+        ),
         (of("start: soon"), "spec.start: invalid value: string \"soon\", expected latest, earliest, {time"),
         (of("start: {time: noon}"), "spec.start.time: \"noon\" is not an RFC 3339 time"),
         (of("start: {at: 1}"), "unknown field `at`"),
