@@ -1,7 +1,7 @@
 //! What operators, Prometheus and the kubelet ask.
 //!
 //! Two listeners: one for everybody (`/metrics`, `/live`, `/ready`), which changes nothing; one on loopback
-//! (`/config`, `POST /drain`, and what is below `/outbox/`).
+//! (`/config`, `POST /drain`, and what is below `/outbox/`), which web pages are kept from.
 
 mod outbox;
 
@@ -12,10 +12,10 @@ use bytes::Bytes;
 use duet_api::proto;
 use duet_events::outbox::Outbox;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{IntCounter, Registry, TextEncoder};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Discovery, View};
 use crate::http::body::Body;
+use crate::http::browser;
 use crate::http::server::{self, Ending};
 use crate::identity::SvidWatch;
 use crate::outbound::destination::Config;
@@ -45,6 +46,8 @@ pub struct Admin {
     pub drain: CancellationToken,
     /// Name of this replica.
     pub instance: Arc<str>,
+    /// Counts what web pages asked.
+    pub refused: IntCounter,
     /// Events that wait for their bus, once they can be read.
     pub outbox: Arc<OnceLock<Arc<Outbox>>>,
 }
@@ -73,12 +76,13 @@ impl Admin {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
             };
+            let loopback = browser::is_loopback(&stream);
             let ending =
                 Ending { graceful: stop.clone(), force: stop.clone(), tasks: tasks.clone() };
             let admin = Arc::clone(&admin);
             let service = service_fn(move |request| {
                 let admin = Arc::clone(&admin);
-                async move { Ok::<_, Infallible>(admin.answer(request, access).await) }
+                async move { Ok::<_, Infallible>(admin.answer(request, access, loopback).await) }
             });
             tasks.spawn(async move {
                 if let Err(error) = server::serve(stream, false, service, ending).await {
@@ -88,9 +92,22 @@ impl Admin {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, access: Access) -> Response<Body> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        access: Access,
+        loopback: bool,
+    ) -> Response<Body> {
         // Nothing here has a body to be read.
         let (head, _body) = request.into_parts();
+        if access == Access::Operator
+            && let Some(why) = refusal(&head, loopback)
+        {
+            self.refused.inc();
+            let (host, origin) = (head.headers.get(header::HOST), head.headers.get(header::ORIGIN));
+            tracing::info!(method = %head.method, ?host, ?origin, "a web page's request is refused");
+            return text(StatusCode::FORBIDDEN, format!("{why}\n"));
+        }
         match (&head.method, head.uri.path(), access) {
             (&Method::GET | &Method::HEAD, "/metrics", _) => self.metrics(),
             (&Method::GET | &Method::HEAD, "/live", _) => text(StatusCode::OK, "live\n".to_owned()),
@@ -161,6 +178,14 @@ impl Admin {
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         response
     }
+}
+
+/// No page has any business at the operator port, of this machine either.
+fn refusal(head: &request::Parts, loopback: bool) -> Option<&'static str> {
+    if head.headers.contains_key(header::ORIGIN) {
+        return Some("web pages have no business here");
+    }
+    browser::refusal(head.version, &head.headers, loopback)
 }
 
 fn destination((authority, view): &(Arc<str>, View<Config>)) -> serde_json::Value {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use duet_api::spiffe::SpiffeId;
 use prometheus::IntCounter;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{ErrorType, Failure, Progress};
@@ -81,8 +82,9 @@ impl Connector {
             match &target.identity {
                 Some(identity) => {
                     self.opened_mesh.inc();
-                    let stream = self.mtls.secure(stream, identity, target.port, transport).await?;
-                    self.start(stream, transport).await
+                    let peer = (identity, target.port);
+                    let (stream, until) = self.mtls.secure(stream, peer, transport).await?;
+                    self.start(stream, transport, Some(until)).await
                 }
                 None => {
                     self.opened_plain.inc();
@@ -91,7 +93,7 @@ impl Connector {
                             Ok(Sender::Once(Some(Connection::new(stream, &pool.idle))))
                         }
                         Transport::Upgrade | Transport::Http2 => {
-                            self.start(stream, transport).await
+                            self.start(stream, transport, None).await
                         }
                     }
                 }
@@ -104,13 +106,18 @@ impl Connector {
         })
     }
 
-    async fn start<T>(&self, stream: T, transport: Transport) -> Result<Sender, Failure>
+    async fn start<T>(
+        &self,
+        stream: T,
+        transport: Transport,
+        until: Option<Instant>,
+    ) -> Result<Sender, Failure>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
         match transport {
             Transport::Http1 | Transport::Upgrade => client::upgrade(stream, &self.tasks).await,
-            Transport::Http2 => client::http2(stream, &self.tasks).await,
+            Transport::Http2 => client::http2(stream, &self.tasks, until).await,
         }
     }
 }

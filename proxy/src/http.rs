@@ -2,6 +2,7 @@
 //! failure into a response. Nothing here knows about routes, endpoints or events.
 
 pub mod body;
+pub mod browser;
 pub mod client;
 pub mod cookie;
 pub mod deadline;

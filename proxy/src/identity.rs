@@ -199,6 +199,14 @@ fn accept(response: CertifyResponse, key: &KeyPair) -> anyhow::Result<Svid> {
     Ok(Svid { material, not_before, not_after })
 }
 
+/// How long a certificate is still valid; not at all, where that cannot be read.
+#[must_use]
+pub fn remaining(certificate: &CertificateDer<'_>) -> Duration {
+    let until = store::validity(certificate).map_or(0, |(_from, until)| until);
+    let left = until.saturating_sub(jiff::Timestamp::now().as_second());
+    Duration::from_secs(u64::try_from(left).unwrap_or(0))
+}
+
 impl Metrics {
     fn register(registry: &Registry) -> prometheus::Result<Self> {
         let expiry = IntGauge::new(

@@ -1,10 +1,13 @@
 //! The life of an incoming call: mTLS -> who is it -> which port -> limits -> the application.
 //!
 //! Only ports that were declared as the application's can be reached, so that a peer cannot use the sidecar as a
-//! way to whatever else listens on loopback.
+//! way to whatever else listens on loopback. What only an application's own sidecar asks and says, peers cannot
+//! ([`reserved`], [`headers::strip_forged`]).
 
+mod accept;
 mod callback;
 pub mod guard;
+mod reserved;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,7 +16,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use duet_api::spiffe::SpiffeId;
 use http::header::{self, HeaderValue};
 use http::uri::Authority;
 use http::{HeaderMap, Request, Response, StatusCode, Version, request};
@@ -24,12 +26,11 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AppPort, AppProtocol};
-use crate::connect::{Pool, SharedConnector, Target, Transport, sni_port};
+use crate::connect::{Pool, SharedConnector, Target, Transport};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::{Body, BodyError, Watch, Watched};
 use crate::http::client::Sender;
@@ -44,8 +45,8 @@ use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
 
 use guard::{Guard, Guards, Permit};
 
-/// A peer must finish its handshake in this time.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After the end of a peer's certificate, for requests that were under way when it was told to connect anew.
+const LATE: Duration = Duration::from_secs(5);
 /// The application is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -82,6 +83,8 @@ struct Peer {
     /// Value of `x-forwarded-client-cert`.
     certificate: HeaderValue,
     port: Arc<Port>,
+    /// End of its certificate.
+    until: Instant,
 }
 
 impl Inbound {
@@ -151,75 +154,37 @@ impl Inbound {
         self.guards.borrow().get(&port).map(Arc::clone)
     }
 
-    async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, ending: Ending) {
+    /// Serves a peer until its certificate ends: it comes back with its next one, what it has begun is finished.
+    async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, mut ending: Ending) {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let metrics = self.metrics.clone();
+        let (metrics, until) = (self.metrics.clone(), peer.until);
+        ending.graceful = ending.graceful.child_token();
+        let expired = ending.graceful.clone();
         let service = service_fn(move |request| {
             let (inbound, peer) = (Arc::clone(&self), peer.clone());
             async move { Ok::<_, Infallible>(inbound.call(request, &peer).await) }
         });
-        if let Err(error) = server::serve(stream, http2, service, ending).await {
+        let mut served = std::pin::pin!(server::serve(stream, http2, service, ending));
+        let end = tokio::select! {
+            end = served.as_mut() => end,
+            () = tokio::time::sleep_until(until) => {
+                expired.cancel();
+                served.await
+            }
+        };
+        if let Err(error) = end {
             metrics.malformed("inbound", server::malformed(&error));
             tracing::debug!(%error, "inbound connection ended");
         }
     }
 
-    /// Handshakes and finds out who it is and where it wants to go.
-    ///
-    /// # Errors
-    /// With a label for the metric and details for the log.
-    async fn accept(
-        &self,
-        stream: TcpStream,
-    ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, String)> {
-        let from = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
-        let config = self.tls_config().map_err(|error| ("no_certificate", error))?;
-        let handshake = Box::pin(TlsAcceptor::from(config).accept(stream));
-        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(("tls_handshake", format!("{from}: {error}"))),
-            Err(_elapsed) => return Err(("tls_timeout", format!("{from}: no handshake"))),
-        };
-        let (_, session) = stream.get_ref();
-        let certificate = session.peer_certificates().and_then(|chain| chain.first());
-        let id = certificate.map(duet_api::tls::spiffe_id);
-        let Some(Ok(id)) = id else {
-            return Err(("no_identity", format!("{from}: no SPIFFE id")));
-        };
-        let port = sni_port(session.server_name()).and_then(|port| self.ports.get(&port));
-        let Some(port) = port.map(Arc::clone) else {
-            let name = session.server_name().unwrap_or_default().to_owned();
-            return Err(("unknown_port", format!("{id} at {from} wants {name:?}")));
-        };
-        Ok((stream, self.peer(&id, port)))
-    }
-
-    fn peer(&self, id: &SpiffeId, port: Arc<Port>) -> Peer {
-        let by = self.svid.borrow().as_ref().map(|svid| svid.material.id.to_string());
-        let text = format!("By={};URI={id}", by.unwrap_or_default());
-        Peer {
-            name: format!("{}/{}", id.namespace(), id.account()).into(),
-            // A SPIFFE id has no character that a header cannot carry.
-            certificate: HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("")),
-            port,
+    /// Whether a request may go on to the application.
+    fn admit(&self, head: &request::Parts, peer: &Peer) -> Result<Option<Permit>, Failure> {
+        if let Some(refusal) = refusal(head, peer) {
+            return Err(refusal);
         }
-    }
-
-    /// The TLS configuration of the newest certificate.
-    fn tls_config(&self) -> Result<Arc<rustls::ServerConfig>, String> {
-        let svid = self.svid.borrow().clone().ok_or("no certificate yet")?;
-        let mut cached = self.tls.lock();
-        if let Some((of, config)) = &*cached
-            && Arc::ptr_eq(of, &svid)
-        {
-            return Ok(Arc::clone(config));
-        }
-        let mut config = duet_api::tls::server_config(&svid.material, false)
-            .map_err(|error| error.to_string())?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let config = Arc::new(config);
-        *cached = Some((svid, Arc::clone(&config)));
-        Ok(config)
+        let guard = self.guard(peer.port.number);
+        guard.map(|guard| guard.admit(&peer.name, head, &peer.port.metrics)).transpose()
     }
 
     /// Carries one request to the application. Always answers.
@@ -231,8 +196,7 @@ impl Inbound {
         let mut record = Record::new("inbound", &head, asked, &self.access_log, of);
         record.attempts(1);
         let upgrade = Upgrade::take(&mut head);
-        let guard = self.guard(port.number);
-        let admitted = guard.map(|guard| guard.admit(&peer.name, &head, &port.metrics)).transpose();
+        let admitted = self.admit(&head, peer);
         let deadline =
             deadline::read(&head.headers, asked.is_grpc()).map(|left| Instant::now() + left);
         let outcome = match admitted {
@@ -263,6 +227,20 @@ impl Inbound {
             }
         }
     }
+}
+
+/// What no peer may ask, whatever the limits.
+fn refusal(head: &request::Parts, peer: &Peer) -> Option<Failure> {
+    if reserved::is_reserved(head.uri.path()) {
+        let text = "only the application's own sidecar asks this";
+        return Some(Failure::new(ErrorType::HttpRequestDenied, text));
+    }
+    if Instant::now() > peer.until + LATE {
+        let text = "the caller's certificate has expired since it connected";
+        let failure = Failure::new(ErrorType::TlsCertificateError, text);
+        return Some(failure.with_progress(Progress::Unprocessed));
+    }
+    None
 }
 
 /// What the caller's sidecar has to know for its decision about another try. None where the answer is as good as the
@@ -303,7 +281,7 @@ async fn forward(
 ) -> Result<Response<Body>, Failure> {
     let authority = headers::authority(&head)?;
     let original = head.headers.remove(headers::ORIGINAL_VERSION);
-    headers::strip_hop_by_hop(&mut head.headers);
+    headers::strip_forged(&mut head.headers);
     head.headers.insert(headers::CLIENT_CERT, peer.certificate.clone());
     if let Some(upgrade) = upgrade {
         upgrade.ask(&mut head.headers);

@@ -146,7 +146,7 @@ async fn endless(api: SocketAddr) -> TcpStream {
     const LENGTH: usize = 4 << 20;
     let mut stream = TcpStream::connect(api).await.unwrap();
     let head = format!(
-        "POST /v1.0/publish/default/large HTTP/1.1\r\nhost: sidecar\r\ncontent-length: {LENGTH}\r\n\r\n"
+        "POST /v1.0/publish/default/large HTTP/1.1\r\nhost: localhost\r\ncontent-length: {LENGTH}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
     // One that is refused is closed before its end.

@@ -372,6 +372,7 @@ spec:
     assert_eq!(ids[21], ids[20], "a reader that comes back goes on behind both");
 
     let other = get("").header("origin", "https://elsewhere.example").send().await.unwrap();
+    assert_eq!(other.status(), 403);
     assert!(!other.headers().contains_key("access-control-allow-origin"));
     let queries =
         [("?start=yesterday", 400), ("?what=1", 400), ("?filter=event.data.n%20%3E", 400)];

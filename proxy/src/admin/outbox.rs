@@ -1,13 +1,11 @@
-//! Events of the outbox that their bus will never take: to look at, to send again, to drop. Kept from web pages, which
-//! could otherwise reach a port of the visitor's own machine.
+//! Events of the outbox that their bus will never take: to look at, to send again, to drop. Kept from web pages
+//! even more strictly than the rest of the operator port.
 //!
 //! | request | what |
 //! | --- | --- |
 //! | `GET /outbox/rejected?bus=&from=` | the next of them, oldest first |
 //! | `POST /outbox/redrive?bus=&position=&position=` | back to the end of what waits for the bus |
 //! | `POST /outbox/drop?bus=&position=&position=` | away for good |
-
-use std::net::IpAddr;
 
 use duet_events::cloudevent;
 use duet_events::outbox::{Outbox, Rejected};
@@ -16,6 +14,7 @@ use http::{HeaderMap, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::http::body::Body;
+use crate::http::browser;
 
 /// Events of one answer: each may have some MiB.
 const PAGE: usize = 32;
@@ -116,21 +115,11 @@ fn refusal(headers: &HeaderMap) -> Option<&'static str> {
         Some("web pages have no business here")
     } else if !headers.contains_key(HEADER) {
         Some("the header duet-operator is missing: say `duet-operator: 1`")
-    } else if !is_loopback(host) {
+    } else if !browser::is_local(host) {
         Some("the host must be a loopback address or localhost")
     } else {
         None
     }
-}
-
-/// A name that somebody else's DNS points here is none.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::header::HOST;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -15,9 +18,11 @@ use crate::connect::Connector;
 use crate::detect::{NotDetected, Protocol, detect};
 use crate::discovery::Discovery;
 use crate::drain::Drain;
-use crate::http::body::Upload;
-use crate::http::headers;
+use crate::error::{ErrorType, Failure};
+use crate::http::body::{Body, Upload};
+use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
+use crate::http::{browser, headers};
 use crate::identity::SvidWatch;
 use crate::inbound::Inbound;
 use crate::inbound::guard::Guards;
@@ -182,15 +187,34 @@ async fn serve_outbound(
         }
         Err(NotDetected::Closed) => return,
     };
+    let local = stream.local_addr().ok();
+    let refused = metrics.refused.with_label_values(&["outbound", "web_page"]);
     let service = service_fn(move |mut request| {
         if !http2 {
             headers::detach(&mut request);
         }
-        let outbound = Arc::clone(&outbound);
-        async move { Ok::<_, Infallible>(outbound.call(request.map(Upload::from)).await) }
+        let chosen =
+            |local| browser::chose_destination(request.version(), request.headers(), local);
+        let by_page = local.is_some_and(chosen);
+        let (outbound, refused) = (Arc::clone(&outbound), refused.clone());
+        async move {
+            if by_page {
+                refused.inc();
+                return Ok(denied(&request));
+            }
+            Ok::<_, Infallible>(outbound.call(request.map(Upload::from)).await)
+        }
     });
     if let Err(error) = server::serve(stream, http2, service, ending).await {
         metrics.malformed("outbound", server::malformed(&error));
         tracing::debug!(%error, "outbound connection ended");
     }
+}
+
+fn denied(request: &Request<Incoming>) -> Response<Body> {
+    tracing::info!(host = ?request.headers().get(HOST), "a web page's request is refused");
+    let text = "the Host is a name that DNS may point anywhere, so that a web page could have sent this: \
+                say localhost or 127.0.0.1 beside duet-destination";
+    let failure = Failure::new(ErrorType::HttpRequestDenied, text);
+    reply::failure(&failure, Asked::of(request.headers()))
 }

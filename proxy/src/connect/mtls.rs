@@ -7,14 +7,19 @@ use duet_api::spiffe::SpiffeId;
 use duet_api::tls::{IdentityError, Peer, client_config};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Transport;
 use crate::error::{ErrorType, Failure, Progress};
-use crate::identity::{Svid, SvidWatch};
+use crate::identity::{self, Svid, SvidWatch};
+
+/// Part of what is left of the certificates that a connection is used for.
+const GOOD_FOR: f64 = 0.9;
 
 /// TLS configurations by peer, for one certificate; made anew when the certificate changes.
 #[derive(Debug)]
@@ -36,30 +41,37 @@ impl Mtls {
         Self { svid, cache: Mutex::default() }
     }
 
-    /// Handshakes with the peer's sidecar; the application's port travels as the server name.
+    /// Handshakes with the peer's sidecar; the application's port travels as the server name. Tells until when the
+    /// connection is good for new requests.
     pub(super) async fn secure(
         &self,
         stream: TcpStream,
-        peer: &SpiffeId,
-        port: u16,
+        (peer, port): (&SpiffeId, u16),
         transport: Transport,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
-        let config = self.config(peer, transport)?;
-        let name = ServerName::try_from(format!("port-{port}.duet.internal"))
-            .map_err(|error| unprocessed(ErrorType::ProxyInternalError, error.to_string()))?;
-        let handshake = TlsConnector::from(config).connect(name, stream);
-        handshake.await.map_err(|error| failed(peer, &error))
-    }
-
-    fn config(&self, peer: &SpiffeId, transport: Transport) -> Result<Arc<ClientConfig>, Failure> {
+    ) -> Result<(TlsStream<TcpStream>, Instant), Failure> {
         let Some(svid) = self.svid.borrow().clone() else {
             let text = "this sidecar has no certificate yet";
             return Err(unprocessed(ErrorType::DestinationUnavailable, text.to_owned()));
         };
+        let config = self.config(&svid, peer, transport)?;
+        let name = ServerName::try_from(format!("port-{port}.duet.internal"))
+            .map_err(|error| unprocessed(ErrorType::ProxyInternalError, error.to_string()))?;
+        let handshake = TlsConnector::from(config).connect(name, stream);
+        let stream = handshake.await.map_err(|error| failed(peer, &error))?;
+        let until = retirement(&stream, &svid);
+        Ok((stream, until))
+    }
+
+    fn config(
+        &self,
+        svid: &Arc<Svid>,
+        peer: &SpiffeId,
+        transport: Transport,
+    ) -> Result<Arc<ClientConfig>, Failure> {
         let mut cache = self.cache.lock();
-        if !cache.svid.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, &svid)) {
+        if !cache.svid.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, svid)) {
             cache.configs.clear();
-            cache.svid = Some(Arc::clone(&svid));
+            cache.svid = Some(Arc::clone(svid));
         }
         let key = (peer.clone(), transport);
         if let Some(config) = cache.configs.get(&key) {
@@ -67,6 +79,8 @@ impl Mtls {
         }
         let mut config = client_config(&svid.material, Peer::Exactly(peer.clone()))
             .map_err(|error| unprocessed(ErrorType::ProxyInternalError, error.to_string()))?;
+        // Every peer is verified anew.
+        config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![match transport {
             Transport::Http1 | Transport::Upgrade => b"http/1.1".to_vec(),
             Transport::Http2 => b"h2".to_vec(),
@@ -75,6 +89,17 @@ impl Mtls {
         cache.configs.insert(key, Arc::clone(&config));
         Ok(config)
     }
+}
+
+/// Before the end of either certificate, so that the next connection is there when the peer ends this one. Both sides
+/// have had their next certificate for long by then.
+fn retirement(stream: &TlsStream<TcpStream>, svid: &Svid) -> Instant {
+    let (_, session) = stream.get_ref();
+    let chains = [session.peer_certificates().unwrap_or_default(), &svid.material.chain];
+    let ends = chains.map(|chain| chain.first().map(identity::remaining).unwrap_or_default());
+    let left = ends.into_iter().min().unwrap_or_default();
+    let now = Instant::now();
+    now.checked_add(left.mul_f64(GOOD_FOR)).unwrap_or(now)
 }
 
 fn unprocessed(kind: ErrorType, text: String) -> Failure {

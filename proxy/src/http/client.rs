@@ -4,6 +4,7 @@ use http::{Request, Response};
 use hyper::client::conn::http1 as hyper_http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
@@ -73,15 +74,15 @@ where
     Ok(Sender::Upgrade(sender))
 }
 
-/// Starts HTTP/2 on a stream.
+/// Starts HTTP/2 on a stream; see [`Multiplexed::start`].
 ///
 /// # Errors
 /// When the connection fails at once.
-pub async fn http2<T>(io: T, tasks: &TaskTracker) -> Result<Sender, Failure>
+pub async fn http2<T>(io: T, tasks: &TaskTracker, until: Option<Instant>) -> Result<Sender, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let started = Multiplexed::start(io, tasks).await;
+    let started = Multiplexed::start(io, tasks, until).await;
     let failed = |error| reset(&Unanswered { error, unsent: true });
     started.map(Sender::Http2).map_err(failed)
 }

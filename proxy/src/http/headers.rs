@@ -17,6 +17,10 @@ pub const ORIGINAL_VERSION: HeaderName = HeaderName::from_static("duet-original-
 /// On a failure reply of the called side's sidecar: how far the request had come, `unprocessed`, `unknown` or
 /// `final`, or `shed` (unprocessed, because it is busy), so that the caller's sidecar can decide about another try.
 pub const PROGRESS: HeaderName = HeaderName::from_static("duet-progress");
+/// Name of a delivery of events. On requests to the application, by its own sidecar only.
+pub const DELIVERY: HeaderName = HeaderName::from_static("duet-delivery");
+/// Number of the delivery of an event, from 1 on. On requests to the application, by its own sidecar only.
+pub const DELIVERY_ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
 /// Milliseconds that are left for a request, shrinking at each hop. Applications may pass it on with their own calls; gRPC
 /// has `grpc-timeout` for the same.
 pub const TIMEOUT_MS: HeaderName = HeaderName::from_static("duet-timeout-ms");
@@ -38,20 +42,26 @@ pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// Removes what is meant for this hop only: the headers that `Connection` names, and those that always are.
 /// `TE: trailers` stays, as gRPC needs it.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    strip(headers, false);
+    strip(headers, |_name| false);
 }
 
 /// Removes what only sidecars may say to each other, from an application's request or response, together with what
 /// [`strip_hop_by_hop`] does.
 pub fn strip_all(headers: &mut HeaderMap) {
-    strip(headers, true);
+    strip(headers, is_internal);
+}
+
+/// Removes what an application hears from its own sidecar only, from a peer's request, together with what
+/// [`strip_hop_by_hop`] does.
+pub fn strip_forged(headers: &mut HeaderMap) {
+    strip(headers, is_own_sidecars);
 }
 
 /// Looking over the few names that are there is cheaper than a hashed look-up of every name that might be.
-fn strip(headers: &mut HeaderMap, internal: bool) {
+fn strip(headers: &mut HeaderMap, also: fn(&str) -> bool) {
     let leaves = |name: &&HeaderName| {
         let name = name.as_str();
-        is_hop_by_hop(name) || (internal && is_internal(name))
+        is_hop_by_hop(name) || also(name)
     };
     let mut found = headers.keys().filter(leaves);
     let Some(first) = found.next() else {
@@ -110,6 +120,15 @@ fn is_internal(name: &str) -> bool {
         return false;
     };
     matches!(rest, "attempt" | "progress" | "original-version" | "destination")
+}
+
+fn is_own_sidecars(name: &str) -> bool {
+    // Where headers become variables, as in CGI, an underscore is as good as a dash.
+    let is = |own: &HeaderName| {
+        let dashed = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        name.len() == own.as_str().len() && dashed.eq(own.as_str().bytes())
+    };
+    is(&DELIVERY) || is(&DELIVERY_ATTEMPT) || is(&CLIENT_CERT)
 }
 
 /// Puts headers in place of those of the same names.
@@ -290,6 +309,21 @@ mod tests {
         strip_hop_by_hop(&mut head.headers);
         let names: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["te", "x-kept"]);
+    }
+
+    #[test]
+    fn a_peer_cannot_say_what_only_the_own_sidecar_says() {
+        let forged = ["duet-delivery", "duet_delivery-attempt", "x_forwarded_client_cert"];
+        let kept = ["duet-attempt", "duet-deliver", "duet-delivery-other", "x-forwarded-for"];
+        let mut request = Request::get("/").header("connection", "close");
+        for name in forged.iter().chain(&kept) {
+            request = request.header(*name, "1");
+        }
+        let mut head = head(request);
+        strip_forged(&mut head.headers);
+        let mut names: Vec<&str> = head.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, kept);
     }
 
     #[test]

@@ -1,25 +1,27 @@
 //! The client side of HTTP/2, on the `h2` crate itself: hyper's client spawns a task and crosses two channels for
 //! each request, which is a sixth of what a call between sidecars costs (docs/performance.md).
 
+mod keepalive;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use h2::client::{Connection, ResponseFuture, SendRequest};
-use h2::{PingPong, Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::body::{Body, BodyError};
 use super::server::MAX_HEADER_BYTES;
+use keepalive::KeepAlive;
 
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -31,8 +33,6 @@ const RESET_STREAMS: usize = 1024;
 /// Pieces below this size are joined, up to about this much.
 const SMALL: usize = 1024;
 const JOINED: usize = 8 * 1024;
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One connection that carries many requests. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -61,11 +61,16 @@ pub struct Unanswered {
 }
 
 impl Multiplexed {
-    /// Starts HTTP/2 on a stream; the connection runs on `tasks`.
+    /// Starts HTTP/2 on a stream; the connection runs on `tasks`. It takes no new requests from `until` on, where
+    /// there is such a time, and ends with the last of those it has.
     ///
     /// # Errors
     /// When the connection fails at once.
-    pub async fn start<T>(io: T, tasks: &TaskTracker) -> Result<Self, h2::Error>
+    pub async fn start<T>(
+        io: T,
+        tasks: &TaskTracker,
+        until: Option<Instant>,
+    ) -> Result<Self, h2::Error>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -81,7 +86,7 @@ impl Multiplexed {
         let shared = Arc::new(Shared::default());
         let of = Arc::clone(&shared);
         tasks.spawn(async move {
-            let end = run(connection, &of).await;
+            let end = run(connection, &of, until).await;
             of.closed.store(true, Ordering::Relaxed);
             if let Err(error) = end {
                 tracing::debug!(%error, "client connection ended");
@@ -90,7 +95,7 @@ impl Multiplexed {
         Ok(Self { requests, shared, tasks: tasks.clone() })
     }
 
-    /// Whether the connection takes no more requests: it failed, or the peer said GOAWAY.
+    /// Whether the connection takes no more requests: it failed, its time is over, or the peer said GOAWAY.
     pub fn is_closed(&mut self) -> bool {
         let mut context = Context::from_waker(std::task::Waker::noop());
         self.shared.closed.load(Ordering::Relaxed)
@@ -166,14 +171,23 @@ fn length(head: &http::response::Parts) -> Option<u64> {
 }
 
 /// Runs a connection until it ends, and notices a peer that vanished while it owes an answer.
-async fn run<T>(mut connection: Connection<T, Bytes>, shared: &Shared) -> Result<(), h2::Error>
+async fn run<T>(
+    mut connection: Connection<T, Bytes>,
+    shared: &Shared,
+    until: Option<Instant>,
+) -> Result<(), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let mut retire = until.map(|until| Box::pin(tokio::time::sleep_until(until)));
     let mut keepalive = connection.ping_pong().map(KeepAlive::new);
     poll_fn(|cx| {
         if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
             return Poll::Ready(end);
+        }
+        if retire.as_mut().is_some_and(|retire| retire.as_mut().poll(cx).is_ready()) {
+            shared.closed.store(true, Ordering::Relaxed);
+            retire = None;
         }
         let Some(keepalive) = &mut keepalive else {
             return Poll::Pending;
@@ -183,44 +197,6 @@ where
         Poll::Ready(Ok(()))
     })
     .await
-}
-
-/// Pings after some silence, but only while streams are open: servers count other pings against us.
-struct KeepAlive {
-    pings: PingPong,
-    timer: Pin<Box<Sleep>>,
-    waiting: bool,
-}
-
-impl KeepAlive {
-    fn new(pings: PingPong) -> Self {
-        Self { pings, timer: Box::pin(tokio::time::sleep(PING_INTERVAL)), waiting: false }
-    }
-
-    /// Ready when the peer is gone.
-    fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<()> {
-        loop {
-            if self.waiting
-                && let Poll::Ready(answer) = self.pings.poll_pong(cx)
-            {
-                if answer.is_err() {
-                    // The connection itself says why.
-                    return Poll::Pending;
-                }
-                self.waiting = false;
-                self.timer.as_mut().reset(Instant::now() + PING_INTERVAL);
-            }
-            ready!(self.timer.as_mut().poll(cx));
-            if self.waiting {
-                return Poll::Ready(());
-            }
-            let active = shared.active.swap(false, Ordering::Relaxed);
-            let idle = shared.streams.load(Ordering::Relaxed) == 0;
-            self.waiting = !active && !idle && self.pings.send_ping(h2::Ping::opaque()).is_ok();
-            let wait = if self.waiting { PING_TIMEOUT } else { PING_INTERVAL };
-            self.timer.as_mut().reset(Instant::now() + wait);
-        }
-    }
 }
 
 /// Counts an open stream until dropped.
