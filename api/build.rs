@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".duet.v1.Event.data")
         .btree_map(".duet.v1.Event.attributes")
+        .extern_path(".duet.v1.PublishRequest", "crate::publish::PublishRequest")
         .compile_fds(descriptors)?;
     let files = [
         "dapr/proto/runtime/v1/dapr.proto",

@@ -4,10 +4,12 @@
 //!
 //! - [`resource`]: the YAML resources, parsed strictly, each error with file, line and field.
 //! - [`proto`]: generated from `proto/duet/v1`; [`dapr`] and [`health`]: from Dapr's and gRPC's own contracts.
+//! - [`publish`]: the one message of them that is written by hand.
 //! - [`spiffe`]: names of workloads; [`tls`]: TLS configurations that verify them; [`token`]: join tokens.
 //! - [`duration`] and [`quantity`]: units as people write them.
 
 pub mod duration;
+pub mod publish;
 pub mod quantity;
 pub mod resource;
 pub mod spiffe;
@@ -32,6 +34,7 @@ pub mod token;
 )]
 pub mod proto {
     tonic::include_proto!("duet.v1");
+    pub use crate::publish::PublishRequest;
 }
 
 /// Generated from `proto/dapr`: the part of Dapr's contract that Duet serves.

@@ -20,7 +20,7 @@ pub use consumer::{Consumer, ConsumerBackend, Delivery, Settler};
 pub use error::{ConsumeError, PublishError, PublishErrorKind};
 pub use managed::{Import, ManageError, ManagedBus, StoredEvent, SubscriptionStatus, TopicStatus};
 pub(crate) use spec::check_name;
-pub use spec::{Bulk, Route, Start, SubscriptionError, SubscriptionSpec};
+pub use spec::{Bulk, MAX_EXPRESSION_BYTES, Route, Start, SubscriptionError, SubscriptionSpec};
 pub use topic::TopicConfig;
 
 /// A place that keeps events and hands them to subscribers. Object-safe: the sidecar holds one `Arc<dyn EventBus>`

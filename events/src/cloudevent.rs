@@ -10,6 +10,7 @@ mod header;
 mod members;
 mod schedule;
 mod show;
+mod trace;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ use duet_api::proto;
 pub(crate) use attribute::clean_text;
 pub use decode::{WrapContext, decode, decode_filling, decode_opaque};
 pub use encode::{encode_batch, encode_binary, encode_structured, is_json, is_text};
+use schedule::LocalTimes;
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 pub(crate) use schedule::{millis, order_key};
 pub use show::shown;
@@ -36,6 +38,7 @@ pub struct Event {
     event_type: String,
     attributes: BTreeMap<String, String>,
     data: Option<Bytes>,
+    local: LocalTimes,
 }
 
 impl Event {
@@ -52,7 +55,8 @@ impl Event {
         attribute::check("id", &id)?;
         attribute::check("source", &source)?;
         attribute::check("type", &event_type)?;
-        Ok(Self { id, source, event_type, attributes: BTreeMap::new(), data: None })
+        let (attributes, local) = (BTreeMap::new(), LocalTimes::default());
+        Ok(Self { id, source, event_type, attributes, data: None, local })
     }
 
     /// With one more attribute, optional or extension; replaces an older value.
@@ -79,7 +83,7 @@ impl Event {
             source.unwrap_or(&self.source),
             event_type.unwrap_or(&self.event_type),
         )?;
-        Ok(Self { attributes: self.attributes, data: self.data, ..named })
+        Ok(Self { id: named.id, source: named.source, event_type: named.event_type, ..self })
     }
 
     /// With data.
@@ -164,6 +168,7 @@ impl TryFrom<proto::Event> for Event {
             event.set_attribute(&name, value)?;
         }
         event.data = raw.data;
+        event.local = LocalTimes { expiry: raw.local_expiry, delivery: raw.local_delivery };
         Ok(event)
     }
 }
@@ -177,6 +182,9 @@ impl From<Event> for proto::Event {
             r#type: event.event_type,
             attributes: event.attributes.into_iter().collect(),
             data: event.data,
+            local_expiry: event.local.expiry,
+            local_delivery: event.local.delivery,
+            sent_ms: 0,
         }
     }
 }

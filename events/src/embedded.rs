@@ -139,6 +139,8 @@ fn to_delivery(subscription: &str, delivery: LogDelivery) -> Result<Delivery, Co
 pub(crate) fn publish_error(context: &str, error: &LogError) -> PublishError {
     let kind = match error {
         LogError::DiskFull => PublishErrorKind::Full,
+        // Not full: it would be so for ever, and an outbox would hold up every other topic meanwhile.
+        LogError::TooMany(_) => PublishErrorKind::UnknownTopic,
         LogError::Refused(_) | LogError::Unknown { .. } => PublishErrorKind::Invalid,
         // There will be another: after a restart, or elsewhere.
         LogError::Closed => PublishErrorKind::Unavailable,
@@ -153,7 +155,7 @@ fn consume_error(bus: &str, subscription: &str, error: &LogError) -> ConsumeErro
     let (subscription, reason) = (subscription.to_owned(), error.to_string());
     match error {
         LogError::Closed => ConsumeError::Unavailable { bus: bus.to_owned(), reason },
-        LogError::Refused(_) | LogError::Unknown { .. } => {
+        LogError::Refused(_) | LogError::Unknown { .. } | LogError::TooMany(_) => {
             ConsumeError::Refused { subscription, reason }
         }
         LogError::DiskFull | LogError::InUse | LogError::Format { .. } | LogError::Store(_) => {

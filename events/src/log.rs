@@ -5,12 +5,14 @@
 //! the store the thread forgets its memory, opens the store again and goes on from what is on disk.
 //!
 //! - `store`: `redb` behind a small interface, and a journal in front; `record`: what is in it; `README.md` says why `redb`.
-//! - `engine`: what the commands do; `topic`, `progress` and `dedup` are its parts.
+//! - `engine`: what the commands do; `declare` is which topics and subscriptions there are; `topic`, `progress` and `dedup`
+//!   are its parts.
 //!
-//! Used by the embedded bus and by the outbox. Imports [`crate::bus`] and [`crate::cloudevent`].
+//! Used by the embedded bus and by the outbox. Imports [`crate::bus`], [`crate::cloudevent`] and [`crate::database_file`].
 
 mod command;
 mod consumers;
+mod declare;
 mod dedup;
 mod disk;
 mod engine;
@@ -39,8 +41,10 @@ use crate::bus::{
     TopicStatus,
 };
 use crate::cloudevent::Event;
+use crate::private;
 
 use command::{Command, Queue};
+use declare::MOST_UNDECLARED;
 use engine::Engine;
 pub(crate) use metrics::LogMetrics;
 use record::{Record, Unsealed};
@@ -99,6 +103,11 @@ pub enum LogError {
         /// Its name.
         name: String,
     },
+    /// As many as may be there without a resource.
+    #[error(
+        "there are {MOST_UNDECLARED} {0} that no resource declares, and no more are made: declare this one"
+    )]
+    TooMany(&'static str),
     /// The log was closed.
     #[error("the log is closed")]
     Closed,
@@ -315,7 +324,7 @@ impl Log {
             self.run(|engine, _now| Ok((engine.snapshot()?, engine.stored_bytes()))).await?;
         let dir = dir.to_owned();
         off_thread(move || {
-            std::fs::create_dir_all(&dir).map_err(|error| LogError::io(&dir, &error))?;
+            private::folder(&dir).map_err(|error| LogError::io(&dir, &error))?;
             disk::has_room_for_copy(&dir, stored)?;
             snapshot.copy_to(&dir)?;
             Ok(dir.join(store::FILE_NAME))
@@ -366,9 +375,17 @@ struct Backend {
 }
 
 impl ConsumerBackend for Backend {
-    fn settle(&self, delivery: u64, outcome: Settle) {
+    fn settle(&self, delivery: u64, outcome: Settle) -> bool {
         let consumer = self.consumer;
-        self.queue.send(Command::Settle { consumer, delivery, outcome });
+        self.queue.send(Command::Settle { consumer, delivery, outcome })
+    }
+
+    fn retire(&self) {
+        let consumer = self.consumer;
+        let work: command::Work = Box::new(move |engine, _waiting| {
+            engine.map(|engine| engine.retire_consumer(consumer)).or(Ok(()))
+        });
+        self.queue.send(Command::Manage(work));
     }
 
     fn close(&self) {

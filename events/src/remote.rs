@@ -76,7 +76,8 @@ impl EventBus for RemoteBus {
                 return Err(unavailable(&self.bus, "not connected to the control plane"));
             }
             let (answer, answered) = oneshot::channel();
-            let events = events.into_iter().map(Into::into).collect();
+            let now = jiff::Timestamp::now();
+            let events = events.into_iter().map(|event| event.sent(now)).collect::<Vec<_>>().into();
             let job = Job { topic: topic.to_owned(), events, answer };
             let exchange = async {
                 self.send(job).await?;

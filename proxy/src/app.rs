@@ -3,6 +3,7 @@
 //! Threads: one for control (identity, discovery, registration, events, admin), and one for each worker, which
 //! carries calls and nothing else.
 
+mod listener;
 mod ports;
 mod probe;
 mod worker;
@@ -144,6 +145,7 @@ fn start_admin(
         discovery: shared.discovery.clone(),
         drain: drain.inbound.clone(),
         instance: shared.config.instance.as_str().into(),
+        refused: shared.metrics.refused.with_label_values(&["admin", "web_page"]),
         outbox: Arc::clone(outbox),
     };
     let public = admin.clone().serve(sockets.metrics()?, Access::Public, drain.force.clone());

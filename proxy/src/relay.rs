@@ -12,9 +12,11 @@ mod app;
 mod bulk;
 mod buses;
 mod consumption;
+mod doubts;
 mod extend;
 mod gather;
 mod grpc;
+mod hand;
 mod in_hand;
 mod invoke;
 mod metrics;
@@ -37,10 +39,11 @@ use duet_api::proto::Workload;
 use duet_events::inbox::{Inbox, InboxOptions};
 use duet_events::outbox::{Outbox, OutboxOptions};
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::header::{self, HeaderValue};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use prometheus::Registry;
+use prometheus::{IntCounter, Registry};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -50,8 +53,8 @@ use crate::connect::Pool;
 use crate::detect::{NotDetected, Protocol, detect};
 use crate::drain::Drain;
 use crate::http::body::{Body, Upload};
-use crate::http::headers;
 use crate::http::server::{self, Ending};
+use crate::http::{browser, headers};
 use crate::listen::Acceptor;
 use crate::telemetry::metrics::CallMetrics;
 
@@ -59,9 +62,11 @@ use active::Active;
 use api::Api;
 use app::App;
 use buses::Buses;
-use consumption::Aids;
+use doubts::Doubts;
 use extend::Extensions;
+use hand::Aids;
 use metrics::EventMetrics;
+use problem::Problem;
 use publish::store::Publishing;
 use sse::Streams;
 use subscriptions::Subscriptions;
@@ -121,7 +126,7 @@ impl std::fmt::Debug for RelayInputs {
 /// outbox.
 ///
 /// # Errors
-/// When the outbox on disk cannot be opened.
+/// When another process uses the outbox on disk.
 pub async fn start(
     config: RelayConfig,
     inputs: RelayInputs,
@@ -154,6 +159,7 @@ pub async fn start(
             active: active.clone(),
             instance: config.instance.clone(),
             drain: drain.clone(),
+            doubts: Doubts::default(),
         };
         // Part of phase one: what is in flight is finished before the phase ends.
         drain.inbound_tasks.spawn(subscriptions.run());
@@ -232,9 +238,15 @@ async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: C
         }
         Err(NotDetected::Closed) => return,
     };
+    let loopback = browser::is_loopback(&stream);
+    let refused = metrics.refused.with_label_values(&["api", "web_page"]);
     let service = service_fn(move |request: Request<Incoming>| {
         let api = Arc::clone(&api);
+        let refused = refused.clone();
         async move {
+            if let Some(why) = browser::refusal(request.version(), request.headers(), loopback) {
+                return Ok(refuse(&request, why, &refused));
+            }
             let own = headers::is_grpc(request.headers()) && grpc::is_own(&request);
             Ok::<_, Infallible>(match own {
                 true => Box::pin(grpc::answer(&api, request)).await,
@@ -246,4 +258,18 @@ async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: C
         metrics.malformed("api", server::malformed(&error));
         tracing::debug!(%error, "API connection ended");
     }
+}
+
+/// Answers what a web page sent, and ends its connection.
+fn refuse(request: &Request<Incoming>, why: &'static str, refused: &IntCounter) -> Response<Body> {
+    refused.inc();
+    let (method, headers) = (request.method(), request.headers());
+    let (host, origin) = (headers.get(header::HOST), headers.get(header::ORIGIN));
+    tracing::info!(%method, ?host, ?origin, "a web page's request is refused");
+    let mut response = Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", why).response();
+    if request.version() < Version::HTTP_2 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }

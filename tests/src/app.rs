@@ -155,6 +155,7 @@ impl App {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let shared = Shared { name: name.to_owned(), asked: Arc::clone(&asked), answer };
         let router = Router::new().fallback(handle).with_state(shared);
+        let router = router.layer(axum::extract::DefaultBodyLimit::disable());
         let task = tokio::spawn(async move {
             axum::serve(listener, router).await.ok();
         });

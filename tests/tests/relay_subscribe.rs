@@ -217,6 +217,40 @@ async fn the_applications_routes_choose_the_path() {
 }
 
 #[tokio::test]
+async fn entries_that_ask_for_too_much_do_not_count_and_the_others_do() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let app = App::answering(|asked| match asked.path.as_str() {
+        "/dapr/subscribe" => {
+            let entry = |topic: &str| json!({"pubsubname": "default", "topic": topic, "route": topic});
+            let rule = json!({"match": "true", "path": "/many"});
+            let many = json!({"pubsubname": "default", "topic": "many", "routes": {"rules": vec![rule; 65]}});
+            let mut entries = vec![many, entry("good")];
+            entries.resize(512, json!({}));
+            entries.push(entry("late"));
+            (StatusCode::OK, json!(entries).to_string())
+        }
+        _ => (StatusCode::OK, String::new()),
+    })
+    .await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let number = AtomicU32::new(0);
+    eventually("the good one is subscribed", SOON, || async {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        for topic in ["many", "late", "good"] {
+            assert_eq!(publish(reader.ports.api, topic, "x", number).await.status(), 204);
+        }
+        (!delivered(&app, "/good").is_empty()).then_some(())
+    })
+    .await;
+    assert!(delivered(&app, "/many").is_empty() && delivered(&app, "/late").is_empty());
+    let invalid = [("reason", "invalid")];
+    let refused =
+        metrics::sum(reader.ports.metrics, "duet_event_subscription_errors_total", &invalid).await;
+    // 65 rules, no entry at all 510 times, and more than 512.
+    assert_eq!(refused, 512.0);
+}
+
+#[tokio::test]
 async fn a_broadcast_reaches_every_replica() {
     let resources = subscription("  broadcast: true");
     let control_plane = ControlPlane::start(&[("news.yaml", &resources)]).await;

@@ -2,16 +2,18 @@
 //! bound; when the stream ends, what is unsettled goes back to the bus, unspent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use duet_api::proto;
 use duet_api::proto::consume_request::Kind as Ask;
 use duet_api::proto::consume_response::Kind as Tell;
 use duet_api::resource::Operation;
 use duet_events::bus::{ConsumeError, Consumer, Delivery, Settle, Settler, SubscriptionSpec};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::in_flight::{InFlight, Space};
 use super::selection::Selection;
 use super::{BusError, Buses, Gate, SERVICE};
 use crate::compile;
@@ -29,6 +31,8 @@ pub(super) struct Session {
     pub(super) gate: Gate,
     pub(super) buses: Arc<Buses>,
     pub(super) deliveries: mpsc::Sender<Answer>,
+    /// Of the connection, for bytes of events.
+    pub(super) room: Arc<Semaphore>,
 }
 
 impl Session {
@@ -64,22 +68,31 @@ impl Session {
         self.tell(Tell::Opened(proto::Opened {})).await?;
         let settler = consumer.settler();
         let mut credit: u32 = 0;
+        let mut in_flight = InFlight::new(Arc::clone(&self.room));
+        // Waits for room.
+        let mut waiting = None;
         loop {
             tokio::select! {
                 // Settling makes room, so it goes first.
                 biased;
                 request = requests.message() => match request? {
-                    Some(request) => self.take(request, &settler, &mut credit)?,
+                    Some(proto::ConsumeRequest { kind: Some(Ask::Credit(0)) }) => {
+                        return self.retire(requests, consumer, waiting, in_flight).await;
+                    }
+                    Some(request) => {
+                        self.take(request, &settler, &mut credit, &mut in_flight)?;
+                    }
                     None => return Ok(()),
                 },
                 Ok(()) = changes.changed() => self.still(&wanted, &selection.spec, &mut seen)?,
-                delivery = self.next(&mut consumer), if credit > 0 => {
-                    let (permit, delivery) = delivery?;
-                    let Some(path) = selection.path(&delivery, &self.gate.metrics) else {
+                next = self.next(&mut consumer, &mut waiting, &in_flight), if credit > 0 => {
+                    let (permit, delivery, space) = next?;
+                    let Some(path) = selection.path(&delivery, &self.gate.metrics).await else {
                         settler.settle(delivery.id, Settle::Ack);
                         continue;
                     };
                     credit -= 1;
+                    in_flight.add(delivery.id, space);
                     let delivery = proto::Delivery {
                         delivery: delivery.id,
                         position: delivery.position,
@@ -90,6 +103,37 @@ impl Session {
                     };
                     permit.send(Ok(proto::ConsumeResponse { kind: Some(Tell::Delivery(delivery)) }));
                 }
+            }
+        }
+    }
+
+    /// The client takes nothing more: others get it, and what this one has is still settled here until the stream ends.
+    async fn retire(
+        &self,
+        requests: &mut Streaming<proto::ConsumeRequest>,
+        mut consumer: Consumer,
+        waiting: Option<Delivery>,
+        mut in_flight: InFlight,
+    ) -> Result<(), Status> {
+        consumer.retire();
+        let settler = consumer.settler();
+        let back = |delivery: Delivery| {
+            settler.settle(delivery.id, Settle::Release { delay: Duration::ZERO });
+        };
+        waiting.into_iter().for_each(back);
+        let mut credit = 0;
+        loop {
+            tokio::select! {
+                biased;
+                request = requests.message() => match request? {
+                    Some(request) => self.take(request, &settler, &mut credit, &mut in_flight)?,
+                    None => return Ok(()),
+                },
+                delivery = consumer.next() => match delivery {
+                    Some(Ok(delivery)) => back(delivery),
+                    Some(Err(error)) => return Err(status(&error)),
+                    None => return Err(Status::unavailable("the bus ended the consumer")),
+                },
             }
         }
     }
@@ -106,10 +150,8 @@ impl Session {
                 self.refuse("internal", Status::unavailable(text))
             }
         })?;
-        let selection = Selection::new(spec.clone()).map_err(|error| {
-            let text = format!("subscription {:?}: {error}", spec.name);
-            self.refuse("invalid", Status::invalid_argument(text))
-        })?;
+        let selection = Selection::compile(spec.clone());
+        let selection = selection.await.map_err(|status| self.refuse("invalid", status))?;
         let (name, topic) = (spec.name.clone(), spec.topic.clone());
         let consumer =
             bus.consume(spec).await.map_err(|error| self.refuse("bus", status(&error)))?;
@@ -120,13 +162,14 @@ impl Session {
     /// The subscription as it counts for this peer.
     fn counts(&self, wanted: proto::Subscription) -> Result<SubscriptionSpec, Status> {
         let denied = |why: String| self.refuse("permission_denied", Status::permission_denied(why));
-        let subscription = self
+        let compile::Consumable { subscription, declared } = self
             .gate
             .store
             .read(|view| compile::consumable(view.index, &self.gate.who, wanted))
             .map_err(denied)?;
         self.gate.check(Operation::Subscribe, &subscription.topic).map_err(denied)?;
         SubscriptionSpec::try_from(subscription)
+            .map(|spec| SubscriptionSpec { declared, ..spec })
             .map_err(|error| self.refuse("invalid", Status::invalid_argument(error.to_string())))
     }
 
@@ -151,10 +194,12 @@ impl Session {
         request: proto::ConsumeRequest,
         settler: &Settler,
         credit: &mut u32,
+        in_flight: &mut InFlight,
     ) -> Result<(), Status> {
         match request.kind {
             Some(Ask::Credit(more)) => *credit = credit.saturating_add(more).min(MAX_CREDIT),
             Some(Ask::Settle(proto::Settle { delivery, outcome: Some(outcome) })) => {
+                in_flight.remove(delivery);
                 // False when it was settled before; the client may well say it twice.
                 if !settler.settle(delivery, outcome.into()) {
                     tracing::debug!(peer = %self.gate.who, delivery, "settled twice or unknown");
@@ -175,17 +220,25 @@ impl Session {
     /// The next delivery together with room to send it.
     ///
     /// # Cancel safety
-    /// Nothing is lost when the future is dropped.
+    /// Nothing is lost when the future is dropped: what has no room yet stays in `waiting`.
     async fn next(
         &self,
         consumer: &mut Consumer,
-    ) -> Result<(mpsc::Permit<'_, Answer>, Delivery), Status> {
+        waiting: &mut Option<Delivery>,
+        in_flight: &InFlight,
+    ) -> Result<(mpsc::Permit<'_, Answer>, Delivery, Space), Status> {
         let permit = self.deliveries.reserve().await.map_err(|_closed| closed())?;
-        match consumer.next().await {
-            Some(Ok(delivery)) => Ok((permit, delivery)),
-            Some(Err(error)) => Err(status(&error)),
-            None => Err(Status::unavailable("the bus ended the consumer")),
-        }
+        let delivery = match waiting {
+            Some(delivery) => delivery,
+            None => match consumer.next().await {
+                Some(Ok(delivery)) => waiting.insert(delivery),
+                Some(Err(error)) => return Err(status(&error)),
+                None => return Err(Status::unavailable("the bus ended the consumer")),
+            },
+        };
+        let space = in_flight.space(delivery.event.size()).await;
+        let delivery = waiting.take().ok_or_else(closed)?;
+        Ok((permit, delivery, space))
     }
 
     async fn tell(&self, tell: Tell) -> Result<(), Status> {

@@ -55,6 +55,8 @@ pub enum AppAnswer {
     },
     /// The app was not there: the connection was refused, so it cannot have seen the event.
     NotReached,
+    /// The app is there, and was not given the event now: something else has to be over before.
+    NotNow,
     /// The app may have seen the event, but did not answer: time ran out or the connection broke.
     NoAnswer {
         /// What happened.
@@ -91,7 +93,7 @@ impl AppAnswer {
 pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Settle {
     let (reason, status) = match answer {
         AppAnswer::Handled => return Settle::Ack,
-        AppAnswer::NotReached => {
+        AppAnswer::NotReached | AppAnswer::NotNow => {
             return Settle::Release { delay: next_delay(1, spec, jitter) };
         }
         AppAnswer::Dropped { status } => {

@@ -30,8 +30,12 @@ pub struct Delivery {
 
 /// What a bus does for its consumers.
 pub trait ConsumerBackend: Send + Sync {
-    /// A delivery is decided. Called at most once for each delivery; must not block.
-    fn settle(&self, delivery: u64, outcome: Settle);
+    /// A delivery is decided. Called at most once for each delivery; must not block. False: the bus will not hear of it,
+    /// as the way to it is gone.
+    fn settle(&self, delivery: u64, outcome: Settle) -> bool;
+    /// The consumer wants nothing more, and still settles what it has. Called at most once; must not block. What was
+    /// handed out and not read by then may still come.
+    fn retire(&self);
     /// The consumer is gone: everything unsettled goes back, unspent. Called once; must not block. The stream of
     /// deliveries ends when every settle before it has arrived.
     fn close(&self);
@@ -67,6 +71,16 @@ impl Consumer {
             open.insert(delivery.id);
         }
         next
+    }
+
+    /// Asks for nothing more, so that others get it: what this consumer has can still be settled. What is on its way
+    /// already still comes out of [`Self::next`], and is to be released.
+    pub fn retire(&self) {
+        // Under the lock, so that it does not come after the close.
+        let open = self.settler.shared.open.lock();
+        if open.is_some() {
+            self.settler.shared.backend.retire();
+        }
     }
 
     /// Ends the consumer and returns when the bus has taken every settle, or is gone. What is still unsettled goes back,
@@ -123,10 +137,7 @@ impl Settler {
     pub fn settle(&self, delivery: u64, outcome: Settle) -> bool {
         let mut open = self.shared.open.lock();
         let known = open.as_mut().is_some_and(|open| open.remove(&delivery));
-        if known {
-            self.shared.backend.settle(delivery, outcome);
-        }
-        known
+        known && self.shared.backend.settle(delivery, outcome)
     }
 
     /// Whether the consumer is gone: no settle arrives any more.
@@ -150,9 +161,11 @@ mod tests {
     struct Recorder(Mutex<Vec<String>>);
 
     impl ConsumerBackend for Recorder {
-        fn settle(&self, delivery: u64, outcome: Settle) {
+        fn settle(&self, delivery: u64, outcome: Settle) -> bool {
             self.0.lock().push(format!("{delivery} {outcome:?}"));
+            true
         }
+        fn retire(&self) {}
         fn close(&self) {
             self.0.lock().push("close".into());
         }

@@ -5,21 +5,14 @@ use std::fmt;
 
 use base64::Engine;
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName};
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::members::{Members, Name, string};
 use super::{EnvelopeError, Event, attribute, encode, header};
 
-/// W3C trace context, as a header and as an attribute.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// Longest of each that is taken from a request, as of a batch each event gets a copy. What W3C says that has to be carried
-/// on has room.
-const MAX_TRACEPARENT_BYTES: usize = 64;
-const MAX_TRACESTATE_BYTES: usize = 512;
 /// Type of an event whose publisher says none, as Dapr has it.
 const DEFAULT_TYPE: &str = "com.dapr.event.sent";
 
@@ -337,25 +330,4 @@ fn wrap_plain(
     event.attributes.insert("time".to_owned(), wrap.now.to_string());
     event.fill_trace(headers);
     Ok(event.with_data(body))
-}
-
-impl Event {
-    /// Takes over the W3C trace context of the request that it came with, where it has none of its own. What cannot be
-    /// an attribute, or is longer than anybody has to carry, is no reason to refuse the event.
-    pub fn fill_trace(&mut self, headers: &HeaderMap) {
-        if self.attribute("traceparent").is_some() {
-            return;
-        }
-        let bounds = [(TRACEPARENT, MAX_TRACEPARENT_BYTES), (TRACESTATE, MAX_TRACESTATE_BYTES)];
-        for (header, longest) in bounds {
-            let name = header.as_str();
-            let value = headers.get(&header).filter(|value| value.len() <= longest);
-            let value = value.and_then(|value| value.to_str().ok());
-            let Some(value) = value.filter(|value| attribute::check(name, value).is_ok()) else {
-                // A state says nothing without its parent, which comes first.
-                return;
-            };
-            self.attributes.insert(name.to_owned(), value.to_owned());
-        }
-    }
 }

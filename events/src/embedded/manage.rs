@@ -114,6 +114,7 @@ impl From<LogError> for ManageError {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Refused(reason) => Self::Refused(reason),
+            LogError::TooMany(_) => Self::Refused(error.to_string()),
             LogError::Unknown { kind, name } => Self::Unknown { kind, name },
             LogError::DiskFull
             | LogError::InUse

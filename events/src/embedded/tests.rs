@@ -151,6 +151,27 @@ async fn competing_consumers_share_and_credit_bounds_each() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_retires_settles_what_it_has_and_others_get_the_rest() {
+    let dir = TempDir::new().unwrap();
+    let bus = open(&dir).await;
+    let spec = SubscriptionSpec { max_in_flight: 2, ..spec("a/s") };
+    let mut retired = bus.consume(spec.clone()).await.unwrap();
+    publish(&bus, 1..=2).await;
+    let first = next(&mut retired).await;
+    retired.retire();
+    let mut other = bus.consume(spec).await.unwrap();
+    let settler = retired.settler();
+    let on_its_way = next(&mut retired).await;
+    assert!(settler.settle(on_its_way.id, Settle::Release { delay: Duration::ZERO }));
+    publish(&bus, 3..=3).await;
+    assert_eq!(next_ids(&mut other, 2).await, ["2", "3"]);
+    assert!(timeout(Duration::from_millis(50), retired.next()).await.is_err());
+    assert!(settler.settle(first.id, Settle::Ack));
+    retired.finish().await;
+    assert_eq!(lag(&bus, "a/s").await, 2);
+}
+
+#[tokio::test]
 async fn what_a_leaving_consumer_had_goes_to_the_others_in_order_and_unspent() {
     let dir = TempDir::new().unwrap();
     let bus = open(&dir).await;

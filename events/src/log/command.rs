@@ -86,8 +86,8 @@ impl Queue {
         Self(sender)
     }
 
-    pub(super) fn send(&self, command: Command) {
-        // A closed log drops the command, and with it the sender of the answer.
-        drop(self.0.send(command));
+    /// False: the log is closed, which drops the command, and with it the sender of the answer.
+    pub(super) fn send(&self, command: Command) -> bool {
+        self.0.send(command).is_ok()
     }
 }

@@ -7,6 +7,10 @@ use tokio::sync::mpsc;
 use super::LogDelivery;
 use super::record::Record;
 
+/// Bytes of events with which a consumer has its hands full, however few they are. It always gets one, so that it has the
+/// largest event besides.
+pub(super) const FULL_HANDS: u64 = 16 << 20;
+
 /// Everyone who consumes one subscription.
 #[derive(Debug, Default)]
 pub(super) struct Consumers {
@@ -26,6 +30,8 @@ struct Consumer {
     sender: mpsc::Sender<LogDelivery>,
     max_in_flight: usize,
     open: HashMap<u64, Open>,
+    /// Of all that are open.
+    bytes: u64,
     last_delivery: u64,
     served: u64,
 }
@@ -36,12 +42,20 @@ pub(super) struct Open {
     pub(super) position: u64,
     /// Of its subscription when it was handed out: a subscription that was moved since has nothing to settle.
     pub(super) epoch: u32,
+    /// What it takes in the store.
+    pub(super) bytes: u64,
 }
 
 impl Consumers {
     pub(super) fn add(&mut self, id: u64, max_in_flight: usize, sender: mpsc::Sender<LogDelivery>) {
-        let consumer =
-            Consumer { sender, max_in_flight, open: HashMap::new(), last_delivery: 0, served: 0 };
+        let consumer = Consumer {
+            sender,
+            max_in_flight,
+            open: HashMap::new(),
+            bytes: 0,
+            last_delivery: 0,
+            served: 0,
+        };
         self.by_id.insert(id, consumer);
         self.enter(id);
     }
@@ -73,12 +87,13 @@ impl Consumers {
         };
         consumer.last_delivery += 1;
         consumer.served = self.clock;
-        let Open { position, epoch } = open;
+        let Open { position, epoch, bytes } = open;
         let id = consumer.last_delivery;
         let delivery = LogDelivery { id, position, attempt, generation: epoch.into(), record };
         let sent = consumer.sender.try_send(delivery).is_ok();
         if sent {
             consumer.open.insert(consumer.last_delivery, open);
+            consumer.bytes += bytes;
             self.in_flight += 1;
         }
         self.enter(member);
@@ -88,7 +103,11 @@ impl Consumers {
     /// What a delivery was of; nothing if it is settled already.
     pub(super) fn settle(&mut self, id: u64, delivery: u64) -> Option<Open> {
         self.leave(id);
-        let open = self.by_id.get_mut(&id).and_then(|consumer| consumer.open.remove(&delivery));
+        let open = self.by_id.get_mut(&id).and_then(|consumer| {
+            let open = consumer.open.remove(&delivery)?;
+            consumer.bytes -= open.bytes;
+            Some(open)
+        });
         self.in_flight -= usize::from(open.is_some());
         self.enter(id);
         open
@@ -112,7 +131,7 @@ impl Consumers {
 
     fn turn(&self, id: u64) -> Option<Turn> {
         let consumer = self.by_id.get(&id)?;
-        let room = consumer.open.len() < consumer.max_in_flight;
+        let room = consumer.open.len() < consumer.max_in_flight && consumer.bytes < FULL_HANDS;
         room.then_some((consumer.open.len(), consumer.served, id))
     }
 
@@ -126,5 +145,33 @@ impl Consumers {
         if let Some(turn) = self.turn(id) {
             self.with_room.insert(turn);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_events_fill_a_consumers_hands_before_their_number_does() {
+        let mut consumers = Consumers::default();
+        let (sender, _deliveries) = mpsc::channel(128);
+        consumers.add(1, 64, sender);
+        let hand_out = |consumers: &mut Consumers, bytes| {
+            let Some(id) = consumers.pick() else { return false };
+            consumers.send(id, Open { position: 1, epoch: 0, bytes }, 1, Record::default())
+        };
+        for _ in 0..4 {
+            assert!(hand_out(&mut consumers, FULL_HANDS / 4));
+        }
+        assert!(!hand_out(&mut consumers, 1));
+        assert!(consumers.settle(1, 4).is_some());
+        assert!(hand_out(&mut consumers, 2 * FULL_HANDS), "larger than all the room there is");
+        assert!(!hand_out(&mut consumers, 1));
+        for delivery in [1, 2, 3, 5] {
+            consumers.settle(1, delivery);
+        }
+        let small = (0..64).take_while(|_| hand_out(&mut consumers, 100)).count();
+        assert_eq!((small, consumers.pick()), (64, None), "of small ones, as many as it asked for");
     }
 }

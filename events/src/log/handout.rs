@@ -59,6 +59,14 @@ impl Engine {
         }
     }
 
+    /// The consumer gets nothing any more, and still settles what it has.
+    pub(super) fn retire_consumer(&mut self, id: u64) {
+        let name = self.owners.get(&id);
+        if let Some(subscription) = name.and_then(|name| self.subscriptions.get_mut(&**name)) {
+            subscription.consumers.retire(id);
+        }
+    }
+
     /// A consumer's decision on a delivery. True if something has to be written.
     pub(super) fn settle(
         &mut self,
@@ -73,7 +81,7 @@ impl Engine {
         let Some(subscription) = self.subscriptions.get_mut(&*name) else {
             return Ok(false);
         };
-        let Some(Open { position, epoch }) = subscription.consumers.settle(consumer, delivery)
+        let Some(Open { position, epoch, .. }) = subscription.consumers.settle(consumer, delivery)
         else {
             return Ok(false);
         };
@@ -180,9 +188,9 @@ impl Engine {
                 return Ok(more);
             };
             match self.find(&topic, position)? {
-                Found::Record(mut record, _) => {
+                Found::Record(mut record, bytes) => {
                     if self.may_go(name, position, &mut record, now_ms) {
-                        self.send(id, name, position, attempt, *record);
+                        self.send(id, name, (position, bytes), attempt, *record);
                     }
                 }
                 Found::Nothing => self.pass_over(name, position),
@@ -275,11 +283,18 @@ impl Engine {
         mine && !delayed && subscription.key(event) == Some(key)
     }
 
-    fn send(&mut self, id: u64, name: &str, position: u64, attempt: u32, record: Record) {
+    fn send(
+        &mut self,
+        id: u64,
+        name: &str,
+        (position, bytes): (u64, u64),
+        attempt: u32,
+        record: Record,
+    ) {
         let Some(subscription) = self.subscriptions.get_mut(name) else {
             return;
         };
-        let open = Open { position, epoch: subscription.row.epoch };
+        let open = Open { position, epoch: subscription.row.epoch, bytes };
         if subscription.consumers.send(id, open, attempt, record) {
             return;
         }

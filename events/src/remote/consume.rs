@@ -26,6 +26,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 enum Decision {
     Settle(u64, Settle),
+    Retire,
     Close,
 }
 
@@ -39,9 +40,13 @@ enum Step {
 struct Backend(mpsc::UnboundedSender<Decision>);
 
 impl ConsumerBackend for Backend {
-    fn settle(&self, delivery: u64, outcome: Settle) {
-        // The stream has ended: the delivery went back anyway.
-        drop(self.0.send(Decision::Settle(delivery, outcome)));
+    fn settle(&self, delivery: u64, outcome: Settle) -> bool {
+        // The stream has ended otherwise, and the delivery went back.
+        self.0.send(Decision::Settle(delivery, outcome)).is_ok()
+    }
+
+    fn retire(&self) {
+        drop(self.0.send(Decision::Retire));
     }
 
     fn close(&self) {
@@ -81,7 +86,7 @@ pub(super) async fn open(
     let (sender, deliveries) = mpsc::channel(credit as usize + 1);
     let bus = bus.to_owned();
     let held = Held { settles: Vec::new(), due: None, most: most_held };
-    let stream = Stream { bus, subscription, outgoing, responses, sender, held };
+    let stream = Stream { bus, subscription, outgoing, responses, sender, held, retired: false };
     tokio::spawn(stream.run(decided));
     Ok(Consumer::new(ReceiverStream::new(deliveries), Arc::new(Backend(decisions))))
 }
@@ -105,6 +110,8 @@ struct Stream {
     responses: Streaming<ConsumeResponse>,
     sender: mpsc::Sender<Result<Delivery, ConsumeError>>,
     held: Held,
+    /// It gives no credit any more.
+    retired: bool,
 }
 
 /// Decisions that the bus has not been told of.
@@ -150,6 +157,7 @@ impl Stream {
                 Step::Decided(Some(Decision::Settle(delivery, outcome))) => {
                     !self.held.add(delivery, outcome) || self.tell()
                 }
+                Step::Decided(Some(Decision::Retire)) => self.retire(),
                 Step::Due => self.tell(),
                 Step::Decided(Some(Decision::Close) | None) => {
                     self.tell();
@@ -174,7 +182,14 @@ impl Stream {
         let settles = std::mem::take(&mut self.held.settles);
         let Ok(credit @ 1..) = u32::try_from(settles.len()) else { return true };
         let mut kinds = settles.into_iter().map(consume_request::Kind::Settle);
-        kinds.all(|kind| self.send(kind)) && self.send(consume_request::Kind::Credit(credit))
+        kinds.all(|kind| self.send(kind))
+            && (self.retired || self.send(consume_request::Kind::Credit(credit)))
+    }
+
+    /// Takes back what credit there is, after telling of everything held. False if the bus is gone.
+    fn retire(&mut self) -> bool {
+        self.retired = true;
+        self.tell() && self.send(consume_request::Kind::Credit(0))
     }
 
     fn send(&self, kind: consume_request::Kind) -> bool {

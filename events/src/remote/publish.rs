@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use duet_api::proto::{self, PublishRequest, PublishResponse};
+use duet_api::proto::{PublishRequest, PublishResponse};
+use duet_api::publish::EncodedEvents;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// One publish.
 pub(super) struct Job {
     pub(super) topic: String,
-    pub(super) events: Vec<proto::Event>,
+    pub(super) events: EncodedEvents,
     pub(super) answer: oneshot::Sender<Result<Vec<Published>, PublishError>>,
 }
 

@@ -97,7 +97,8 @@ impl Service for TestService {
 }
 
 async fn answer(bus: &EmbeddedBus, request: PublishRequest) -> PublishResponse {
-    let events: Result<Vec<Event>, _> = request.events.into_iter().map(Event::try_from).collect();
+    let events = request.events.decode().unwrap();
+    let events: Result<Vec<Event>, _> = events.into_iter().map(Event::try_from).collect();
     let result = match events {
         _ if request.bus != "default" => {
             Err(PublishError::new(PublishErrorKind::UnknownBus, "no such bus"))

@@ -5,38 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use duet_events::bus::{
-    AppAnswer, ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
-    on_answer,
+    ConsumeError, Consumer, Delivery, EventBus, Settle, Settler, SubscriptionSpec,
 };
-use duet_events::inbox::Inbox;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
-use tokio::sync::{Semaphore, watch};
+use prometheus::{IntCounter, IntCounterVec};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use super::extend::Extensions;
 use super::gather::Gathered;
-use super::in_hand::{InHand, Taken};
-use super::metrics::EventMetrics;
-use super::receive::{Receiver, Work};
+use super::hand::{Aids, Hand, Ties};
+use super::receive::Receiver;
 
 /// Wait before pulling again after the application was not there.
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
-/// How long an event waits for room before it goes back, unspent.
-const NO_ROOM: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-
-/// What all subscriptions share.
-#[derive(Clone, Debug)]
-pub(super) struct Aids {
-    pub(super) metrics: EventMetrics,
-    pub(super) extensions: Extensions,
-    /// What was handled, for subscriptions with `once`.
-    pub(super) inbox: Arc<Inbox>,
-}
 
 /// One subscription of this replica, consumed.
 #[derive(Debug)]
@@ -47,6 +31,8 @@ pub(super) struct Consumption {
     hand: Arc<Hand>,
     /// Whether the receiver was there, of each that is in hand. It outlives the consumer by which it came.
     open: JoinSet<bool>,
+    /// Consumers that pull nothing more, each until what came by it is settled.
+    retired: JoinSet<()>,
 }
 
 /// Why a consumer ended.
@@ -63,21 +49,23 @@ impl Consumption {
         bus: Arc<dyn EventBus>,
         receiver: Arc<dyn Receiver>,
         ready: watch::Receiver<bool>,
-        aids: &Aids,
+        (aids, ties): (&Aids, Ties),
     ) -> Self {
-        let hand = Arc::new(Hand::new(spec, receiver, aids));
+        let hand = Arc::new(Hand::new(spec, receiver, aids, ties));
         let errors = aids.metrics.refused.clone();
-        Self { bus, ready, errors, hand, open: JoinSet::new() }
+        Self { bus, ready, errors, hand, open: JoinSet::new(), retired: JoinSet::new() }
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         self.consume_until(&stop).await;
-        self.finish_open().await;
+        self.finish().await;
     }
 
-    async fn finish_open(&mut self) {
+    /// Waits until nothing is in hand.
+    async fn finish(&mut self) {
         while self.open.join_next().await.is_some() {}
+        while self.retired.join_next().await.is_some() {}
     }
 
     async fn consume_until(&mut self, stop: &CancellationToken) {
@@ -146,6 +134,7 @@ impl Consumption {
         let settler = consumer.settler();
         // What they say is of before.
         while self.open.try_join_next().is_some() {}
+        while self.retired.try_join_next().is_some() {}
         let mut gathered = Gathered::new(&self.hand.spec);
         let end = loop {
             let due = gathered.due;
@@ -173,20 +162,51 @@ impl Consumption {
                 },
             }
         };
-        // What was gathered and not handed over goes back with the rest.
-        let broken = matches!(end, End::Broken(_));
-        if !broken {
-            // What the application has in hand is settled before the rest goes back.
-            self.finish_open().await;
+        if matches!(end, End::Broken(_)) {
+            // What was gathered and not handed over goes back with the rest, as far as the bus is concerned.
+            consumer.finish().await;
+        } else {
+            let open = std::mem::take(&mut self.open);
+            let gathered = gathered.take().into_iter().flatten().collect();
+            self.retired.spawn(retire(consumer, gathered, open, self.hand.released.clone()));
         }
-        // A settle on its way when the process ends would be a delivery again.
-        consumer.finish().await;
-        if broken && self.hand.spec.ordered {
-            // Others may handle what is in hand; what follows it is not for here before that is over.
-            self.finish_open().await;
+        if self.hand.spec.ordered {
+            // Others may handle what is in hand once its consumer breaks; what follows it is not for here before that is
+            // over.
+            self.finish().await;
         }
         end
     }
+}
+
+/// Pulls nothing more by a consumer: others get what it had not handed over. It ends when what the application has in
+/// hand is settled; until then nobody else gets that.
+async fn retire(
+    mut consumer: Consumer,
+    gathered: Vec<Delivery>,
+    mut open: JoinSet<bool>,
+    released: IntCounter,
+) {
+    consumer.retire();
+    let settler = consumer.settler();
+    let back = |delivery: Delivery| {
+        released.inc();
+        settler.settle(delivery.id, Settle::Release { delay: Duration::ZERO });
+    };
+    gathered.into_iter().for_each(back);
+    let mut there = true;
+    loop {
+        tokio::select! {
+            settled = open.join_next() => if settled.is_none() { break },
+            next = consumer.next(), if there => match next {
+                Some(Ok(delivery)) => back(delivery),
+                // The bus hands out again what is in hand, and the answer to it counts then.
+                Some(Err(_)) | None => there = false,
+            },
+        }
+    }
+    // A settle on its way when the process ends would be a delivery again.
+    consumer.finish().await;
 }
 
 fn ended(subscription: &str) -> ConsumeError {
@@ -206,190 +226,8 @@ fn start(
     }
 }
 
-fn now_ms() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
-}
-
 async fn until(due: Option<Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due).await;
-    }
-}
-
-/// Hands events of one subscription to its receiver, and decides what becomes of them.
-#[derive(Debug)]
-struct Hand {
-    spec: SubscriptionSpec,
-    receiver: Arc<dyn Receiver>,
-    in_hand: InHand,
-    /// As many as may be in flight: what a broken consumer left in hand counts as well.
-    room: Semaphore,
-    extensions: Extensions,
-    inbox: Arc<Inbox>,
-    in_flight: IntGauge,
-    duration: Histogram,
-    acked: IntCounter,
-    retried: IntCounter,
-    released: IntCounter,
-    dead: IntCounter,
-    duplicate: IntCounter,
-}
-
-impl Hand {
-    fn new(spec: SubscriptionSpec, receiver: Arc<dyn Receiver>, aids: &Aids) -> Self {
-        let metrics = &aids.metrics;
-        // A replica's own name (of a broadcast) is no label.
-        let name = spec.name.split('@').next().unwrap_or_default();
-        let delivered = |outcome| metrics.delivered.with_label_values(&[name, outcome]);
-        Self {
-            in_flight: metrics.in_flight.with_label_values(&[name]),
-            duration: metrics.duration.with_label_values(&[name]),
-            acked: delivered("ack"),
-            retried: delivered("retry"),
-            released: delivered("release"),
-            dead: delivered("dead_letter"),
-            duplicate: delivered("duplicate"),
-            receiver,
-            extensions: aids.extensions.clone(),
-            inbox: Arc::clone(&aids.inbox),
-            in_hand: InHand::default(),
-            room: Semaphore::new(spec.max_in_flight as usize),
-            spec,
-        }
-    }
-
-    /// Returns whether the receiver was there.
-    async fn over(&self, deliveries: Vec<Delivery>, settler: &Settler) -> bool {
-        let take = |delivery: Delivery| Some((self.in_hand.take(&delivery, settler)?, delivery));
-        let (taken, deliveries): (Vec<_>, Vec<_>) = deliveries.into_iter().filter_map(take).unzip();
-        if deliveries.is_empty() {
-            return true;
-        }
-        let count = u32::try_from(deliveries.len()).unwrap_or(u32::MAX);
-        // What a broken consumer left in hand has the room: others may have some.
-        let Ok(_room) = timeout(NO_ROOM, self.room.acquire_many(count)).await else {
-            self.released.inc_by(count.into());
-            return true;
-        };
-        let (taken, deliveries) = match self.spec.once {
-            true => self.unhandled(taken, deliveries).await,
-            false => (taken, deliveries),
-        };
-        if deliveries.is_empty() {
-            return true;
-        }
-        let _counted = Counted::new(&self.in_flight, deliveries.len());
-        let work = Work { token: Uuid::new_v4().to_string(), deliveries };
-        let mut reached = true;
-        let answers = self.answers(&work).await;
-        if self.spec.once {
-            self.remember(&work, &answers).await;
-        }
-        for ((taken, delivery), answer) in taken.into_iter().zip(&work.deliveries).zip(answers) {
-            let outcome = self.decide(delivery, &answer);
-            reached &= !matches!(outcome, Settle::Release { .. });
-            taken.settle(outcome);
-        }
-        reached
-    }
-
-    /// Leaves out what was handled before, and is done with it. While the inbox cannot be read, nothing is delivered, and
-    /// no attempt is spent.
-    async fn unhandled<'h>(
-        &self,
-        taken: Vec<Taken<'h>>,
-        deliveries: Vec<Delivery>,
-    ) -> (Vec<Taken<'h>>, Vec<Delivery>) {
-        let events = deliveries.iter().map(|delivery| (&delivery.event, delivery.generation));
-        let handled = match self.inbox.handled(&self.spec.name, events, now_ms()).await {
-            Ok(handled) => handled,
-            Err(error) => {
-                tracing::error!(%error, subscription = self.spec.name, "events wait");
-                for taken in taken {
-                    self.released.inc();
-                    taken.settle(Settle::Release { delay: LONGEST_BACKOFF });
-                }
-                return (Vec::new(), Vec::new());
-            }
-        };
-        let mut left = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
-        for ((taken, delivery), handled) in taken.into_iter().zip(deliveries).zip(handled) {
-            if handled {
-                self.duplicate.inc();
-                taken.settle(Settle::Ack);
-            } else {
-                left.0.push(taken);
-                left.1.push(delivery);
-            }
-        }
-        left
-    }
-
-    /// Before the bus hears of it. What cannot be written down was handled all the same.
-    async fn remember(&self, work: &Work, answers: &[AppAnswer]) {
-        let done = work.deliveries.iter().zip(answers);
-        let done: Vec<_> = done
-            .filter(|(_, answer)| **answer == AppAnswer::Handled)
-            .map(|(delivery, _)| (&delivery.event, delivery.generation))
-            .collect();
-        if done.is_empty() {
-            return;
-        }
-        if let Err(error) = self.inbox.remember(&self.spec.name, done, now_ms()).await {
-            let subscription = &self.spec.name;
-            tracing::error!(%error, subscription, "handled events may come again");
-        }
-    }
-
-    /// One for each delivery.
-    async fn answers(&self, work: &Work) -> Vec<AppAnswer> {
-        let count = work.deliveries.len();
-        let timer = self.duration.start_timer();
-        let bound = self.extensions.begin(&work.token, self.spec.ack_timeout);
-        let mut answers = Vec::with_capacity(count);
-        let reason = tokio::select! {
-            () = self.receiver.deliver(work, &mut answers) => "no answer for this event".to_owned(),
-            () = bound.over() => format!("no answer within {:?}", self.spec.ack_timeout),
-        };
-        timer.observe_duration();
-        answers.resize(count, AppAnswer::NoAnswer { reason });
-        answers
-    }
-
-    fn decide(&self, delivery: &Delivery, answer: &AppAnswer) -> Settle {
-        let attempt = delivery.attempt;
-        let settle = on_answer(answer, attempt, &self.spec, rand::random());
-        match &settle {
-            Settle::Ack => self.acked.inc(),
-            Settle::Retry { .. } => self.retried.inc(),
-            Settle::Release { .. } => self.released.inc(),
-            Settle::DeadLetter { reason, .. } => {
-                self.dead.inc();
-                let (subscription, id) = (&self.spec.name, delivery.event.id());
-                tracing::warn!(subscription, id, reason, attempt, "event goes to the dead letters");
-            }
-        }
-        settle
-    }
-}
-
-/// Counts deliveries in flight until dropped.
-#[derive(Debug)]
-struct Counted<'g> {
-    gauge: &'g IntGauge,
-    count: i64,
-}
-
-impl<'g> Counted<'g> {
-    fn new(gauge: &'g IntGauge, count: usize) -> Self {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        gauge.add(count);
-        Self { gauge, count }
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.gauge.sub(self.count);
     }
 }

@@ -5,6 +5,7 @@ mod callback;
 mod invoke;
 mod labels;
 mod publish;
+mod sent;
 mod stream;
 mod topic_event;
 

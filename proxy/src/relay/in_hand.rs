@@ -152,6 +152,7 @@ impl Drop for Taken<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use duet_events::Event;
     use duet_events::bus::{Consumer, ConsumerBackend};
@@ -161,12 +162,17 @@ mod tests {
 
     /// A bus that hands out one event, and notes what becomes of it.
     #[derive(Default)]
-    struct Bus(Mutex<Vec<String>>);
+    struct Bus(Mutex<Vec<String>>, AtomicBool);
 
     impl ConsumerBackend for Bus {
-        fn settle(&self, delivery: u64, outcome: Settle) {
-            self.0.lock().push(format!("{delivery} {outcome:?}"));
+        fn settle(&self, delivery: u64, outcome: Settle) -> bool {
+            let lives = !self.1.load(Ordering::Relaxed);
+            if lives {
+                self.0.lock().push(format!("{delivery} {outcome:?}"));
+            }
+            lives
         }
+        fn retire(&self) {}
         fn close(&self) {}
     }
 
@@ -216,6 +222,19 @@ mod tests {
         assert_eq!(*bus.0.lock(), ["9 Ack"]);
         let next = consumer(&bus, &again).await;
         assert!(in_hand.take(&again, &next.settler()).is_some(), "once");
+    }
+
+    #[tokio::test]
+    async fn an_answer_into_a_stream_that_broke_unseen_waits_as_well() {
+        let (in_hand, bus) = (InHand::default(), Arc::new(Bus::default()));
+        let first = consumer(&bus, &delivery(1, 1)).await;
+        let taken = in_hand.take(&delivery(1, 1), &first.settler()).unwrap();
+        bus.1.store(true, Ordering::Relaxed);
+        taken.settle(Settle::Ack);
+        bus.1.store(false, Ordering::Relaxed);
+        let next = consumer(&bus, &delivery(9, 1)).await;
+        assert!(in_hand.take(&delivery(9, 1), &next.settler()).is_none());
+        assert_eq!(*bus.0.lock(), ["9 Ack"]);
     }
 
     #[tokio::test]

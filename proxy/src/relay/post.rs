@@ -6,7 +6,7 @@ use duet_events::cloudevent::{EnvelopeError, Event, STRUCTURED_CONTENT_TYPE, enc
 use futures::future::{BoxFuture, FutureExt as _};
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Uri};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::app::App;
 use super::bulk;
@@ -92,8 +92,15 @@ impl Post {
         let status = response.status().as_u16();
         match Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await {
             Ok(body) => Ok((status, body.to_bytes())),
-            // Too long to be a status word, or cut off: the status line has said enough.
-            Err(_error) => Ok((status, Bytes::new())),
+            // Too long to be a status word: the status line has said enough. So has one that is no success, of which nobody
+            // reads more.
+            Err(error) if error.is::<LengthLimitError>() || !(200..300).contains(&status) => {
+                Ok((status, Bytes::new()))
+            }
+            Err(error) => {
+                let reason = format!("the answer broke off after its status {status}: {error}");
+                Err(AppAnswer::NoAnswer { reason })
+            }
         }
     }
 

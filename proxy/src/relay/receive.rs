@@ -4,14 +4,9 @@
 use duet_events::bus::{AppAnswer, Delivery};
 use futures::future::BoxFuture;
 use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue};
+use http::header::HeaderValue;
 
-use crate::http::headers::{TRACEPARENT, TRACESTATE};
-
-/// Number of the try, from 1.
-pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("duet-delivery-attempt");
-/// Names the work, for asking for more time.
-pub(super) const DELIVERY: HeaderName = HeaderName::from_static("duet-delivery");
+pub(super) use crate::http::headers::{DELIVERY, DELIVERY_ATTEMPT as ATTEMPT};
 
 /// Deliveries that are handed over at once: one, or several in bulk.
 #[derive(Debug)]
@@ -27,13 +22,7 @@ impl Work {
     pub(super) fn describe(&self, delivery: &Delivery, headers: &mut HeaderMap) {
         headers.insert(ATTEMPT, HeaderValue::from(delivery.attempt));
         self.name(headers);
-        // One that cannot be a header stays in the envelope only; it must not cost the event.
-        for name in [TRACEPARENT, TRACESTATE] {
-            let attribute = delivery.event.attribute(name.as_str());
-            if let Some(Ok(trace)) = attribute.map(HeaderValue::from_str) {
-                headers.insert(name, trace);
-            }
-        }
+        headers.extend(delivery.event.trace_headers());
     }
 
     /// What an application is told of all of it, whatever each delivery is.

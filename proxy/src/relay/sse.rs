@@ -16,6 +16,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,6 +26,7 @@ use super::publish::options::decoded;
 use super::publish::store;
 use crate::drain::Drain;
 use crate::http::body::Body;
+use crate::http::browser::is_local_origin;
 
 /// Events that the bus may have open for one reader.
 const IN_FLIGHT: u32 = 8;
@@ -34,6 +36,9 @@ const MAX_READERS: usize = 64;
 const IDLE_EXPIRY: Duration = Duration::from_secs(60);
 /// A comment tells both ends that the other is there.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A reader that has taken nothing for so long is given up: as long as it is there, its topic keeps everything after what
+/// it has taken. One that comes back goes on from there.
+const STALL: Duration = Duration::from_secs(120);
 /// Between two tries while the bus is away.
 const PAUSE: Duration = Duration::from_millis(500);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -61,7 +66,7 @@ struct Reader {
 
 /// Why a consumer ended.
 enum End {
-    /// The reader is gone, or we are about to be.
+    /// The reader is gone, or takes nothing, or we are about to be gone.
     Over,
     /// Consume again.
     Broken,
@@ -170,9 +175,14 @@ impl Reader {
         loop {
             // There is room when the frame before has been taken.
             let permit = tokio::select! {
-                permit = self.frames.reserve() => match permit {
-                    Ok(permit) => permit,
-                    Err(_gone) => return End::Over,
+                permit = timeout(STALL, self.frames.reserve()) => match permit {
+                    Ok(Ok(permit)) => permit,
+                    Ok(Err(_gone)) => return End::Over,
+                    Err(_elapsed) => {
+                        let subscription = &self.spec.name;
+                        tracing::info!(subscription, "a reader takes nothing; its stream ends");
+                        return End::Over;
+                    }
                 },
                 () = self.stop.cancelled() => return End::Over,
             };
@@ -241,23 +251,10 @@ fn response(asked: &HeaderMap, taken: mpsc::Receiver<Bytes>) -> Response<Body> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("origin"));
-    if let Some(origin) = asked.get(header::ORIGIN).filter(|origin| is_local(origin)) {
+    if let Some(origin) = asked.get(header::ORIGIN).filter(|origin| is_local_origin(origin)) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
     }
     response
-}
-
-/// A page that this machine serves. Pages of others must not read events through the visitor's browser.
-pub(super) fn is_local(origin: &HeaderValue) -> bool {
-    let text = origin.to_str().unwrap_or_default();
-    let Some((_, host)) = text.split_once("://") else {
-        return false;
-    };
-    let host = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|digit| digit.is_ascii_digit()) => name,
-        _ => host,
-    };
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
 }
 
 fn refused(error: &ConsumeError) -> Problem {
@@ -292,8 +289,61 @@ fn bad(name: &str, reason: &str) -> Problem {
 #[cfg(test)]
 mod tests {
     use duet_events::Event;
+    use duet_events::bus::{ConsumerBackend, PublishError, Published};
+    use futures::future::BoxFuture;
+    use futures::stream::{self, StreamExt as _};
 
     use super::*;
+
+    /// A bus with one event after the other.
+    #[derive(Debug)]
+    struct Endless;
+
+    struct Nobody;
+
+    impl ConsumerBackend for Nobody {
+        fn settle(&self, _: u64, _: Settle) -> bool {
+            true
+        }
+        fn retire(&self) {}
+        fn close(&self) {}
+    }
+
+    impl EventBus for Endless {
+        fn publish<'a>(
+            &'a self,
+            _: &'a str,
+            _: Vec<Event>,
+        ) -> BoxFuture<'a, Result<Vec<Published>, PublishError>> {
+            unreachable!("readers only read")
+        }
+
+        fn consume(&self, _: SubscriptionSpec) -> BoxFuture<'_, Result<Consumer, ConsumeError>> {
+            let deliveries = stream::iter(1..).map(|id| {
+                let event = Event::new(id.to_string(), "/s", "t").unwrap();
+                Ok(Delivery { id, position: id, attempt: 1, generation: 0, event, path: None })
+            });
+            Box::pin(async { Ok(Consumer::new(deliveries, Arc::new(Nobody))) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_is_given_up_and_one_that_is_slow_is_not() {
+        let spec = SubscriptionSpec::new("a/b", "default", "x").unwrap();
+        let consumer = Endless.consume(spec.clone()).await.unwrap();
+        let (frames, mut taken) = mpsc::channel(1);
+        let turn = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let (bus, stop) = (Arc::new(Endless), CancellationToken::new());
+        let reader = Reader { bus, spec, furthest: 0, frames, stop, _turn: turn };
+        let reader = tokio::spawn(reader.run(consumer));
+        for _ in 0..10 {
+            tokio::time::sleep(STALL - Duration::from_secs(1)).await;
+            assert!(taken.recv().await.is_some());
+        }
+        let before = tokio::time::Instant::now();
+        timeout(STALL * 2, reader).await.expect("it ends").unwrap();
+        assert_eq!(before.elapsed().as_secs(), STALL.as_secs());
+    }
 
     #[test]
     fn starts_are_read() {
@@ -316,14 +366,5 @@ mod tests {
         assert_eq!(event["data"]["a"], 1);
         assert!(frame.starts_with("id: 5\nevent: t\n") && frame.ends_with("\n\n"));
         assert_eq!(frame.matches("\n\n").count(), 1);
-    }
-
-    #[test]
-    fn only_pages_of_this_machine_may_read() {
-        let local = |text: &'static str| is_local(&HeaderValue::from_static(text));
-        assert!(local("http://localhost:3000") && local("http://127.0.0.1"));
-        assert!(local("http://[::1]:80"));
-        assert!(!local("https://evil.example") && !local("http://localhost.evil.example:80"));
-        assert!(!local("null"));
     }
 }

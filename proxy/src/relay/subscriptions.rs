@@ -12,15 +12,20 @@ use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::active::Active;
 use super::app::App;
 use super::buses::Buses;
-use super::consumption::{Aids, Consumption};
+use super::consumption::Consumption;
+use super::doubts::Doubts;
 use super::extend::Extensions;
 use super::grpc::{self, Callback};
+use super::hand::{Aids, Ties};
+use super::in_hand::InHand;
 use super::post::Post;
 use super::programmatic::Programmatic;
 use super::receive::Receiver;
@@ -30,6 +35,8 @@ use crate::http::body::Body;
 
 /// Largest answer to `GET /dapr/subscribe`.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
+/// Most subscriptions in it. Each has a stream, of which a connection has 1024 for everything.
+const MAX_SUBSCRIPTIONS: usize = 512;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before asking an application again that did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -50,6 +57,8 @@ pub(super) struct Subscriptions {
     /// This replica's name: a broadcast has a subscription for each.
     pub(super) instance: String,
     pub(super) drain: Drain,
+    /// Reasons to ask the application again.
+    pub(super) doubts: Doubts,
 }
 
 type Wanted = BTreeMap<String, SubscriptionSpec>;
@@ -59,10 +68,27 @@ struct Running {
     stop: CancellationToken,
 }
 
+/// The consumers' tasks.
+#[derive(Debug, Default)]
+struct Consumers {
+    all: TaskTracker,
+    /// The newest of each name, which may have ended.
+    newest: BTreeMap<String, Newest>,
+}
+
+/// A consumer's task.
+#[derive(Debug)]
+struct Newest {
+    bus: String,
+    topic: String,
+    in_hand: Arc<InHand>,
+    task: JoinHandle<()>,
+}
+
 /// What came of asking the application.
 enum Answered {
     NotAsked,
-    Yes(Wanted),
+    Yes(Wanted, Instant),
     /// It is asked again, while what it said before holds.
     No,
 }
@@ -70,22 +96,28 @@ enum Answered {
 impl Subscriptions {
     /// Runs until phase one of the drain; returns when what was in flight is finished.
     pub(super) async fn run(mut self) {
-        let consumers = TaskTracker::new();
+        let mut consumers = Consumers::default();
         let mut running: BTreeMap<String, Running> = BTreeMap::new();
         let (mut asked, mut unanswered) = (None, true);
         while !self.drain.inbound.is_cancelled() {
-            self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
+            self.apply(self.wanted(asked.as_ref()), &mut running, &mut consumers);
             let drain = self.drain.inbound.clone();
             let answered = tokio::select! {
                 answered = self.answered(unanswered) => answered,
                 () = drain.cancelled() => break,
             };
+            let mut answered_at = None;
             match answered {
-                Answered::Yes(wanted) => (asked, unanswered) = (Some(wanted), false),
+                Answered::Yes(wanted, at) => {
+                    (asked, unanswered, answered_at) = (Some(wanted), false, Some(at));
+                }
                 Answered::No => unanswered = true,
                 Answered::NotAsked => {}
             }
-            self.apply(self.wanted(asked.as_ref()), &mut running, &consumers);
+            self.apply(self.wanted(asked.as_ref()), &mut running, &mut consumers);
+            if let Some(at) = answered_at {
+                self.doubts.answered(at);
+            }
             if !self.changed(unanswered).await {
                 break;
             }
@@ -93,9 +125,9 @@ impl Subscriptions {
         for running in running.values() {
             running.stop.cancel();
         }
-        consumers.close();
+        consumers.all.close();
         tokio::select! {
-            () = consumers.wait() => {}
+            () = consumers.all.wait() => {}
             () = self.drain.force.cancelled() => {}
         }
     }
@@ -111,27 +143,29 @@ impl Subscriptions {
         wanted
     }
 
-    /// What the application subscribes to. Asked each time that it comes up: the next version of it may subscribe
-    /// to something else. While it is away, what it last said holds.
+    /// What the application subscribes to. Asked each time that it comes up, or may have come up unseen: the next version
+    /// of it may subscribe to something else. While it is away, what it last said holds.
     async fn answered(&mut self, unanswered: bool) -> Answered {
         let came_up = self.app_ready.has_changed().unwrap_or(false);
         let ready = *self.app_ready.borrow_and_update();
-        if !ready || !(unanswered || came_up) {
+        if !ready || !(unanswered || came_up || self.doubts.any()) {
             return Answered::NotAsked;
         }
-        self.ask().await.map_or(Answered::No, Answered::Yes)
+        let now = Instant::now();
+        self.ask().await.map_or(Answered::No, |wanted| Answered::Yes(wanted, now))
     }
 
     /// Waits for a reason to look again. `false` at shutdown.
     async fn changed(&mut self, unanswered: bool) -> bool {
-        let again = unanswered && *self.app_ready.borrow();
+        let ready = *self.app_ready.borrow();
         // A clone: the change stays unseen here, for `answered` to see.
         let mut app_ready = self.app_ready.clone();
         tokio::select! {
             () = self.drain.inbound.cancelled() => false,
             changed = self.workload.changed() => changed.is_ok(),
             changed = app_ready.changed() => changed.is_ok(),
-            () = tokio::time::sleep(ASK_AGAIN), if again => true,
+            () = tokio::time::sleep(ASK_AGAIN), if ready && unanswered => true,
+            () = self.doubts.due(), if ready && !unanswered => true,
         }
     }
 
@@ -139,7 +173,7 @@ impl Subscriptions {
         &self,
         wanted: Wanted,
         running: &mut BTreeMap<String, Running>,
-        consumers: &TaskTracker,
+        consumers: &mut Consumers,
     ) {
         running.retain(|name, running| {
             let same = wanted.get(name) == Some(&running.spec);
@@ -153,14 +187,19 @@ impl Subscriptions {
                 continue;
             }
             let stop = CancellationToken::new();
-            let consumption = Consumption::new(
-                self.own(spec.clone()),
-                self.buses.bus(&spec.bus),
-                receiver(spec.clone(), self.app.clone(), self.aids.extensions.clone()),
-                self.app_ready.clone(),
-                &self.aids,
-            );
-            consumers.spawn(consumption.run(stop.clone()));
+            let own = self.own(spec.clone());
+            consumers.start(&own.clone(), |in_hand| {
+                let unwanted = (!spec.declared).then(|| stop.clone());
+                let ties = Ties { in_hand, doubts: self.doubts.clone(), unwanted };
+                let consumption = Consumption::new(
+                    own,
+                    self.buses.bus(&spec.bus),
+                    receiver(spec.clone(), self.app.clone(), self.aids.extensions.clone()),
+                    self.app_ready.clone(),
+                    (&self.aids, ties),
+                );
+                consumption.run(stop.clone())
+            });
             running.insert(name, Running { spec, stop });
         }
     }
@@ -178,7 +217,8 @@ impl Subscriptions {
     fn declared(&self) -> Wanted {
         let workload = self.workload.borrow().clone();
         let subscriptions = workload.iter().flat_map(|workload| &workload.subscriptions);
-        subscriptions.filter_map(|raw| self.check(raw.clone())).collect()
+        let checked = subscriptions.filter_map(|raw| self.check(raw.clone()));
+        checked.map(|(name, spec)| (name, SubscriptionSpec { declared: true, ..spec })).collect()
     }
 
     fn check(&self, raw: proto::Subscription) -> Option<(String, SubscriptionSpec)> {
@@ -232,7 +272,16 @@ impl Subscriptions {
                 None
             }
         };
-        Some(entries.into_iter().filter_map(read).collect())
+        if entries.len() > MAX_SUBSCRIPTIONS {
+            let (count, most) = (entries.len(), MAX_SUBSCRIPTIONS);
+            self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
+            tracing::error!(
+                count,
+                most,
+                "the application has too many subscriptions; only the first are used"
+            );
+        }
+        Some(entries.into_iter().take(MAX_SUBSCRIPTIONS).filter_map(read).collect())
     }
 
     fn programmatic(
@@ -249,6 +298,35 @@ impl Subscriptions {
                 None
             }
         }
+    }
+}
+
+impl Consumers {
+    /// Starts one. What the one before it has in hand is in hand here as well: the bus hands it out again if the
+    /// subscription changed there first, and the application gets it once. Where order is kept, it starts when the one before
+    /// it has ended: what follows an event that is in hand is not for here before.
+    fn start<T: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        spec: &SubscriptionSpec,
+        consume: impl FnOnce(Arc<InHand>) -> T,
+    ) {
+        self.newest.retain(|_, newest| !newest.task.is_finished());
+        let before = self.newest.remove(&spec.name);
+        // On another topic, positions are those of other events.
+        let same =
+            before.as_ref().filter(|last| (&last.bus, &last.topic) == (&spec.bus, &spec.topic));
+        let in_hand = same.map(|last| Arc::clone(&last.in_hand)).unwrap_or_default();
+        let task = consume(Arc::clone(&in_hand));
+        let before = before.filter(|_| spec.ordered).map(|last| last.task);
+        let task = self.all.spawn(async move {
+            if let Some(before) = before {
+                // One that panicked has ended, too.
+                before.await.unwrap_or_default();
+            }
+            task.await;
+        });
+        let (bus, topic) = (spec.bus.clone(), spec.topic.clone());
+        self.newest.insert(spec.name.clone(), Newest { bus, topic, in_hand, task });
     }
 }
 

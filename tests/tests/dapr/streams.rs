@@ -1,5 +1,7 @@
 //! What a peer of the streaming subscription sees.
 
+use std::time::Duration;
+
 use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
 use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Asked;
 use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
@@ -162,4 +164,35 @@ async fn an_event_says_how_to_ask_for_more_time_and_which_attempt_it_is() {
         // RETRY: it comes again.
         answers.send(processed("a", 1)).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn of_two_events_with_one_id_the_second_waits_for_the_answer_to_the_first() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
+    let mut dapr = DaprClient::new(channel(&sidecar).await);
+    let (answers, mut events) = open(&mut dapr, "orders").await;
+    for source in ["/a", "/b"] {
+        let event = format!(r#"{{"specversion":"1.0","id":"1","source":"{source}","type":"t"}}"#);
+        let url = format!("http://{}/v1.0/publish/default/orders", sidecar.ports.api);
+        let request = http::client().post(url);
+        let request = request.header("content-type", "application/cloudevents+json");
+        assert_eq!(request.body(event).send().await.unwrap().status(), 204);
+    }
+    assert_eq!(next_event(&mut events).await.source, "/a");
+    // Longer than a sidecar keeps the second one waiting, and gives it back.
+    let second = tokio::time::timeout(Duration::from_millis(2500), events.message()).await;
+    assert!(second.is_err(), "{second:?}");
+    // RETRY, which is for nothing but the first one. Both come again, one after the other.
+    answers.send(processed("1", 1)).await.unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let event = next_event(&mut events).await;
+        let attempt = event.extensions.unwrap().fields["duet-delivery-attempt"].kind.clone();
+        seen.push((event.source, attempt));
+        answers.send(processed("1", 0)).await.unwrap();
+    }
+    seen.sort_by(|one, other| one.0.cmp(&other.0));
+    let attempt = |number: &str| Some(Kind::StringValue(number.to_owned()));
+    assert_eq!(seen, [("/a".to_owned(), attempt("2")), ("/b".to_owned(), attempt("1"))]);
 }

@@ -1,7 +1,6 @@
 //! `SubscribeTopicEventsAlpha1`: a subscription that lasts as long as the application's stream. Events go down, an
 //! answer for each comes up, by the event's id; the stream's end gives everything unanswered back, unspent.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,24 +9,31 @@ use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::Subscri
 use duet_api::dapr::runtime::v1::{
     SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
     SubscribeTopicEventsResponseAlpha1, SubscribeTopicEventsResponseInitialAlpha1,
-    TopicEventResponse,
 };
 use duet_api::proto::Subscription;
 use duet_events::bus::{AppAnswer, ConsumeError, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::super::api::Api;
 use super::super::consumption::Consumption;
+use super::super::extend::Extensions;
+use super::super::hand::Ties;
 use super::super::programmatic::{DEFAULT_ATTEMPTS, name};
 use super::super::publish::options::flag;
 use super::super::receive::{Receiver, Work};
+use super::sent::Sent;
 use super::topic_event;
 
+/// How long an event waits for the answer to another one of the same id before it goes back, unspent.
+const SAME_ID_WAIT: Duration = Duration::from_secs(1);
+/// Of an event whose time ran out.
+const NO_ANSWER: &str = "no answer in time";
 /// The application must say what it wants within this time.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,13 +59,20 @@ pub(super) async fn open(
     let initial = SubscribeTopicEventsResponseInitialAlpha1 {};
     events.try_send(message(Said::InitialResponse(initial))).ok();
     tracing::info!(subscription = spec.name, topic = spec.topic, "a stream subscribed");
-    let stream = Arc::new(Stream { spec: spec.clone(), events, open: Mutex::default() });
+    let stream = Arc::new(Stream {
+        spec: spec.clone(),
+        events,
+        extensions: api.aids.extensions.clone(),
+        sent: Mutex::new(Some(Sent::default())),
+        answered: Notify::new(),
+    });
     let end = CancellationToken::new();
     let listed = api.active.stream(spec.clone());
     let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
     let (ready, here) = watch::channel(true);
+    let ties = Ties::default();
     let consumption =
-        Consumption::new(spec.clone(), api.buses.bus(&spec.bus), shared, here, &api.aids);
+        Consumption::new(spec.clone(), api.buses.bus(&spec.bus), shared, here, (&api.aids, ties));
     let consume = consumption.run(end.clone());
     let (drain, force) = (api.drain.inbound.clone(), api.drain.force.clone());
     // Part of phase one: what the application has in hand is answered before the phase ends.
@@ -172,15 +185,11 @@ async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status>
 struct Stream {
     spec: SubscriptionSpec,
     events: mpsc::Sender<Message>,
+    extensions: Extensions,
     // Never held across an await. `None` once the application has left.
-    open: Mutex<Open>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    left: bool,
-    /// Who waits for the answer to an event, by its id. Sources may share an id: the older one is answered first.
-    waiting: HashMap<String, VecDeque<oneshot::Sender<AppAnswer>>>,
+    sent: Mutex<Option<Sent>>,
+    /// Told of every answer.
+    answered: Notify,
 }
 
 impl Stream {
@@ -196,71 +205,79 @@ impl Stream {
                 let text = "after initial_request, every message must be event_processed";
                 return Left::Wrong(Status::invalid_argument(text));
             };
-            self.answered(&processed.id, processed.status);
-        }
-    }
-
-    fn answered(&self, id: &str, response: Option<TopicEventResponse>) {
-        let mut open = self.open.lock();
-        let Some(waiting) = open.waiting.get_mut(id) else {
-            tracing::debug!(id, "an answer to an event that nobody waits for");
-            return;
-        };
-        // One whose time ran out has nobody who waits.
-        while waiting.front().is_some_and(oneshot::Sender::is_closed) && waiting.len() > 1 {
-            waiting.pop_front();
-        }
-        let first = waiting.pop_front();
-        if waiting.is_empty() {
-            open.waiting.remove(id);
-        }
-        drop(open);
-        if let Some(first) = first {
-            first.send(topic_event::outcome(response)).ok();
+            if let Some(sent) = self.sent.lock().as_mut() {
+                sent.answered(&processed.id, topic_event::outcome(processed.status));
+            }
+            self.answered.notify_waiters();
         }
     }
 
     /// Everything unanswered goes back.
     fn release(&self) {
-        let mut open = self.open.lock();
-        open.left = true;
-        open.waiting.clear();
+        *self.sent.lock() = None;
+        self.answered.notify_waiters();
     }
 
-    /// Sends an event down; `None` when the application has left.
-    fn send(&self, delivery: &Delivery, token: &str) -> Option<oneshot::Receiver<AppAnswer>> {
-        let (sender, receiver) = oneshot::channel();
-        let mut open = self.open.lock();
-        if open.left {
-            return None;
-        }
-        // Events whose time ran out and that were never answered do not pile up.
-        if open.waiting.len() > 2 * self.spec.max_in_flight as usize {
-            open.waiting.retain(|_id, waiting| {
-                waiting.retain(|one| !one.is_closed());
-                !waiting.is_empty()
-            });
+    /// Sends an event down, in its turn.
+    fn send(&self, delivery: &Delivery, token: &str) -> Result<Answering, Unsent> {
+        let mut sent = self.sent.lock();
+        let sent = sent.as_mut().ok_or(Unsent::Away)?;
+        let now = Instant::now();
+        if !sent.may_go(&delivery.event, now) {
+            return Err(Unsent::Waits);
         }
         let event = topic_event::streamed(delivery, token, &self.spec);
-        let id = event.id.clone();
         // Full: the application reads slower than its time to answer. Not its fault that this one is too much.
-        self.events.try_send(message(Said::EventMessage(event))).ok()?;
-        open.waiting.entry(id).or_default().push_back(sender);
-        Some(receiver)
+        self.events.try_send(message(Said::EventMessage(event))).map_err(|_full| Unsent::Away)?;
+        Ok(sent.add(&delivery.event, now))
     }
+
+    /// Sends an event down once no other of its id is there: the application's answers name ids, and nothing else.
+    async fn send_in_turn(&self, delivery: &Delivery, token: &str) -> Result<Answering, AppAnswer> {
+        let limit = Instant::now() + SAME_ID_WAIT;
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            // From here on no answer goes unheard.
+            answered.as_mut().enable();
+            match self.send(delivery, token) {
+                Ok(answering) => return Ok(answering),
+                Err(Unsent::Away) => return Err(AppAnswer::NotReached),
+                Err(Unsent::Waits) if Instant::now() >= limit => return Err(AppAnswer::NotNow),
+                // Looked at once more when time is up: that of the other one may be, too.
+                Err(Unsent::Waits) => drop(timeout_at(limit, answered).await),
+            }
+        }
+    }
+}
+
+type Answering = oneshot::Receiver<AppAnswer>;
+
+/// Why an event was not sent.
+enum Unsent {
+    /// The application has left, or does not read.
+    Away,
+    /// Another one of its id is there.
+    Waits,
 }
 
 impl Receiver for Stream {
     fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
-            let sent: Vec<_> =
-                work.deliveries.iter().map(|delivery| self.send(delivery, &work.token)).collect();
-            for waiting in sent {
-                let answer = match waiting {
-                    Some(waiting) => waiting.await.ok(),
-                    None => None,
+            // Should the time run out, those that the application was never told of spend no attempt.
+            answers.resize(work.deliveries.len(), AppAnswer::NotNow);
+            for (delivery, answer) in work.deliveries.iter().zip(answers) {
+                let answering = match self.send_in_turn(delivery, &work.token).await {
+                    Ok(answering) => answering,
+                    Err(unsent) => {
+                        *answer = unsent;
+                        continue;
+                    }
                 };
-                answers.push(answer.unwrap_or(AppAnswer::NotReached));
+                // What waited for another one has its full time, too.
+                self.extensions.renew(&work.token);
+                *answer = AppAnswer::NoAnswer { reason: NO_ANSWER.to_owned() };
+                // An end without an answer: the application has left.
+                *answer = answering.await.unwrap_or(AppAnswer::NotReached);
             }
         }
         .boxed()

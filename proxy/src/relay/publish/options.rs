@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use duet_events::cloudevent::{DELIVER_AT, EXPIRY_TIME, EnvelopeError, Event, PARTITION_KEY};
+use duet_events::cloudevent::{DELIVER_AT, EnvelopeError, Event, PARTITION_KEY};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 
@@ -144,14 +144,12 @@ impl Options {
         }
         let deadline = deadline.filter(|_| self.expire_with_deadline);
         if let Some(ttl) = self.ttl.or(deadline) {
-            event = event.with_attribute(EXPIRY_TIME, &after(now, ttl).to_string())?;
+            event = event.expiring(after(now, ttl));
         }
-        if let Some(deliver) = self.deliver {
-            let at = match deliver {
-                Deliver::At(at) => at,
-                Deliver::After(wait) => after(now, wait),
-            };
-            event = event.with_attribute(DELIVER_AT, &at.to_string())?;
+        match self.deliver {
+            Some(Deliver::At(at)) => event = event.with_attribute(DELIVER_AT, &at.to_string())?,
+            Some(Deliver::After(wait)) => event = event.delayed(after(now, wait)),
+            None => {}
         }
         if let Some(key) = &self.partition_key {
             event = event.with_attribute(PARTITION_KEY, key)?;
@@ -210,6 +208,8 @@ fn refuse(name: &str, reason: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use duet_events::cloudevent::EXPIRY_TIME;
+
     use super::*;
 
     fn now() -> Timestamp {
