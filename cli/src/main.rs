@@ -61,7 +61,7 @@ enum Command {
     Explain(explain::Args),
     /// See what waits on the buses; publish, replay, deal with dead letters.
     Events(events::Args),
-    /// Make, list and revoke join tokens.
+    /// Make, list and revoke join tokens, and revoke identities.
     Token(token::Args),
     /// Print a shell completion script.
     Completion {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use duet_api::proto::discovery_server::DiscoveryServer;
-use duet_api::proto::event_bus_server::EventBusServer;
 use duet_api::proto::identity_server::IdentityServer;
 use duet_api::proto::workloads_server::WorkloadsServer;
 use tokio::net::TcpListener;
@@ -20,12 +19,13 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::admin::{self, Admin, Overtime};
-use crate::bus::{BusService, Buses, Reconciler};
+use crate::bus::{BusServer, BusService, Buses, Reconciler, Room};
 use crate::ca::Ca;
 use crate::certify::IdentityService;
 use crate::config::Args;
 use crate::listen::{self, ServerTls};
 use crate::operate::{self, Operate};
+use crate::revoked::Revoked;
 use crate::serve::DiscoveryService;
 use crate::sources::registry::Registry;
 use crate::sources::workloads::WorkloadsService;
@@ -40,8 +40,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1024;
 /// Largest header block of a request.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
-/// A batch of events at the sidecar's own limits fits.
-const MAX_MESSAGE_BYTES: usize = 32 << 20;
+/// Largest request for a certificate, also of a peer without one: a token and a signing request.
+const MAX_IDENTITY_BYTES: usize = 64 << 10;
+/// Largest registration. What a replica may say is far less; more would be elements without content, which take many
+/// times as much memory as they have bytes.
+const MAX_REGISTRATION_BYTES: usize = 128 << 10;
+/// Largest request on a sidecar's watch: a rejection with its reason.
+const MAX_WATCH_BYTES: usize = 256 << 10;
 /// Bound on the orderly end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -145,7 +150,8 @@ impl Parts {
         registrations.restore();
         let source = YamlSource::load(args.config.clone(), Arc::clone(&store), metrics.clone());
         let bus_dir = args.state.join("bus");
-        let buses = Buses::open(bus_dir, registry.clone(), Arc::clone(&store)).await?;
+        let shared = Arc::clone(&store);
+        let buses = Buses::open(bus_dir, registry.clone(), &metrics, shared).await?;
         let parts = Self {
             store,
             metrics,
@@ -168,8 +174,16 @@ impl Parts {
                 () = stop.cancelled() => {}
             }
         });
-        let connections =
-            listen::accept(listener, tls, &self.metrics, &self.tracker, self.stop.clone());
+        let revoked = Revoked::read(&args.state)?;
+        let (follow, stop) = (revoked.clone().follow(), self.stop.clone());
+        self.tracker.spawn(async move {
+            tokio::select! {
+                () = follow => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        let (metrics, tracker, stop) = (&self.metrics, &self.tracker, self.stop.clone());
+        let connections = listen::accept(listener, tls, revoked, metrics, tracker, stop);
         let router = self.router(&args.state);
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
@@ -208,20 +222,21 @@ impl Parts {
             metrics: self.metrics.clone(),
             tracker: self.tracker.clone(),
             stop: self.stop.clone(),
+            room: Room::default(),
         };
         Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .add_service(DiscoveryServer::new(discovery))
-            .add_service(WorkloadsServer::new(workloads))
-            .add_service(IdentityServer::new(identity))
+            .add_service(DiscoveryServer::new(discovery).max_decoding_message_size(MAX_WATCH_BYTES))
             .add_service(
-                EventBusServer::new(bus)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+                WorkloadsServer::new(workloads).max_decoding_message_size(MAX_REGISTRATION_BYTES),
             )
+            .add_service(
+                IdentityServer::new(identity).max_decoding_message_size(MAX_IDENTITY_BYTES),
+            )
+            .add_service(BusServer::new(bus))
     }
 }
 

@@ -5,10 +5,12 @@
 mod backup;
 mod consume;
 mod gate;
+mod in_flight;
 mod migrate;
 pub mod monitor;
 mod open;
 mod publish;
+mod receive;
 mod reconcile;
 mod selection;
 
@@ -23,6 +25,7 @@ use duet_api::{DEFAULT_BUS, proto};
 use duet_events::bus::{ManagedBus, PublishError, PublishErrorKind};
 use duet_events::log::LogError;
 use parking_lot::RwLock;
+use prometheus::IntGaugeVec;
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,7 @@ use gate::Gate;
 use migrate::Moves;
 pub use migrate::{Migration, Moved};
 use open::NotMoved;
+pub use receive::{BusServer, Room};
 pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
@@ -47,6 +51,7 @@ const SERVICE: &str = "bus";
 pub struct Buses {
     dir: PathBuf,
     registry: prometheus::Registry,
+    is_open: IntGaugeVec,
     store: Arc<Store>,
     open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
     /// Topics of each bus that have a declared subscription which the bus does not know yet.
@@ -90,20 +95,24 @@ impl Buses {
     /// Opens the default bus; others open when they are declared or used.
     ///
     /// # Errors
-    /// When the state folder cannot be used, or another control plane uses it.
+    /// When another control plane uses the state folder, or the bus has settings that cannot be used. One that cannot be
+    /// opened is tried again.
     pub async fn open(
         dir: PathBuf,
         registry: prometheus::Registry,
+        metrics: &Metrics,
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
         let (open, held_back) = (Mutex::default(), RwLock::default());
         let (backends, not_moved) = (RwLock::default(), RwLock::default());
         let (moving, moves) = (RwLock::default(), Moves::default());
         let openings = AtomicU64::default();
+        let is_open = metrics.open_buses.clone();
         backup::clean(&dir);
         let buses = Self {
             dir,
             registry,
+            is_open,
             store,
             open,
             held_back,
@@ -113,7 +122,13 @@ impl Buses {
             not_moved,
             moves,
         };
-        buses.get(DEFAULT_BUS).await?;
+        match buses.get(DEFAULT_BUS).await {
+            Err(BusError::Open { name, source }) if source != LogError::InUse => {
+                // Calls need certificates and addresses, and no events.
+                tracing::error!(bus = name, error = %source, "cannot be opened; going on without it");
+            }
+            opened => drop(opened?),
+        }
         Ok(buses)
     }
 
@@ -130,7 +145,9 @@ impl Buses {
         if let Some(bus) = open.get(name) {
             return Ok(Arc::clone(bus));
         }
-        let bus = Box::pin(self.make(name)).await?;
+        let made = Box::pin(self.make(name)).await;
+        self.is_open.with_label_values(&[name]).set(i64::from(made.is_ok()));
+        let bus = made?;
         open.insert(name.to_owned(), Arc::clone(&bus));
         tracing::info!(bus = name, "bus opened");
         Ok(bus)
@@ -206,6 +223,8 @@ pub struct BusService {
     pub tracker: TaskTracker,
     /// Ends the streams.
     pub stop: CancellationToken,
+    /// Memory for what is published.
+    pub room: Room,
 }
 
 #[tonic::async_trait]
@@ -222,6 +241,8 @@ impl EventBus for BusService {
         let publisher = publish::Publisher {
             gate: Gate { who, store: Arc::clone(&self.store), metrics: self.metrics.clone() },
             buses: Arc::clone(&self.buses),
+            room: self.room.clone(),
+            admitted: request.extensions().get().cloned().unwrap_or_default(),
         };
         self.tracker.spawn(publish::run(
             publisher,
@@ -237,11 +258,14 @@ impl EventBus for BusService {
         request: Request<Streaming<proto::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let who = listen::identity(&request, SERVICE, &self.metrics)?;
+        let peer = listen::Peer::of(&request);
+        let room = peer.map(|peer| Arc::clone(&peer.events)).unwrap_or_else(listen::event_room);
         let (deliveries, stream) = mpsc::channel(consume::QUEUE);
         let session = consume::Session {
             gate: Gate { who, store: Arc::clone(&self.store), metrics: self.metrics.clone() },
             buses: Arc::clone(&self.buses),
             deliveries,
+            room,
         };
         self.tracker.spawn(session.run(request.into_inner(), self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))

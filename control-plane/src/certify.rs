@@ -1,5 +1,6 @@
 //! `duet.v1.Identity`: who proves who it is gets a certificate that says so. Proof is a join token at first contact, and the
-//! certificate of the connection at renewal. Imports [`crate::ca`], [`crate::token`] and [`crate::listen`].
+//! certificate of the connection at renewal. An identity that was revoked gets none by
+//! either. Imports [`crate::ca`], [`crate::token`], [`crate::revoked`] and [`crate::listen`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::ca::Ca;
 use crate::listen::Peer;
+use crate::revoked;
 use crate::telemetry::Metrics;
 use crate::token::{self, TokenRefusal};
 
@@ -112,6 +114,19 @@ fn certify(
     if id.is_control_plane() {
         let text = "the control plane's own identity is not given away";
         return Err(Refusal::new("control_plane", Code::PermissionDenied, text));
+    }
+    let identity = revoked::Identity::from(&id);
+    match identity.is_revoked(state) {
+        Ok(false) => {}
+        Ok(true) => {
+            let text = format!("{identity} was revoked; `duet token restore` takes that back");
+            return Err(Refusal::new("revoked", Code::PermissionDenied, text));
+        }
+        Err(error) => {
+            tracing::error!(%error, "the revoked identities cannot be read");
+            let text = "the control plane cannot look up whether the identity was revoked";
+            return Err(Refusal::new("internal", Code::Unavailable, text));
+        }
     }
     let svid = ca
         .sign_request(&request.csr, &id)

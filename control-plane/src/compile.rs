@@ -12,6 +12,7 @@
 pub mod access;
 pub mod authority;
 mod authorize;
+mod clusters;
 mod endpoints;
 mod events;
 pub mod explain;
@@ -34,8 +35,9 @@ use duet_api::proto;
 use crate::index::{Index, ServiceKey};
 
 pub use authorize::{Decision, authorize};
+pub use clusters::cluster_taken;
 pub use events::{
-    bus_backend, bus_names, consumable, declares_subscription, knows_bus, subscription,
+    Consumable, bus_backend, bus_names, consumable, declares_subscription, knows_bus, subscription,
     takes_topic, workload,
 };
 

@@ -58,8 +58,16 @@ pub fn object(kind: &'static str, namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-/// Names a replica: namespace and instance.
-pub type ReplicaKey = (String, String);
+/// Names a replica. The account is part of it, so that no other can be in its way by taking the instance's name first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplicaKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its instance.
+    pub instance: String,
+    /// Its service account.
+    pub account: String,
+}
 
 /// One registered replica of services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +76,7 @@ pub struct Replica {
     pub identity: SpiffeId,
     /// Its namespace.
     pub namespace: String,
-    /// Its name, unique in the namespace.
+    /// Its name, unique among those of its account.
     pub instance: String,
     /// Services that it is a replica of.
     pub services: Vec<String>,
@@ -97,7 +105,11 @@ impl Replica {
     /// Its name.
     #[must_use]
     pub fn key(&self) -> ReplicaKey {
-        (self.namespace.clone(), self.instance.clone())
+        ReplicaKey {
+            namespace: self.namespace.clone(),
+            instance: self.instance.clone(),
+            account: self.identity.account().to_owned(),
+        }
     }
 
     fn service_keys(&self) -> impl Iterator<Item = ServiceKey> + '_ {

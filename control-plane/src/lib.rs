@@ -19,7 +19,7 @@
 //! | 4 | [`sources`], [`serve`], [`certify`], [`bus`] |
 //! | 3 | [`compile`], [`store`], [`listen`], [`token`] |
 //! | 2 | [`index`], [`ca`], [`config`], [`expression`] |
-//! | 1 | [`telemetry`] |
+//! | 1 | [`telemetry`], [`revoked`] |
 
 pub mod admin;
 pub mod app;
@@ -33,6 +33,7 @@ pub mod expression;
 pub mod index;
 pub mod listen;
 pub mod operate;
+pub mod revoked;
 pub mod serve;
 pub mod sources;
 pub mod store;

@@ -1,8 +1,9 @@
 //! The gRPC port: accepts connections, does the TLS handshake within bounds, and tells the services who the peer is.
-//! Imports [`crate::telemetry`].
+//! Imports [`crate::telemetry`] and [`crate::revoked`].
 //!
 //! A connection costs nothing before its handshake is done but a slot and a few seconds. It ends with the certificate
-//! of its peer; one without a certificate can only be a first contact, which is one short request, and ends after 30 s.
+//! of its peer, or when that is revoked; one without a certificate can only be a first contact, which is one short request,
+//! and ends after 30 s.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,12 +24,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::server::Connected;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::revoked::Revoked;
 use crate::telemetry::{Counted, Metrics};
 
 /// Bound on the TLS handshake, and after it on the first bytes of HTTP/2.
@@ -39,6 +41,8 @@ const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(30);
 const PREFACE_BYTES: usize = 24;
 /// Connections at once; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 20_000;
+/// Bytes of events on their way to one peer and not answered yet. A sidecar has each about twice in memory.
+pub const EVENT_BYTES: u32 = 32 << 20;
 
 /// Who is on the other end of a connection.
 #[derive(Clone, Debug)]
@@ -47,6 +51,14 @@ pub struct Peer {
     pub id: Option<SpiffeId>,
     /// Where it is.
     pub address: SocketAddr,
+    /// Room for [`EVENT_BYTES`], for all consumers of the connection together.
+    pub events: Arc<Semaphore>,
+}
+
+/// Room for the events of one connection.
+#[must_use]
+pub fn event_room() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(EVENT_BYTES as usize))
 }
 
 impl Peer {
@@ -108,6 +120,7 @@ impl ServerTls {
 pub fn accept(
     listener: TcpListener,
     config: Arc<ServerTls>,
+    revoked: Revoked,
     metrics: &Metrics,
     tracker: &TaskTracker,
     stop: CancellationToken,
@@ -122,8 +135,11 @@ pub fn accept(
                     Ok((stream, address)) => {
                         let config = Arc::clone(&config.0.read());
                         let (accepted, metrics) = (accepted.clone(), metrics.clone());
+                        let revoked = revoked.clone();
                         tasks.spawn(async move {
-                            match handshake(stream, address, slot, config, &metrics).await {
+                            let shaken =
+                                handshake(stream, address, slot, config, &revoked, &metrics);
+                            match shaken.await {
                                 // The receiver is gone only when everything ends.
                                 Some(connection) => drop(accepted.send(Ok(connection)).await),
                                 None => tracing::debug!(%address, "connection refused"),
@@ -152,6 +168,7 @@ async fn handshake(
     address: SocketAddr,
     slot: OwnedSemaphorePermit,
     config: Arc<ServerConfig>,
+    revoked: &Revoked,
     metrics: &Metrics,
 ) -> Option<Connection> {
     let refuse = |reason: &str, why: &dyn std::fmt::Display| {
@@ -174,6 +191,9 @@ async fn handshake(
         Ok(id) => id,
         Err(error) => return refuse("certificate", &error),
     };
+    if let Some(id) = id.as_ref().filter(|id| revoked.contains(id)) {
+        return refuse("revoked", &format_args!("{id} was revoked"));
+    }
     let now = Instant::now();
     // Without a certificate there is nothing to stay for.
     let end = now + leaf.map_or(ANONYMOUS_LIFETIME, remaining);
@@ -181,7 +201,9 @@ async fn handshake(
         deadline: Box::pin(tokio::time::sleep_until(end.min(now + HANDSHAKE_TIMEOUT))),
         missing: PREFACE_BYTES,
         end,
-        peer: Peer { id, address },
+        revoked: id.as_ref().map(|id| ReusableBoxFuture::new(revoked.revoked(id))),
+        cut: false,
+        peer: Peer { id, address, events: event_room() },
         refused: metrics.refused_connections.with_label_values(&["silent"]),
         _slot: slot,
         _counted: Counted::new(&metrics.connections),
@@ -224,6 +246,10 @@ pub struct Connection {
     missing: usize,
     /// The end of the peer's certificate: it comes back with its next one.
     end: Instant,
+    /// Ends when the peer's identity is revoked.
+    revoked: Option<ReusableBoxFuture<'static, ()>>,
+    /// It did.
+    cut: bool,
     refused: prometheus::IntCounter,
     _slot: OwnedSemaphorePermit,
     _counted: Counted,
@@ -259,6 +285,12 @@ impl AsyncRead for Connection {
             }
             let text = "the time is up for an HTTP/2 preface, or of the peer's certificate";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, text)));
+        }
+        if this.cut || this.revoked.as_mut().is_some_and(|end| end.poll(context).is_ready()) {
+            // Not asked again: it has ended.
+            this.cut = true;
+            let text = "the peer's identity was revoked";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, text)));
         }
         read
     }

@@ -25,6 +25,8 @@ struct State {
     /// By bare name: whoever asked for a name that nobody knew waits for it in any namespace.
     touched_names: HashMap<String, u64>,
     touched_events: u64,
+    /// What is not among the resources may be in a file that cannot be read as it is.
+    incomplete: bool,
 }
 
 /// The index as it is, held still while somebody reads.
@@ -74,6 +76,11 @@ impl Store {
         self.apply_to(&mut state, changes.chain(resources.values().cloned().map(Change::Put)))
     }
 
+    /// Says whether files have errors: what the resources lack then may only be mistyped.
+    pub fn set_incomplete(&self, incomplete: bool) {
+        self.state.write().incomplete = incomplete;
+    }
+
     fn apply_to(&self, state: &mut State, changes: impl IntoIterator<Item = Change>) -> Affected {
         let mut affected = Affected::default();
         for change in changes {
@@ -112,6 +119,12 @@ impl View<'_> {
     #[must_use]
     pub fn name_touched_after(&self, name: &str, generation: u64) -> bool {
         self.state.touched_names.get(name).is_some_and(|touched| *touched > generation)
+    }
+
+    /// Whether what the resources lack may be in a file that has errors.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.state.incomplete
     }
 
     /// Whether buses, topics or subscriptions were touched after a generation.

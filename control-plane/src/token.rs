@@ -1,5 +1,5 @@
 //! Join tokens: made, listed and revoked offline on the state folder, also while a control plane runs on it, and
-//! verified by that control plane. Imports [`crate::ca`].
+//! verified by that control plane. Imports [`crate::ca`] and [`crate::revoked`].
 //!
 //! The folder `tokens/` (mode 0700) holds one record for each token, `<id>.json`, and a marker file for what happened
 //! to it: `<id>.used`, `<id>.revoked`. Markers are created exclusively and flushed, so that of two uses of a
@@ -18,6 +18,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 
 use crate::ca::Ca;
+use crate::revoked;
 
 /// What a new token should be good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +91,8 @@ pub fn create(state: &Path, request: &TokenRequest) -> anyhow::Result<String> {
     ensure!(!sub.is_control_plane(), "{sub} is the control plane's own identity");
     ensure!(!request.lifetime.is_zero(), "a join token needs a lifetime");
     let ca = Ca::open_or_create(state, &request.trust_domain)?;
+    let identity = revoked::Identity::from(&sub);
+    ensure!(!identity.is_revoked(state)?, "{identity} was revoked, and could not use a token");
     let iat = now()?;
     let claims = JoinClaims {
         iss: ISSUER.to_owned(),
@@ -132,7 +135,8 @@ pub fn list(state: &Path) -> anyhow::Result<Vec<TokenInfo>> {
     Ok(found)
 }
 
-/// Takes a token back, by its id. Certificates that it led to stay valid until they end, and can be renewed.
+/// Takes a token back, by its id. Certificates that it led to are renewed all the same: who is to be shut out has to be
+/// revoked, with [`revoked::revoke`].
 ///
 /// # Errors
 /// When there is no such token or the state folder cannot be written.

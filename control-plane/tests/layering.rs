@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const RANKS: [(&str, u32); 19] = [
+const RANKS: [(&str, u32); 20] = [
     ("lib", 7),
     ("main", 7),
     ("app", 6),
@@ -25,6 +25,7 @@ const RANKS: [(&str, u32); 19] = [
     ("config", 2),
     ("expression", 2),
     ("telemetry", 1),
+    ("revoked", 1),
 ];
 
 fn rank(room: &str) -> u32 {

@@ -10,6 +10,7 @@
 )]
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -66,6 +67,8 @@ async fn a_bus_starts_again_from_its_backup() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["bytes"].as_u64().unwrap(), copy.metadata().unwrap().len());
+    let mode = copy.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "events are not for everybody");
     let bus = control_plane.folder.path().join("control-plane/bus");
     assert_eq!(files(&bus), ["default"], "the copy is made beside it, and does not stay");
     publish(&writer, 200..210).await;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -22,7 +23,13 @@ pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
     }
     // Made first: a copy that cannot be kept is not asked for.
     let partial = with_suffix(file, ".partial");
-    let target = File::create(&partial)
+    // Events are for whoever may read the bus.
+    let target = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)
         .with_context(|| format!("{} cannot be written", partial.display()))?;
     let copied = session
         .client

@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -102,8 +103,9 @@ impl Folder {
     /// Makes and locks the folder.
     pub(crate) fn open(path: &Path, state: State) -> anyhow::Result<Self> {
         for folder in ["", "logs", "ports", "tokens", "sidecars"] {
+            let inside = !folder.is_empty();
             let folder = path.join(folder);
-            fs::create_dir_all(&folder)
+            make_private(&folder, inside)
                 .with_context(|| format!("state folder {}", folder.display()))?;
         }
         let path = path.canonicalize()?;
@@ -148,6 +150,17 @@ impl Folder {
     }
 }
 
+/// Makes a folder that only its owner can look into: applications log what they like. One that is there already is made
+/// so if it is `ours`; an older version may have made it.
+fn make_private(folder: &Path, ours: bool) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if ours {
+        // Fails in somebody else's folder, which is theirs to protect.
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).ok();
+    }
+    Ok(())
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         // Nothing runs any more: what it says would mislead.
@@ -161,4 +174,28 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<State> {
     let text =
         fs::read(&file).with_context(|| format!("{}: no mesh runs there", file.display()))?;
     serde_json::from_slice(&text).with_context(|| file.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_inside_is_the_owners_only_and_the_folder_that_was_there_stays_as_it_is() {
+        let base = tempfile::tempdir().unwrap();
+        let mode = |folder: &Path| fs::metadata(folder).unwrap().permissions().mode() & 0o777;
+        let open = fs::Permissions::from_mode(0o755);
+        fs::create_dir(base.path().join("logs")).unwrap();
+        for folder in [base.path().to_owned(), base.path().join("logs")] {
+            fs::set_permissions(folder, open.clone()).unwrap();
+        }
+        let _folder = Folder::open(base.path(), State::default()).unwrap();
+        assert_eq!(mode(base.path()), 0o755);
+        for inside in ["logs", "ports", "tokens", "sidecars"] {
+            assert_eq!(mode(&base.path().join(inside)), 0o700, "{inside}");
+        }
+        let fresh = base.path().join("new/.duet");
+        let _folder = Folder::open(&fresh, State::default()).unwrap();
+        assert_eq!(mode(&fresh), 0o700);
+    }
 }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::receive::{Admitted, Held, Room};
 use super::{BusError, Buses, Gate, SERVICE};
 
 /// Requests of one stream that wait for their flush; more are not read.
@@ -22,6 +23,8 @@ pub(super) const MAX_OPEN: usize = 256;
 pub(super) struct Publisher {
     pub(super) gate: Gate,
     pub(super) buses: Arc<Buses>,
+    pub(super) room: Room,
+    pub(super) admitted: Admitted,
 }
 
 pub(super) async fn run(
@@ -32,27 +35,39 @@ pub(super) async fn run(
 ) {
     let mut open = FuturesUnordered::new();
     let mut reading = true;
+    let mut broken = None;
     while reading || !open.is_empty() {
         tokio::select! {
             // What was taken is answered; nothing more is taken.
             () = stop.cancelled(), if reading => reading = false,
-            Some(answer) = open.next() => {
+            Some((answer, held)) = open.next() => {
                 if answers.send(Ok(answer)).await.is_err() {
                     return;
                 }
+                drop(held);
             }
             request = requests.message(), if reading && open.len() < MAX_OPEN => match request {
-                Ok(Some(request)) => open.push(publisher.publish(request)),
-                Ok(None) | Err(_) => reading = false,
+                Ok(Some(request)) => open.push(publisher.publish(request, publisher.admitted.next())),
+                Ok(None) => reading = false,
+                Err(status) => (reading, broken) = (false, Some(status)),
             },
         }
+    }
+    if let Some(status) = broken {
+        // Nobody reads it if it is the connection that broke.
+        drop(answers.try_send(Err(status)));
     }
 }
 
 impl Publisher {
-    async fn publish(&self, request: proto::PublishRequest) -> proto::PublishResponse {
+    /// The answer, with the room that the request has until it is sent.
+    async fn publish(
+        &self,
+        request: proto::PublishRequest,
+        held: Option<Held>,
+    ) -> (proto::PublishResponse, Option<Held>) {
         let correlation = request.correlation;
-        match self.store(request).await {
+        let answer = match self.store(request).await {
             Ok(events) => proto::PublishResponse { correlation, events, error: None },
             Err(error) => {
                 let reason = reason(error.kind);
@@ -60,7 +75,8 @@ impl Publisher {
                 tracing::info!(peer = %self.gate.who, reason, "publish refused: {error}");
                 proto::PublishResponse { correlation, events: vec![], error: Some(error.into()) }
             }
-        }
+        };
+        (answer, held)
     }
 
     async fn store(
@@ -79,8 +95,10 @@ impl Publisher {
             .check(Operation::Publish, &request.topic)
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
         self.buses.takes(&request.bus, &request.topic)?;
-        let events = request.events.into_iter().enumerate().map(|(number, event)| {
-            Event::try_from(event).map(dead_letter::unmarked).map_err(|error| {
+        let now = jiff::Timestamp::now();
+        let (events, _room) = self.room.decode(request.events).await?;
+        let events = events.into_iter().enumerate().map(|(number, event)| {
+            Event::arrived(event, now).map(dead_letter::unmarked).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))
             })
         });

@@ -17,7 +17,8 @@ use crate::index::Index;
 use crate::store::Store;
 
 /// How long the bus keeps a subscription, or the settings of a topic, that is no longer declared: a file that somebody is
-/// still editing must not cost the events that wait.
+/// still editing must not cost the events that wait. It begins when no file has errors: after a restart there is no last
+/// good state of one that cannot be read.
 const UNDECLARED_GRACE: Duration = Duration::from_secs(600);
 /// Wait before another try after a bus refused something.
 const RETRY: Duration = Duration::from_secs(2);
@@ -217,7 +218,11 @@ impl Reconciler {
     /// Starts the time that a bus still keeps something for.
     fn undeclare(&mut self, kept: Kept) {
         let (bus, kind, name) = kept.parts();
-        tracing::warn!(bus, kind, name, "no longer declared; the bus forgets that in 10 minutes");
+        let after = match self.store.read(|view| view.is_incomplete()) {
+            true => "10 minutes after the files are without errors",
+            false => "in 10 minutes",
+        };
+        tracing::warn!(bus, kind, name, "no longer declared; the bus forgets that {after}");
         match &kept {
             Kept::Topic { name, .. } => drop(self.done.topics.remove(name)),
             Kept::Subscription { name, .. } => drop(self.done.subscriptions.remove(name)),
@@ -280,6 +285,11 @@ impl Reconciler {
     }
 
     async fn forget_undeclared(&mut self, now: Instant) {
+        if self.store.read(|view| view.is_incomplete()) {
+            let start = now + UNDECLARED_GRACE;
+            self.undeclared.values_mut().for_each(|until| *until = start);
+            return;
+        }
         let over = self.undeclared.extract_if(|_, until| *until <= now);
         let over: Vec<_> = over.collect();
         for (kept, _) in over {

@@ -214,9 +214,18 @@ fn declared_only(index: &Index, bus: &str) -> bool {
 /// A replica's own subscription of a broadcast is forgotten this long after its last consumer.
 const BROADCAST_IDLE: Duration = Duration::from_secs(600);
 
+/// A subscription as it counts for whoever consumes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Consumable {
+    /// The subscription.
+    pub subscription: proto::Subscription,
+    /// A resource says so; else the consumer.
+    pub declared: bool,
+}
+
 /// Checks that a workload may consume a subscription, and returns it as it counts: as declared, where a resource
-/// declares it. Others belong to the sidecars of their namespace, by their name `<namespace>/<name>`. Every replica
-/// consumes a broadcast under a name of its own, `<namespace>/<name>@<replica>`.
+/// declares it. Others are an application's own, as their names say. Every replica consumes a broadcast under a name of
+/// its own, `<namespace>/<name>@<replica>`.
 ///
 /// # Errors
 /// Why not, for the consumer to read.
@@ -224,19 +233,20 @@ pub fn consumable(
     index: &Index,
     who: &SpiffeId,
     wanted: proto::Subscription,
-) -> Result<proto::Subscription, String> {
+) -> Result<Consumable, String> {
     let Some((namespace, name)) = wanted.name.split_once('/') else {
         return Err(format!("subscription {:?} is not called <namespace>/<name>", wanted.name));
     };
     if namespace != who.namespace() {
         return Err(format!("{who} cannot consume subscription {:?}", wanted.name));
     }
-    let (name, replica) = match name.split_once('@') {
-        Some((name, replica)) => (name, Some(replica)),
+    let (resource, replica) = match name.split_once('@') {
+        Some((resource, replica)) => (resource, Some(replica)),
         None => (name, None),
     };
-    let located = index.get(&object("Subscription", namespace, name));
+    let located = index.get(&object("Subscription", namespace, resource));
     let Some(Resource::Subscription(declared)) = located.map(|located| &located.resource) else {
+        owns(index, who, name, &wanted)?;
         return undeclared(index, who, wanted);
     };
     let service = ServiceKey::new(namespace, &declared.spec.subscriber.service);
@@ -262,7 +272,54 @@ pub fn consumable(
             ));
         }
     }
-    Ok(counts)
+    Ok(Consumable { subscription: counts, declared: true })
+}
+
+/// Whom a sidecar without a service names as the owner of its readers' subscriptions.
+const PURE_CLIENT: &str = "client";
+
+/// Checks that a subscription which no resource declares is the workload's own: it would get the events of whoever has
+/// it. Sidecars call an application's subscription in code, or by a stream, `<service>.<topic>`, and
+/// `<service>.<bus>.<topic>` on another bus than the default one; that of a reader of server-sent events is
+/// `<service>.sse.<uuid>`. Services and topics may have dots, so what follows the service is taken off the end.
+fn owns(
+    index: &Index,
+    who: &SpiffeId,
+    name: &str,
+    wanted: &proto::Subscription,
+) -> Result<(), String> {
+    let service = if let Some(service) = readers_service(name) {
+        if service == PURE_CLIENT {
+            return Ok(());
+        }
+        Some(service)
+    } else {
+        let bus = Some(&wanted.bus).filter(|bus| *bus != duet_api::DEFAULT_BUS);
+        let service = without_end(name, &wanted.topic);
+        bus.map_or(service, |bus| without_end(service?, bus))
+    };
+    let namespace = who.namespace();
+    let Some(service) = service.filter(|service| !service.is_empty()) else {
+        return Err(format!(
+            "no resource declares subscription {:?}, and one that an application makes to topic {:?} of bus {:?} has \
+             another name",
+            wanted.name, wanted.topic, wanted.bus
+        ));
+    };
+    access::may_serve(index, who, &ServiceKey::new(namespace, service))
+        .map_err(|why| format!("{who} cannot consume subscription {:?}: {why}", wanted.name))
+}
+
+/// The service of a reader's subscription, if it is one.
+fn readers_service(name: &str) -> Option<&str> {
+    let (rest, id) = name.rsplit_once('.')?;
+    uuid::Uuid::try_parse(id).ok()?;
+    without_end(rest, "sse")
+}
+
+/// What precedes `.<end>`.
+fn without_end<'n>(name: &'n str, end: &str) -> Option<&'n str> {
+    name.strip_suffix(end)?.strip_suffix('.')
 }
 
 /// A subscription that the application itself asks for.
@@ -270,13 +327,19 @@ fn undeclared(
     index: &Index,
     who: &SpiffeId,
     wanted: proto::Subscription,
-) -> Result<proto::Subscription, String> {
+) -> Result<Consumable, String> {
     takes_topic(index, &wanted.bus, &wanted.topic)?;
+    let letters = &wanted.dead_letter_topic;
+    let named = !letters.is_empty() && *letters != format!("{}.dead-letter", wanted.topic);
     // Who gives events up publishes them, to wherever it says.
-    let dead_letter = &wanted.dead_letter_topic;
-    let own = dead_letter.is_empty() || *dead_letter == format!("{}.dead-letter", wanted.topic);
-    match authorize(index, who, Operation::Publish, dead_letter).denied {
-        Some(why) if !own => Err(why),
-        Some(_) | None => Ok(wanted),
+    if named {
+        takes_topic(index, &wanted.bus, letters)?;
+        if let Some(why) = authorize(index, who, Operation::Publish, letters).denied {
+            return Err(why);
+        }
     }
+    Ok(Consumable { subscription: wanted, declared: false })
 }
+
+#[cfg(test)]
+mod tests;

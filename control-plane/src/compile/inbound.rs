@@ -7,7 +7,7 @@ use duet_api::proto;
 use duet_api::spiffe::SpiffeId;
 
 use super::{ServicePort, authority, endpoints, policy};
-use crate::index::{Index, ServiceKey};
+use crate::index::{Index, ReplicaKey, ServiceKey};
 
 /// One policy for each set of ports; of two services on one port the first by name counts.
 pub(super) fn policies<'s>(
@@ -16,7 +16,11 @@ pub(super) fn policies<'s>(
     instance: &str,
     services: impl Iterator<Item = &'s String>,
 ) -> Vec<proto::InboundPolicy> {
-    let replica = index.replica(&(who.namespace().to_owned(), instance.to_owned()));
+    let replica = index.replica(&ReplicaKey {
+        namespace: who.namespace().to_owned(),
+        instance: instance.to_owned(),
+        account: who.account().to_owned(),
+    });
     let mut taken = BTreeSet::new();
     let mut policies: Vec<proto::InboundPolicy> = Vec::new();
     for name in services {

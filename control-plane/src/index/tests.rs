@@ -65,7 +65,7 @@ fn the_same_again_touches_nothing() {
     assert!(put(&mut index, &format!("# moved down\n{ROUTE}")).is_empty());
     assert_eq!(index.apply(Change::PutReplica(replica("a", &["orders"]))).services.len(), 1);
     assert!(index.apply(Change::PutReplica(replica("a", &["orders"]))).is_empty());
-    assert!(index.apply(Change::RemoveReplica(("shop".into(), "b".into()))).is_empty());
+    assert!(index.apply(Change::RemoveReplica(replica("b", &[]).key())).is_empty());
 }
 
 #[test]

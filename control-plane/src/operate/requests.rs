@@ -125,11 +125,18 @@ pub(super) async fn events(
     let bus = operate.bus(&piece.bus).await?;
     let found = bus.read(&piece.topic, piece.from, limit).await?;
     let next = found.last().map_or(piece.from, |last| last.position + 1);
-    let chosen = |stored: &&StoredEvent| {
-        let choice = filter.as_ref().map(|filter| filter.choose(&stored.event).0);
-        choice != Some(Choice::Skip)
-    };
-    let events: Vec<Value> = found.iter().filter(chosen).map(stored).collect();
+    let mut events = Vec::new();
+    for found in &found {
+        if let Some(filter) = &filter {
+            let (choice, _problem) = filter.choose(&found.event);
+            // It may take some milliseconds, after which it is the turn of others.
+            tokio::task::yield_now().await;
+            if choice == Choice::Skip {
+                continue;
+            }
+        }
+        events.push(stored(found));
+    }
     Ok(Json(json!({ "events": events, "next": next })))
 }
 

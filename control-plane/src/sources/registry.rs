@@ -3,7 +3,8 @@
 //! replicas have not reconnected yet.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,23 +45,10 @@ struct Lease {
     owner: Option<Owner>,
 }
 
-/// Why a registration is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RegisterError {
-    /// Somebody else's replica has the name.
-    #[error("instance {namespace}/{instance} is registered by {holder}")]
-    Taken {
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        instance: String,
-        /// Who holds it.
-        holder: String,
-    },
-    /// No room.
-    #[error("there are {MAX_REPLICAS} registrations; no more are taken")]
-    Full,
-}
+/// There is no room for another registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are {MAX_REPLICAS} registrations; no more are taken")]
+pub struct Full;
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -107,20 +95,12 @@ impl Registry {
     /// than the news that its old connection is gone.
     ///
     /// # Errors
-    /// When another identity holds the name, or there is no room.
-    pub fn register(&self, owner: Owner, replica: Replica) -> Result<(), RegisterError> {
+    /// When there is no room.
+    pub fn register(&self, owner: Owner, replica: Replica) -> Result<(), Full> {
         let key = replica.key();
         let mut leases = self.leases.lock();
-        let holder = self.store.read(|view| {
-            let holder = view.index.replica(&key).map(|held| &held.identity);
-            holder.filter(|holder| **holder != replica.identity).map(ToString::to_string)
-        });
-        if let Some(holder) = holder {
-            let (namespace, instance) = key;
-            return Err(RegisterError::Taken { namespace, instance, holder });
-        }
         if leases.len() >= MAX_REPLICAS && !leases.contains_key(&key) {
-            return Err(RegisterError::Full);
+            return Err(Full);
         }
         leases.insert(key, Lease { until: Instant::now() + self.lease, owner: Some(owner) });
         self.store.apply([Change::PutReplica(replica)]);
@@ -146,7 +126,8 @@ impl Registry {
         let over: Vec<ReplicaKey> = over.map(|(key, _)| key.clone()).collect();
         for key in over {
             leases.remove(&key);
-            tracing::info!(namespace = key.0, instance = key.1, "the lease of a replica ended");
+            let ReplicaKey { namespace, instance, account } = &key;
+            tracing::info!(namespace, instance, account, "the lease of a replica ended");
             self.metrics.registrations_ended.with_label_values(&["lease"]).inc();
             self.store.apply([Change::RemoveReplica(key)]);
             self.changed.notify_one();
@@ -215,7 +196,10 @@ fn load(file: &Path) -> io::Result<Vec<Replica>> {
 /// Replaces the file as a whole. Not flushed: after a crash of the machine the replicas have to come back anyway.
 fn store(file: &Path, replicas: Vec<Replica>) -> io::Result<()> {
     let fresh = file.with_extension("json.new");
-    std::fs::write(&fresh, serde_json::to_vec_pretty(&Saved { version: 1, replicas })?)?;
+    let text = serde_json::to_vec_pretty(&Saved { version: 1, replicas })?;
+    let mut options = std::fs::OpenOptions::new();
+    // Addresses and identities of the mesh are not for everybody on this machine.
+    options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?.write_all(&text)?;
     std::fs::rename(&fresh, file)
 }
 

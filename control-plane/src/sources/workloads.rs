@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::registry::{Owner, RegisterError, Registry};
+use super::registry::{Owner, Registry};
 use crate::compile::access;
 use crate::index::{Replica, ReplicaPort, ServiceKey};
 use crate::listen;
@@ -150,12 +150,9 @@ impl Session {
         }
         // Each time, since the Service may have changed whom it allows.
         self.authorize(&replica)?;
-        self.registry.register(self.owner, replica.clone()).map_err(|error| {
-            self.refuse(match error {
-                RegisterError::Taken { .. } => Status::permission_denied(error.to_string()),
-                RegisterError::Full => Status::resource_exhausted(error.to_string()),
-            })
-        })?;
+        self.registry
+            .register(self.owner, replica.clone())
+            .map_err(|full| self.refuse(Status::resource_exhausted(full.to_string())))?;
         if self.registered.as_ref().is_none_or(|before| before.ready != replica.ready) {
             let (instance, ready) = (&replica.instance, replica.ready);
             tracing::info!(peer = %self.who, instance, ready, address = %replica.address, "registered");

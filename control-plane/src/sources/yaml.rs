@@ -142,6 +142,8 @@ impl YamlSource {
         // The scan comes first: a change during the reading makes the next scan differ.
         self.scan = files::scan(&self.paths);
         let loaded = self.set.update(files::read(&self.scan), &self.scan.failed);
+        // First: nobody is to take what an error hides for gone.
+        self.store.set_incomplete(!loaded.errors.is_empty());
         let affected = self.store.replace_resources(&loaded.resources);
         self.errors = loaded.errors;
         let mut kinds: BTreeMap<&str, i64> = BTreeMap::new();

@@ -39,7 +39,7 @@ pub(crate) async fn publish(
         correlation: 7,
         bus: bus.into(),
         topic: "orders.placed".into(),
-        events: vec![event],
+        events: vec![event].into(),
     };
     let mut client = EventBusClient::new(sidecar.channel.clone());
     let mut answers = client.publish(tokio_stream::once(request)).await.unwrap().into_inner();
@@ -168,6 +168,7 @@ async fn only_the_subscribers_sidecar_consumes() {
         ("shop", "orders", "shop/fulfil"),
         ("ops", "inventory", "shop/fulfil"),
         ("shop", "inventory", "fulfil"),
+        ("shop", "orders", "shop/inventory.orders.placed"),
     ];
     for (namespace, account, subscription) in refused {
         let sidecar = mesh.sidecar(namespace, account).await;
@@ -175,8 +176,31 @@ async fn only_the_subscribers_sidecar_consumes() {
         assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     }
     let own = mesh.sidecar("ops", "inventory").await;
-    let consumer = Consumer::open(&own, "ops/programmatic").await.unwrap();
+    let consumer = Consumer::open(&own, "ops/inventory.orders.placed").await.unwrap();
     mesh.wait_for_metric("duet_control_plane_consumers", 1.0).await;
     drop(consumer);
     mesh.wait_for_metric("duet_control_plane_consumers", 0.0).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_an_application_is_lost_to_nobody_who_calls_its_own_the_same() {
+    let mesh = Mesh::start(RESOURCES).await;
+    let own = "shop/payments.orders.placed";
+    let payments = mesh.sidecar("shop", "payments").await;
+    drop(Consumer::open(&payments, own).await.unwrap());
+    publish(&payments, "default", event("1")).await;
+    let thief = mesh.sidecar("shop", "web").await;
+    for topic in ["orders.placed", "junk"] {
+        let wanted = proto::Subscription {
+            name: own.into(),
+            bus: "default".into(),
+            topic: topic.into(),
+            ..Default::default()
+        };
+        let Err(status) = Consumer::open_as(&thief, wanted).await else { panic!("{topic}") };
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    }
+    let mut consumer = Consumer::open(&payments, own).await.unwrap();
+    consumer.ask(Ask::Credit(1)).await;
+    assert_eq!(consumer.delivery().await.event, Some(event("1")));
 }

@@ -6,6 +6,7 @@ use duet_api::proto;
 use duet_api::proto::discovery_client::DiscoveryClient;
 use duet_api::tls::{self, TlsMaterial};
 use duet_api::token::JoinClaims;
+use duet_control_plane::revoked::{self, Identity};
 use duet_control_plane::token;
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use tokio::io::AsyncReadExt as _;
@@ -156,4 +157,54 @@ async fn the_admin_pages_answer() {
     let mut mesh = mesh;
     let stop = mesh.control_plane.take().unwrap().shutdown();
     tokio::time::timeout(stopping, stop).await.expect("stops in time");
+}
+
+#[tokio::test]
+async fn a_revoked_identity_is_cut_off_and_comes_back_when_it_is_restored() {
+    let mesh = Mesh::start("").await;
+    let (orders, payments) =
+        (mesh.sidecar("shop", "orders").await, mesh.sidecar("shop", "payments").await);
+    let token = mesh.token("shop", "orders", false);
+    let (mut watch, mut other) = (orders.watch(&["orders"]).await, payments.watch(&[]).await);
+    watch.next().await.unwrap();
+    other.next().await.unwrap();
+
+    let identity: Identity = "shop/orders".parse().unwrap();
+    revoked::revoke(&mesh.args.state, &identity).unwrap();
+    // At once, whatever the connection is.
+    let status = mesh.join(&token).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("shop/orders was revoked"), "{status}");
+    assert!(certify(orders.channel.clone(), "").await.is_err());
+    // Streams of before within seconds, and no new connection.
+    assert!(watch.next().await.is_err());
+    certify(orders.channel.clone(), "").await.unwrap_err();
+    mesh.wait_for_metric("duet_control_plane_refused_connections_total{reason=\"revoked\"}", 1.0)
+        .await;
+    certify(payments.channel.clone(), "").await.expect("another identity goes on");
+
+    revoked::restore(&mesh.args.state, &identity).unwrap();
+    let again = async {
+        while !is_served(&mesh, &orders.material).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, again).await.expect("it is let in again");
+}
+
+#[tokio::test]
+async fn an_identity_stays_revoked_over_a_restart() {
+    let mut mesh = Mesh::start("").await;
+    let orders = mesh.sidecar("shop", "orders").await;
+    revoked::revoke(&mesh.args.state, &"shop/orders".parse().unwrap()).unwrap();
+    mesh.restart().await;
+    assert!(!is_served(&mesh, &orders.material).await);
+}
+
+/// Whether the certificate is renewed, on a connection of its own.
+async fn is_served(mesh: &Mesh, material: &TlsMaterial) -> bool {
+    match try_connect(mesh.grpc(), mtls(material)).await {
+        Ok(channel) => certify(channel, "").await.is_ok(),
+        Err(_) => false,
+    }
 }

@@ -10,8 +10,11 @@
 )]
 
 mod bus;
+mod delivery;
 mod discovery;
 mod identity;
 mod mesh;
+mod private_files;
+mod publish_bounds;
 mod resources;
 mod selection;

@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use prost::Message;
 
+use super::declare::Undeclared;
 use super::metrics::LogMetrics;
-use super::progress::Progress;
 use super::record::{Record, TopicRow, Unsealed};
 use super::store::{Batch, Found, Snapshot, Store};
 use super::subscription::{self, Subscription, unreadable};
 use super::topic::Topic;
 use super::{Backlog, LogError, Prepared, TopicConfig};
-use crate::bus::{Published, Start, SubscriptionSpec};
+use crate::bus::Published;
 
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -34,7 +34,9 @@ pub(super) struct Engine {
     pub(super) dropped: BTreeMap<String, u64>,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
     quiet: bool,
-    next_id: u32,
+    pub(super) next_id: u32,
+    /// How many topics and subscriptions there are that no resource declares.
+    pub(super) undeclared: Undeclared,
 }
 
 impl Engine {
@@ -59,6 +61,7 @@ impl Engine {
         let orphans = contents.progress.iter().map(|(id, _)| *id);
         let orphans = orphans.chain(contents.attempts.iter().map(|((id, _), _)| *id));
         let next_id = ids.chain(orphans).max().unwrap_or(0) + 1;
+        let undeclared = Undeclared::of(&topics, &subscriptions);
         let mut engine = Self {
             store,
             metrics,
@@ -71,6 +74,7 @@ impl Engine {
             dropped: BTreeMap::new(),
             quiet: false,
             next_id,
+            undeclared,
         };
         engine.skip_lost_positions()?;
         Ok(engine)
@@ -101,9 +105,7 @@ impl Engine {
         entries: Vec<Prepared>,
         now_ms: u64,
     ) -> Result<Vec<Published>, LogError> {
-        if !self.topics.contains_key(topic) {
-            self.topic(topic, &self.undeclared(topic))?;
-        }
+        self.publishers_topic(topic)?;
         self.urgent = true;
         let Some(state) = self.topics.get_mut(topic) else {
             return Err(LogError::Closed);
@@ -113,145 +115,6 @@ impl Engine {
             published.push(state.append(entry, &mut self.batch, &mut self.store, now_ms)?);
         }
         Ok(published)
-    }
-
-    /// Creates a topic or changes its settings.
-    pub(super) fn ensure_topic(
-        &mut self,
-        name: &str,
-        config: &TopicConfig,
-        now_ms: u64,
-    ) -> Result<(), LogError> {
-        self.topic(name, config)?;
-        let Some(topic) = self.topics.get_mut(name) else {
-            return Err(LogError::Closed);
-        };
-        if topic.configure(config, true, &mut self.store, now_ms)? {
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
-        }
-        self.urgent = true;
-        Ok(())
-    }
-
-    /// Gives a topic the settings of those that nobody declares.
-    pub(super) fn reset_topic(&mut self, name: &str, now_ms: u64) -> Result<(), LogError> {
-        let config = self.undeclared(name);
-        if let Some(topic) = self.topics.get_mut(name)
-            && topic.configure(&config, false, &mut self.store, now_ms)?
-        {
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
-            self.urgent = true;
-        }
-        Ok(())
-    }
-
-    /// The settings of a topic that nobody declares.
-    pub(super) fn undeclared(&self, name: &str) -> TopicConfig {
-        let named = self.subscriptions.values().any(|other| other.row.dead_letter_topic == name);
-        if named { TopicConfig::keep_all() } else { TopicConfig::undeclared(name) }
-    }
-
-    /// Makes sure that a topic exists; `config` is for a new one.
-    pub(super) fn topic(&mut self, name: &str, config: &TopicConfig) -> Result<(), LogError> {
-        crate::bus::check_name(name)
-            .map_err(|reason| LogError::Refused(format!("the topic's name {reason}")))?;
-        if !self.topics.contains_key(name) {
-            let topic = Topic::new(self.new_id(), config);
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
-            self.topics.insert(name.to_owned(), topic);
-        }
-        Ok(())
-    }
-
-    fn new_id(&mut self) -> u32 {
-        let id = self.next_id;
-        self.next_id += 1;
-        id
-    }
-
-    /// Declares a subscription; one that exists keeps its progress unless its topic is another one.
-    pub(super) fn declare(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
-        self.topic(&spec.topic, &self.undeclared(&spec.topic))?;
-        self.urgent = true;
-        if let Some(known) = self.subscriptions.get_mut(&spec.name)
-            && known.row.topic == spec.topic
-        {
-            known.configure(spec, &mut self.batch);
-            self.keep_letters(&spec.dead_letter_topic);
-            return Ok(());
-        }
-        if self.subscriptions.contains_key(&spec.name) {
-            tracing::warn!(
-                subscription = spec.name,
-                topic = spec.topic,
-                "the subscription moves to another topic and starts anew there"
-            );
-            self.remove(&spec.name);
-        }
-        self.keep_letters(&spec.dead_letter_topic);
-        self.add(spec)
-    }
-
-    /// Dead letters stay, also where their topic is older than the subscription that names it.
-    fn keep_letters(&mut self, name: &str) {
-        if let Some(topic) = self.topics.get_mut(name)
-            && topic.keep_all()
-        {
-            self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
-        }
-    }
-
-    /// Declares a subscription for a resource.
-    pub(super) fn declare_for_resource(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
-        self.declare(spec)?;
-        if let Some(subscription) = self.subscriptions.get_mut(&spec.name) {
-            subscription.mark_declared(&spec.name, &mut self.batch);
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, spec: &SubscriptionSpec) -> Result<(), LogError> {
-        let cursor = self.start_of(&spec.topic, spec.start)?;
-        let row = subscription::new_row(self.new_id(), spec);
-        tracing::info!(
-            subscription = spec.name,
-            topic = spec.topic,
-            position = cursor,
-            "subscription declared; it starts here"
-        );
-        self.batch.subscriptions.insert(spec.name.clone(), Some(row.encode_to_vec()));
-        let subscription = Subscription::new(row, Progress::starting_at(cursor));
-        self.subscriptions.insert(spec.name.clone(), subscription);
-        Ok(())
-    }
-
-    /// The position that a start means now.
-    pub(super) fn start_of(&mut self, topic: &str, start: Start) -> Result<u64, LogError> {
-        let Some(topic) = self.topics.get(topic) else {
-            return Err(LogError::Closed);
-        };
-        Ok(match start {
-            Start::Latest => topic.end(),
-            Start::Earliest => topic.row().first,
-            Start::Position(position) => position.clamp(topic.row().first, topic.end()),
-            Start::Time(ms) => topic.first_at(ms, &mut self.store)?,
-        })
-    }
-
-    /// Forgets a subscription and ends its consumers.
-    pub(super) fn remove(&mut self, name: &str) {
-        self.urgent = true;
-        let Some(subscription) = self.subscriptions.remove(name) else {
-            return;
-        };
-        let id = subscription.row.id;
-        // Its senders are dropped with it, so that the streams end.
-        self.served.remove(name);
-        self.batch.subscriptions.insert(name.to_owned(), None);
-        self.batch.progress.insert(id, None);
-        self.batch.attempts.retain(|place, _row| place.0 != id);
-        self.batch.forget.push(id);
-        self.metrics.forget_subscription(name);
     }
 
     /// What each subscription has yet to handle.

@@ -147,7 +147,7 @@ impl Engine {
                 continue;
             };
             // It exists: the subscription is on it.
-            self.topic(&topic, &self.undeclared(&topic))?;
+            self.topic(&topic, &self.undeclared_settings(&topic))?;
             self.push(&topic, &record);
             self.remove_event(dead_letter_topic, position, length);
             moved += 1;

@@ -45,11 +45,13 @@ impl Subscription {
         }
     }
 
-    /// Notes that a resource declares it, whoever made it.
-    pub(super) fn mark_declared(&mut self, name: &str, batch: &mut Batch) {
-        if !std::mem::replace(&mut self.row.declared, true) {
+    /// Notes that a resource declares it, whoever made it. True if that is news.
+    pub(super) fn mark_declared(&mut self, name: &str, batch: &mut Batch) -> bool {
+        let news = !std::mem::replace(&mut self.row.declared, true);
+        if news {
             batch.subscriptions.insert(name.to_owned(), Some(self.row.encode_to_vec()));
         }
+        news
     }
 
     /// Counts how long nobody consumes it. True: for longer than it asked for.

@@ -18,6 +18,7 @@ use super::store::Store;
 use super::*;
 use crate::bus::Start;
 
+mod declare;
 mod retention;
 
 /// What a test does to the disk.

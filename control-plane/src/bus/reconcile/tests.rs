@@ -1,6 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
+use crate::telemetry::Metrics;
 
 const SUBSCRIPTION: &str = "
 {apiVersion: duet.dev/v1alpha1, kind: Subscription, metadata: {name: read, namespace: shop},
@@ -23,7 +24,9 @@ impl State {
     async fn open(dir: TempDir, resources: &str) -> (Self, Reconciler) {
         let store = Arc::new(Store::default());
         let registry = prometheus::Registry::new();
-        let buses = Buses::open(dir.path().to_owned(), registry, Arc::clone(&store)).await;
+        let metrics = Metrics::register(&registry).unwrap();
+        let (path, shared) = (dir.path().to_owned(), Arc::clone(&store));
+        let buses = Buses::open(path, registry, &metrics, shared).await;
         let state = Self { dir, buses: Arc::new(buses.unwrap()), store };
         state.say(resources);
         let (buses, store) = (Arc::clone(&state.buses), Arc::clone(&state.store));
@@ -68,6 +71,22 @@ async fn a_subscription_whose_resource_went_while_nobody_looked_is_forgotten_aft
     assert_eq!(state.subscriptions("default").await, ["shop/read"], "not at once");
     reconciler.forget_undeclared(after_grace()).await;
     assert_eq!(state.subscriptions("default").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn nothing_is_forgotten_while_a_file_has_errors() {
+    let (state, reconciler) = State::start(&on("default")).await;
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart("").await;
+    state.store.set_incomplete(true);
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/read"]);
+    // From then on the time counts anew.
+    state.store.set_incomplete(false);
+    reconciler.forget_undeclared(after_grace()).await;
+    assert_eq!(state.subscriptions("default").await, ["shop/read"]);
+    reconciler.forget_undeclared(after_grace() + UNDECLARED_GRACE).await;
+    assert!(state.subscriptions("default").await.is_empty());
 }
 
 #[tokio::test]

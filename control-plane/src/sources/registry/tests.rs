@@ -40,12 +40,38 @@ async fn a_stream_that_was_replaced_ends_nothing() {
 }
 
 #[tokio::test]
-async fn another_identity_cannot_take_a_name() {
+async fn another_account_is_not_in_the_way_of_a_name() {
     let dir = tempfile::tempdir().unwrap();
+    let first = registry(dir.path());
+    first.register(1, replica("web", "orders-1", &[])).unwrap();
+    first.register(2, replica("orders", "orders-1", &["8080"])).unwrap();
+    assert_eq!(instances(&first), ["orders-1"]);
+    first.release(1, &replica("orders", "orders-1", &[]).key());
+    first.release(1, &replica("web", "orders-1", &[]).key());
+    assert_eq!(instances(&first), ["orders-1"]);
+    first.register(3, replica("web", "orders-1", &[])).unwrap();
+    let stop = CancellationToken::new();
+    stop.cancel();
+    first.run(stop).await;
+    let second = registry(dir.path());
+    second.restore();
+    assert_eq!(second.leases.lock().len(), 2);
+    assert_eq!(instances(&second), ["orders-1"]);
+}
+
+/// As a control plane wrote it that did not tell instances apart by their accounts.
+const SAVED: &str = r#"{"version": 1, "replicas": [{"identity": "spiffe://duet.local/ns/shop/sa/orders",
+    "namespace": "shop", "instance": "orders-1", "services": ["orders"], "address": "10.0.0.1:15006",
+    "ports": [{"name": "", "port": 8080, "app_protocol": ""}], "zone": "", "ready": true}]}"#;
+
+#[tokio::test]
+async fn what_an_older_version_saved_is_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("registrations.json"), SAVED).unwrap();
     let registry = registry(dir.path());
-    registry.register(1, replica("orders", "a", &[])).unwrap();
-    let error = registry.register(2, replica("payments", "a", &[])).unwrap_err();
-    assert!(error.to_string().contains("is registered by spiffe://duet.local/ns/shop/sa/orders"));
+    registry.restore();
+    registry.register(1, replica("orders", "orders-1", &["8080"])).unwrap();
+    assert_eq!((instances(&registry), registry.leases.lock().len()), (vec!["orders-1".into()], 1));
 }
 
 #[tokio::test]
