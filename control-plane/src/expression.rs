@@ -3,7 +3,7 @@
 //!
 //! An expression comes from whoever can write a subscription, and is evaluated between everybody's events, so that it
 //! is bounded: in length, in depth, in the data that it is given, and in what it may cost on one event. Whatever takes
-//! time by what it looks at pays for that before it runs ([`account`]); [`bounds`] rewrites expressions so that they
+//! time by what it looks at pays for that before it runs (`account`); `bounds` rewrites expressions so that they
 //! do. Imports nothing of this crate.
 
 mod account;

@@ -3,7 +3,7 @@
 //!
 //! One embedded store with two tables (by pair, and by time for forgetting), and one thread that owns it: what queues
 //! while it flushes shares the next flush. The store is made when a pair is first remembered or asked for. Imports
-//! [`crate::cloudevent`], [`crate::database_file`] and [`crate::private`].
+//! [`crate::cloudevent`], `crate::database_file` and `crate::private`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

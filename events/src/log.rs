@@ -8,7 +8,7 @@
 //! - `engine`: what the commands do; `declare` is which topics and subscriptions there are; `topic`, `progress` and `dedup`
 //!   are its parts.
 //!
-//! Used by the embedded bus and by the outbox. Imports [`crate::bus`], [`crate::cloudevent`] and [`crate::database_file`].
+//! Used by the embedded bus and by the outbox. Imports [`crate::bus`], [`crate::cloudevent`] and `crate::database_file`.
 
 mod command;
 mod consumers;

@@ -2,7 +2,7 @@
 //!
 //! Only ports that were declared as the application's can be reached, so that a peer cannot use the sidecar as a
 //! way to whatever else listens on loopback. What only an application's own sidecar asks and says, peers cannot
-//! ([`reserved`], [`headers::strip_forged`]).
+//! (`reserved`, [`headers::strip_forged`]).
 
 mod accept;
 mod callback;
