@@ -183,8 +183,8 @@ impl Parts {
             }
         });
         let (metrics, tracker, stop) = (&self.metrics, &self.tracker, self.stop.clone());
-        let connections = listen::accept(listener, tls, revoked, metrics, tracker, stop);
-        let router = self.router(&args.state);
+        let connections = listen::accept(listener, tls, revoked.clone(), metrics, tracker, stop);
+        let router = self.router(&args.state, revoked);
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
             let incoming = ReceiverStream::new(connections);
@@ -197,9 +197,10 @@ impl Parts {
         Ok(())
     }
 
-    fn router(&self, state: &Path) -> Router {
+    fn router(&self, state: &Path, revoked: Revoked) -> Router {
         let discovery = DiscoveryService {
             store: Arc::clone(&self.store),
+            revoked,
             metrics: self.metrics.clone(),
             tracker: self.tracker.clone(),
             stop: self.stop.clone(),

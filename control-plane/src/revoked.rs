@@ -193,6 +193,16 @@ impl Revoked {
         self.known.borrow().contains(&Identity::from(id))
     }
 
+    /// All of them, by name.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.known.borrow().iter().map(Identity::to_string).collect()
+    }
+
+    /// What changes it.
+    pub(crate) fn changes(&self) -> watch::Receiver<BTreeSet<Identity>> {
+        self.known.subscribe()
+    }
+
     /// Ends when the identity is revoked.
     pub fn revoked(&self, id: &SpiffeId) -> impl Future<Output = ()> + Send + use<> {
         let (mut known, identity) = (self.known.subscribe(), Identity::from(id));

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::listen;
+use crate::revoked::Revoked;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
@@ -27,6 +28,8 @@ const QUEUE: usize = 64;
 pub struct DiscoveryService {
     /// What is compiled.
     pub store: Arc<Store>,
+    /// Whom sidecars must not let in.
+    pub revoked: Revoked,
     /// Counts.
     pub metrics: Metrics,
     /// Runs the streams.
@@ -45,8 +48,8 @@ impl Discovery for DiscoveryService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let who = listen::identity(&request, session::SERVICE, &self.metrics)?;
         let (updates, stream) = mpsc::channel(QUEUE);
-        let session =
-            session::Session::new(who, Arc::clone(&self.store), self.metrics.clone(), updates);
+        let of = (Arc::clone(&self.store), self.revoked.clone());
+        let session = session::Session::new(who, of, self.metrics.clone(), updates);
         self.tracker.spawn(session.run(request.into_inner(), self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }

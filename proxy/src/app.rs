@@ -26,7 +26,7 @@ use crate::connect::{Pool, Target};
 use crate::discovery;
 use crate::drain::Drain;
 use crate::identity::{Identity, Store, uplink};
-use crate::inbound::guard;
+use crate::inbound::{guard, revoked};
 use crate::outbound::destination;
 use crate::outbound::replica::Healths;
 use crate::register;
@@ -91,6 +91,8 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
     let (discovery, inputs, workload) = discovery::new(node, destination::compile, &registry)?;
     let (guard, guards) = watch::channel(Arc::default());
     drain.background.spawn(guard::follow(workload.clone(), guard, drain.force.clone()));
+    let (shut_out, revoked) = watch::channel(revoked::Identities::new());
+    drain.background.spawn(revoked::follow(workload.clone(), shut_out, drain.force.clone()));
     let shared = Shared {
         config: Arc::clone(&config),
         svid: svid.clone(),
@@ -100,6 +102,7 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
         drain: drain.clone(),
         healths: Healths::default(),
         guards,
+        revoked,
     };
     let known =
         Known { channel: channel.clone(), workload, app_ready: probe::start(&config, &drain) };

@@ -8,6 +8,7 @@ mod accept;
 mod callback;
 pub mod guard;
 mod reserved;
+pub mod revoked;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -57,6 +58,7 @@ pub struct Inbound {
     tls: Mutex<Option<TlsConfig>>,
     ports: BTreeMap<u16, Arc<Port>>,
     guards: watch::Receiver<Arc<Guards>>,
+    revoked: watch::Receiver<revoked::Identities>,
     metrics: CallMetrics,
     access_log: AccessLog,
     force: CancellationToken,
@@ -64,6 +66,9 @@ pub struct Inbound {
 
 /// A TLS configuration and the certificate that it was made of.
 type TlsConfig = (Arc<Svid>, Arc<rustls::ServerConfig>);
+
+/// What changes while it runs: the sidecar's certificate, and what the mesh says of its callers.
+pub type Followed = (SvidWatch, watch::Receiver<Arc<Guards>>, watch::Receiver<revoked::Identities>);
 
 /// A port of the application.
 #[derive(Debug)]
@@ -92,7 +97,7 @@ impl Inbound {
     /// ends upgraded connections.
     #[must_use]
     pub fn new(
-        (svid, guards): (SvidWatch, watch::Receiver<Arc<Guards>>),
+        (svid, guards, revoked): Followed,
         app: (&[AppPort], std::net::IpAddr, &str),
         connector: &SharedConnector,
         (metrics, access_log): (&CallMetrics, AccessLog),
@@ -117,6 +122,7 @@ impl Inbound {
             tls: Mutex::new(None),
             ports: ports.iter().map(port).collect(),
             guards,
+            revoked,
             metrics: metrics.clone(),
             access_log,
             force,
@@ -150,26 +156,35 @@ impl Inbound {
         }
     }
 
+    /// Ends when the peer is shut out.
+    fn shut_out(&self, peer: &Peer) -> impl Future<Output = ()> + Send + use<> {
+        revoked::shut_out(self.revoked.clone(), Arc::clone(&peer.name))
+    }
+
     fn guard(&self, port: u16) -> Option<Arc<Guard>> {
         self.guards.borrow().get(&port).map(Arc::clone)
     }
 
-    /// Serves a peer until its certificate ends: it comes back with its next one, what it has begun is finished.
+    /// Serves a peer until its certificate ends: it comes back with its next one, what it has begun is finished. A peer
+    /// that is shut out is cut off.
     async fn serve(self: Arc<Self>, stream: TlsStream<TcpStream>, peer: Peer, mut ending: Ending) {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let (metrics, until) = (self.metrics.clone(), peer.until);
         ending.graceful = ending.graceful.child_token();
-        let expired = ending.graceful.clone();
+        ending.force = ending.force.child_token();
+        let (expired, cut) = (ending.graceful.clone(), ending.force.clone());
+        let mut shut_out = std::pin::pin!(self.shut_out(&peer));
         let service = service_fn(move |request| {
             let (inbound, peer) = (Arc::clone(&self), peer.clone());
             async move { Ok::<_, Infallible>(inbound.call(request, &peer).await) }
         });
         let mut served = std::pin::pin!(server::serve(stream, http2, service, ending));
-        let end = tokio::select! {
-            end = served.as_mut() => end,
-            () = tokio::time::sleep_until(until) => {
-                expired.cancel();
-                served.await
+        let end = loop {
+            tokio::select! {
+                biased;
+                end = served.as_mut() => break end,
+                () = shut_out.as_mut(), if !cut.is_cancelled() => cut.cancel(),
+                () = tokio::time::sleep_until(until), if !expired.is_cancelled() => expired.cancel(),
             }
         };
         if let Err(error) = end {
@@ -212,7 +227,13 @@ impl Inbound {
                     && response.status() == StatusCode::SWITCHING_PROTOCOLS
                 {
                     let tunnel = upgrade.accepted(hyper::upgrade::on(&mut response));
-                    port.pool.tasks().spawn(tunnel.run(self.force.clone()));
+                    let (force, shut_out) = (self.force.clone(), self.shut_out(peer));
+                    port.pool.tasks().spawn(async move {
+                        tokio::select! {
+                            () = tunnel.run(force) => {}
+                            () = shut_out => {}
+                        }
+                    });
                 }
                 respond(response, record, permit, deadline)
             }

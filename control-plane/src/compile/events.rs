@@ -41,7 +41,9 @@ pub fn workload(
     }
     subscriptions.sort_by(|a, b| a.name.cmp(&b.name));
     outbox_sources.sort_by(|a, b| a.name.cmp(&b.name));
-    proto::Workload { version: 0, subscriptions, buses: buses(index, who), inbound, outbox_sources }
+    let buses = buses(index, who);
+    // The stream knows its version, and who was shut out.
+    proto::Workload { subscriptions, buses, inbound, outbox_sources, ..Default::default() }
 }
 
 /// A subscription resource as the wire and the bus know it.

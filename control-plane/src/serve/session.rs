@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 use super::subscription::Subscription;
 use crate::compile;
 use crate::index::ServiceKey;
+use crate::revoked::Revoked;
 use crate::store::Store;
 use crate::telemetry::{Counted, Metrics};
 
@@ -37,6 +38,7 @@ struct Gone;
 pub(super) struct Session {
     who: SpiffeId,
     store: Arc<Store>,
+    revoked: Revoked,
     metrics: Metrics,
     updates: Updates,
     /// Grows with each update of this stream.
@@ -55,12 +57,12 @@ struct NodeState {
 impl Session {
     pub(super) fn new(
         who: SpiffeId,
-        store: Arc<Store>,
+        (store, revoked): (Arc<Store>, Revoked),
         metrics: Metrics,
         updates: Updates,
     ) -> Self {
         let subscriptions = HashMap::new();
-        Self { who, store, metrics, updates, version: 0, node: None, subscriptions }
+        Self { who, store, revoked, metrics, updates, version: 0, node: None, subscriptions }
     }
 
     pub(super) async fn run(
@@ -69,7 +71,7 @@ impl Session {
         stop: CancellationToken,
     ) {
         let _counted = Counted::new(&self.metrics.watches);
-        let mut changes = self.store.changes();
+        let (mut changes, mut revoked) = (self.store.changes(), self.revoked.changes());
         loop {
             let served = tokio::select! {
                 biased;
@@ -87,6 +89,10 @@ impl Session {
                 },
                 changed = changes.changed() => match changed {
                     Ok(()) => self.refresh().await,
+                    Err(_) => return,
+                },
+                changed = revoked.changed() => match changed {
+                    Ok(()) => self.send_workload().await,
                     Err(_) => return,
                 },
             };
@@ -225,11 +231,12 @@ impl Session {
         let Some(node) = &mut self.node else {
             return Ok(());
         };
-        let (workload, generation) = self.store.read(|view| {
+        let (mut workload, generation) = self.store.read(|view| {
             let (who, instance, services) = (&self.who, &node.instance, &node.services);
             (compile::workload(view.index, who, instance, services), view.generation)
         });
         node.generation = generation;
+        workload.revoked = self.revoked.names();
         if node.sent.as_ref() == Some(&workload) {
             return Ok(());
         }

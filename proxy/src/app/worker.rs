@@ -24,8 +24,8 @@ use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
 use crate::http::{browser, headers};
 use crate::identity::SvidWatch;
-use crate::inbound::Inbound;
 use crate::inbound::guard::Guards;
+use crate::inbound::{Inbound, revoked};
 use crate::listen::Acceptor;
 use crate::net;
 use crate::outbound::replica::Healths;
@@ -53,6 +53,7 @@ pub(super) struct Shared {
     pub(super) drain: Drain,
     pub(super) healths: Healths,
     pub(super) guards: watch::Receiver<Arc<Guards>>,
+    pub(super) revoked: watch::Receiver<revoked::Identities>,
 }
 
 impl Shared {
@@ -112,7 +113,7 @@ async fn run(shared: &Shared, sockets: WorkerSockets) -> anyhow::Result<()> {
     let drain = &shared.drain;
     let connector = shared.connector();
     let inbound = Arc::new(Inbound::new(
-        (shared.svid.clone(), shared.guards.clone()),
+        (shared.svid.clone(), shared.guards.clone(), shared.revoked.clone()),
         (&shared.config.app_ports, args.app_host, &shared.name()),
         &connector,
         (&shared.metrics, shared.access_log.clone()),

@@ -49,8 +49,11 @@ impl Inbound {
             let name = session.server_name().unwrap_or_default().to_owned();
             return Err(("unknown_port", format!("{id} at {from} wants {name:?}")));
         };
-        let until = end(certificate);
-        Ok((stream, self.peer(&id, port, until)))
+        let peer = self.peer(&id, port, end(certificate));
+        if self.revoked.borrow().contains(&*peer.name) {
+            return Err(("revoked", format!("{id} at {from} was revoked")));
+        }
+        Ok((stream, peer))
     }
 
     fn peer(&self, id: &SpiffeId, port: Arc<Port>, until: Instant) -> Peer {
