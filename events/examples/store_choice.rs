@@ -1,7 +1,8 @@
 //! The measurement behind the choice of the embedded store: `fjall` against `redb`, each in a process of its own,
 //! with 256-byte records that are flushed to disk before each acknowledgement. `README.md` keeps the table.
 //!
-//! `cargo run --release -p duet-events --example store_choice [DIR]` (DIR: on the disk to measure; default: here)
+//! `cargo run --release -p duet-events --features store-choice --example store_choice [DIR]`
+//! (DIR: on the disk to measure; default: here)
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
