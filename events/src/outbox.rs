@@ -1,4 +1,5 @@
-//! The sidecar's durable spool: events whose bus is away wait here, in order, and follow when it is back.
+//! The sidecar's durable spool: events whose bus is away wait here, and follow when it is back, those of each topic in
+//! order.
 //!
 //! One [`crate::log`] for all buses, a topic for each, consumed by the one forwarder of that bus. The store is made when
 //! it is first needed, so a sidecar whose bus never fails never has one. Whatever an event is published for, such as a

@@ -14,6 +14,8 @@ pub(crate) struct Excluded {
     pub(crate) keys: BTreeSet<String>,
     /// Topics that the bus refuses.
     pub(crate) topics: BTreeSet<String>,
+    /// Topics that the bus does not take now.
+    pub(crate) topics_for_now: BTreeSet<String>,
     /// Sequences of rows that the bus has, and that are locked by the application.
     pub(crate) locked: BTreeSet<i64>,
 }
@@ -37,7 +39,17 @@ impl Excluded {
         self.rows.union(&self.locked).copied().collect()
     }
 
+    /// Topics that a read leaves out.
+    pub(crate) fn all_topics(&self) -> Vec<String> {
+        self.topics.union(&self.topics_for_now).cloned().collect()
+    }
+
+    pub(crate) fn has_topic(&self, topic: &str) -> bool {
+        self.topics.contains(topic) || self.topics_for_now.contains(topic)
+    }
+
     fn len(&self) -> usize {
-        self.rows.len() + self.keys.len() + self.topics.len() + self.locked.len()
+        let topics = self.topics.len() + self.topics_for_now.len();
+        self.rows.len() + self.keys.len() + topics + self.locked.len()
     }
 }

@@ -20,8 +20,10 @@ use crate::spec::{SourceError, SourceSpec};
 
 /// A row that the application has locked must not hold up the others for ever; and a server should notice soon that
 /// the machine of whoever relays is gone, since it holds the lock for that connection. Probes tell it of an idle
-/// connection, the last setting of one that has not taken an answer; only PostgreSQL 12 and later know that one.
+/// connection, the last setting of one that has not taken an answer; only PostgreSQL 12 and later know that one. Each
+/// statement is a transaction: a stricter isolation would give it nothing, and let it and the application's fail.
 const SESSION: &str = "SET lock_timeout = '1s'; SET statement_timeout = '25s'; \
+    SET default_transaction_isolation = 'read committed'; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
     SELECT set_config(name, '11s', false) FROM pg_settings WHERE name = 'tcp_user_timeout'";
 /// For telling locked rows from others: a thousand of them are to be told within the time that an answer may take.
@@ -32,6 +34,7 @@ const SETTLING: &str = "settling rows";
 #[derive(Debug)]
 pub(crate) struct PostgresTable {
     connection: PgConnection,
+    spec: SourceSpec,
     table: String,
     leads: bool,
     sql: Sql,
@@ -39,29 +42,37 @@ pub(crate) struct PostgresTable {
 
 impl PostgresTable {
     pub(crate) async fn connect(spec: &SourceSpec, url: &str) -> Result<Self, SourceError> {
-        let options = PgConnectOptions::from_str(url)
+        let (url, unknown) = known_parameters(url);
+        let options = PgConnectOptions::from_str(&url)
             .map_err(|error| SourceError::Settings(format!("the database's URL: {error}")))?
             .application_name(&format!("duet {}", spec.name))
             .disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options)
             .await
             .map_err(SourceError::database("connecting"))?;
+        if !unknown.is_empty() {
+            let (source, unknown) = (&spec.name, unknown.join(", "));
+            tracing::warn!(source, unknown, "parameters of the database's URL mean nothing here");
+        }
         connection.execute(SESSION).await.map_err(SourceError::database("setting timeouts"))?;
         let sql = Sql::new(spec, &mut connection).await?;
         let table = quoted_table(&spec.table);
-        let mut table = Self { connection, table, leads: false, sql };
         // What is wrong with the table shows here, and not at the first row.
-        table.read(&Excluded::default(), 0).await?;
+        read(&mut connection, &sql, &Excluded::default(), 0).await?;
+        let mut table = Self { connection, spec: spec.clone(), table, leads: false, sql };
         // Rights show where there is nothing to settle, too: missing ones, and a server that only reads.
         table.settle_at_once(&[], "checking the right to delete or mark rows").await?;
         Ok(table)
     }
 
-    /// A lock of the connection: it goes with it, however that ends.
+    /// A lock of the connection: it goes with it, however that ends. It is about the table's name, as the statements are:
+    /// a table that is dropped and made anew has another number.
     pub(crate) async fn lead(&mut self) -> Result<bool, SourceError> {
         if !self.leads {
             let sql = "SELECT pg_try_advisory_lock(\
-                       hashtextextended('duet outbox ' || $1::text::regclass::oid, 0))";
+                       hashtextextended('duet outbox ' || format('%I.%I', nspname, relname), 0)) \
+                       FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace \
+                       WHERE c.oid = $1::text::regclass";
             let lead = sqlx::query_scalar(sql).bind(&self.table);
             let lead = lead.fetch_one(&mut self.connection).await;
             self.leads = lead.map_err(SourceError::database("taking the lock"))?;
@@ -74,21 +85,14 @@ impl PostgresTable {
         excluded: &Excluded,
         limit: u32,
     ) -> Result<Read, SourceError> {
-        let sql = match excluded.is_empty() {
-            true => &self.sql.read,
-            false => &self.sql.read_others,
-        };
-        let mut query = sqlx::query(sql).bind(i64::from(limit));
-        if !excluded.is_empty() {
-            query = query.bind(excluded.places());
-            for list in [&excluded.keys, &excluded.topics] {
-                query = query.bind(list.iter().cloned().collect::<Vec<String>>());
+        loop {
+            let rows = read(&mut self.connection, &self.sql, excluded, limit).await?;
+            // Asked after the rows, which are as the table was by then, or before.
+            if rows.is_empty() || self.sql.is_current(&mut self.connection, &self.table).await? {
+                return Ok(Read::new(rows, limit));
             }
+            self.sql = Sql::new(&self.spec, &mut self.connection).await?;
         }
-        let rows = query.fetch_all(&mut self.connection).await;
-        let rows = rows.map_err(SourceError::database("reading rows"))?;
-        let rows: Result<Vec<Row>, _> = rows.iter().map(row).collect();
-        Ok(Read::new(rows?, limit))
     }
 
     pub(crate) async fn settle(&mut self, rows: &[RowKey]) -> Result<Settled, SourceError> {
@@ -151,6 +155,23 @@ impl PostgresTable {
     }
 }
 
+async fn read(
+    connection: &mut PgConnection,
+    sql: &Sql,
+    excluded: &Excluded,
+    limit: u32,
+) -> Result<Vec<Row>, SourceError> {
+    let text = if excluded.is_empty() { &sql.read } else { &sql.read_others };
+    let mut query = sqlx::query(text).bind(i64::from(limit));
+    if !excluded.is_empty() {
+        let keys: Vec<String> = excluded.keys.iter().cloned().collect();
+        query = query.bind(excluded.places()).bind(keys).bind(excluded.all_topics());
+    }
+    let rows = query.fetch_all(connection).await;
+    let rows = rows.map_err(SourceError::database("reading rows"))?;
+    rows.iter().map(row).collect()
+}
+
 fn row(raw: &PgRow) -> Result<Row, SourceError> {
     let failed = SourceError::database("reading a row");
     let sequence = raw.try_get(0).map_err(&failed)?;
@@ -162,6 +183,47 @@ fn row(raw: &PgRow) -> Result<Row, SourceError> {
     let bytes = raw.try_get(13).map_err(&failed)?;
     let cut = raw.try_get(14).map_err(&failed)?;
     Ok(Row::new(sequence, texts, data, (bytes, cut)))
+}
+
+/// The parameters that sqlx knows; `options[NAME]` is one too.
+const PARAMETERS: [&str; 18] = [
+    "application_name",
+    "dbname",
+    "host",
+    "hostaddr",
+    "options",
+    "password",
+    "port",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl-root-cert",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslrootcert",
+    "statement-cache-capacity",
+    "user",
+];
+
+/// A URL without the parameters that sqlx does not know, and their names: it would log them with their values, which may
+/// be secrets.
+fn known_parameters(url: &str) -> (String, Vec<&str>) {
+    let Some((place, query)) = url.split_once('?') else {
+        return (url.to_owned(), Vec::new());
+    };
+    let is_known = |pair: &&str| {
+        let name = name(pair);
+        PARAMETERS.contains(&name) || name.starts_with("options[")
+    };
+    let (known, unknown): (Vec<&str>, Vec<&str>) =
+        query.split('&').filter(|pair| !pair.is_empty()).partition(is_known);
+    (format!("{place}?{}", known.join("&")), unknown.into_iter().map(name).collect())
+}
+
+fn name(pair: &str) -> &str {
+    pair.split_once('=').map_or(pair, |(name, _value)| name)
 }
 
 /// Whether somebody else holds what is needed: not to be had in time, or only by a deadlock.

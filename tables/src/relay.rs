@@ -17,10 +17,13 @@ use crate::excluded::Excluded;
 use crate::metrics::SourceMetrics;
 use crate::owed::{Owed, Tried};
 use crate::spec::{SourceError, SourceSpec};
+use crate::sqlite::Place;
 use crate::table::Table;
 
 /// Rows of the first read.
 const FIRST_READ: u32 = 64;
+/// What is in hand when the end comes may take this long: a database that does not answer must not hold up the end.
+const LAST_WORD: Duration = Duration::from_secs(4);
 /// Between two tries while the database or the bus is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -65,7 +68,7 @@ struct Session {
 #[derive(Debug, Default)]
 struct Known {
     /// The file that this is about.
-    file: Option<u64>,
+    place: Option<Arc<Place>>,
     owed: Owed,
     tried: Tried,
     said: Said,
@@ -90,7 +93,12 @@ impl Relay {
         self.metrics.duplicates.with_label_values(&[&self.spec.name]).inc_by(0);
         let mut pause = FIRST_PAUSE;
         while !self.stop.is_cancelled() {
-            let was_well = match self.session(&mut known).await {
+            let session = tokio::select! {
+                session = Box::pin(self.session(&mut known)) => session,
+                // The lock goes with the connection all the same.
+                () = self.stopped_for(LAST_WORD) => break,
+            };
+            let was_well = match session {
                 Ok(()) => break,
                 Err((error, was_well)) => {
                     self.failed(&error, &mut known);
@@ -108,15 +116,20 @@ impl Relay {
     /// One connection, until it fails (and whether it worked before) or until it is over.
     async fn session(&self, known: &mut Known) -> Result<(), (SourceError, bool)> {
         let connected = tokio::select! {
-            connected = Table::connect(&self.spec) => connected,
+            connected = Table::connect(&self.spec, known.place.as_deref()) => connected,
             () = self.stop.cancelled() => return Ok(()),
         };
         let mut table = connected.map_err(|error| (error, false))?;
-        if known.file != table.file() {
+        let place = table.place();
+        let same = match &known.place {
+            Some(before) => place.as_ref().is_some_and(|place| place.is_same(before)),
+            None => place.is_none(),
+        };
+        if !same {
             // Its rows are others, even where their numbers are the same.
             known.owed = Owed::default();
-            known.file = table.file();
         }
+        known.place = place;
         let source = &self.spec.name;
         self.metrics.active.with_label_values(&[source]).set(0);
         let mut waited = false;
@@ -166,19 +179,13 @@ impl Relay {
                 false => Passed::Done,
             };
             look = passed != Passed::Done;
+            if passed != Passed::Refused && session.excluded.topics_for_now.is_empty() {
+                session.pause = FIRST_PAUSE;
+            }
             let pause = match passed {
-                Passed::More => {
-                    session.pause = FIRST_PAUSE;
-                    continue;
-                }
-                Passed::Done => {
-                    session.pause = FIRST_PAUSE;
-                    self.spec.poll
-                }
-                Passed::Refused => {
-                    session.pause = (session.pause * 2).min(LONGEST_PAUSE);
-                    session.pause
-                }
+                Passed::More => continue,
+                Passed::Done => self.spec.poll,
+                Passed::Refused => session.longer_pause(),
             };
             if self.stopped_within(long_enough(pause, session.took)).await {
                 break;
@@ -203,11 +210,17 @@ impl Relay {
         // What was mended or removed need not be remembered.
         let (excluded, said) = (&session.excluded, &mut known.said);
         said.rows.retain(|sequence, _| excluded.rows.contains(sequence));
-        said.topics.retain(|topic, _| excluded.topics.contains(topic));
+        said.topics.retain(|topic, _| excluded.has_topic(topic));
         session.excluded = Excluded::default();
         // Those that were locked.
         self.settle(session, known, &known.owed.due()).await?;
         Ok(true)
+    }
+
+    /// Returns so long after it was told to stop.
+    async fn stopped_for(&self, time: Duration) {
+        self.stop.cancelled().await;
+        sleep(time).await;
     }
 
     async fn stopped_within(&self, pause: Duration) -> bool {
@@ -215,6 +228,20 @@ impl Relay {
             () = self.stop.cancelled() => true,
             () = sleep(pause) => false,
         }
+    }
+}
+
+impl Session {
+    /// Until the next try, while tries fail.
+    fn longer_pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.pause
+    }
+
+    /// Topics are about to be left out that may be taken soon.
+    fn wait_for_topics(&mut self) {
+        let soon = Instant::now() + self.longer_pause();
+        self.retry_at = if self.excluded.is_empty() { soon } else { soon.min(self.retry_at) };
     }
 }
 

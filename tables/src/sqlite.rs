@@ -3,18 +3,20 @@
 //! SQLite has one writer at a time, and a transaction that inserts has the write lock from its first insert to its commit:
 //! the order of `rowid` is the order of commits.
 
+mod place;
 mod sql;
 
 use std::fs::{File, TryLockError};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection};
 
+pub(crate) use self::place::Place;
 use self::sql::Sql;
 use crate::excluded::Excluded;
 use crate::row::{Read, Row, RowKey, Settled};
@@ -26,9 +28,8 @@ const BUSY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct SqliteTable {
     connection: SqliteConnection,
-    file: PathBuf,
-    /// Which file it was: one of the same name may take its place.
-    inode: u64,
+    spec: SourceSpec,
+    place: Arc<Place>,
     lock: PathBuf,
     held: Option<File>,
     /// `PRAGMA data_version` as last seen.
@@ -37,7 +38,12 @@ pub(crate) struct SqliteTable {
 }
 
 impl SqliteTable {
-    pub(crate) async fn connect(spec: &SourceSpec, url: &str) -> Result<Self, SourceError> {
+    /// `before` is where the last connection was.
+    pub(crate) async fn connect(
+        spec: &SourceSpec,
+        url: &str,
+        before: Option<&Place>,
+    ) -> Result<Self, SourceError> {
         let options = SqliteConnectOptions::from_str(url)
             .map_err(|error| SourceError::Settings(format!("the database's URL: {error}")))?
             .busy_timeout(BUSY)
@@ -47,22 +53,31 @@ impl SqliteTable {
             .foreign_keys(false)
             .disable_statement_logging();
         let file = options.get_filename().to_owned();
-        let inode = inode(&file)?;
+        let place = Place::find(&file)?;
+        before.map_or(Ok(()), |before| before.check_next(&place))?;
         let mut connection = SqliteConnection::connect_with(&options)
             .await
             .map_err(SourceError::database("connecting"))?;
         let sql = Sql::new(spec, &mut connection).await?;
         let lock = format!("{}-duet-{}.lock", file.display(), spec.table.replace('/', "_"));
-        let mut table =
-            Self { connection, file, inode, lock: lock.into(), held: None, version: None, sql };
         // What is wrong with the table shows here, and not at the first row.
-        table.read(&Excluded::default(), 0).await?;
+        read(&mut connection, &sql, &Excluded::default(), 0).await?;
+        place.find_wal();
+        let mut table = Self {
+            connection,
+            spec: spec.clone(),
+            place: Arc::new(place),
+            lock: lock.into(),
+            held: None,
+            version: None,
+            sql,
+        };
         table.check_right().await?;
         Ok(table)
     }
 
-    pub(crate) fn inode(&self) -> u64 {
-        self.inode
+    pub(crate) fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place)
     }
 
     /// A lock on a file beside the database: one on the database itself would be taken for SQLite's own.
@@ -83,15 +98,15 @@ impl SqliteTable {
     }
 
     pub(crate) async fn changed(&mut self) -> Result<bool, SourceError> {
-        if inode(&self.file)? != self.inode {
-            let reason = format!("another file took the place of {}", self.file.display());
-            return Err(SourceError::Settings(reason));
-        }
+        self.place.check()?;
         let version = sqlx::query_scalar("PRAGMA data_version")
             .fetch_one(&mut self.connection)
             .await
             .map_err(SourceError::database("looking for changes"))?;
         let changed = self.version != Some(version);
+        if changed {
+            self.place.find_wal();
+        }
         self.version = Some(version);
         Ok(changed)
     }
@@ -101,21 +116,14 @@ impl SqliteTable {
         excluded: &Excluded,
         limit: u32,
     ) -> Result<Read, SourceError> {
-        let sql = match excluded.is_empty() {
-            true => &self.sql.read,
-            false => &self.sql.read_others,
-        };
-        let mut query = sqlx::query(sql).bind(i64::from(limit));
-        if !excluded.is_empty() {
-            let lists = [json!(excluded.places()), json!(excluded.keys), json!(excluded.topics)];
-            for list in lists {
-                query = query.bind(list.to_string());
+        loop {
+            let rows = read(&mut self.connection, &self.sql, excluded, limit).await?;
+            // Asked after the rows, which are as the table was by then, or before.
+            if rows.is_empty() || self.sql.is_current(&mut self.connection).await? {
+                return Ok(Read::new(rows, limit));
             }
+            self.sql = Sql::new(&self.spec, &mut self.connection).await?;
         }
-        let rows = query.fetch_all(&mut self.connection).await;
-        let rows = rows.map_err(SourceError::database("reading rows"))?;
-        let rows: Result<Vec<Row>, _> = rows.iter().map(row).collect();
-        Ok(Read::new(rows?, limit))
     }
 
     /// SQLite locks no rows.
@@ -170,10 +178,22 @@ impl SqliteTable {
     }
 }
 
-fn inode(file: &Path) -> Result<u64, SourceError> {
-    let metadata = std::fs::metadata(file)
-        .map_err(|error| SourceError::Settings(format!("{}: {error}", file.display())))?;
-    Ok(metadata.ino())
+async fn read(
+    connection: &mut SqliteConnection,
+    sql: &Sql,
+    excluded: &Excluded,
+    limit: u32,
+) -> Result<Vec<Row>, SourceError> {
+    let text = if excluded.is_empty() { &sql.read } else { &sql.read_others };
+    let mut query = sqlx::query(text).bind(i64::from(limit));
+    if !excluded.is_empty() {
+        for list in [json!(excluded.places()), json!(excluded.keys), json!(excluded.all_topics())] {
+            query = query.bind(list.to_string());
+        }
+    }
+    let rows = query.fetch_all(connection).await;
+    let rows = rows.map_err(SourceError::database("reading rows"))?;
+    rows.iter().map(row).collect()
 }
 
 /// A text is read as bytes, because SQLite does not promise that it is UTF-8.

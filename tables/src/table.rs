@@ -1,5 +1,6 @@
 //! A table of either database.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -8,7 +9,7 @@ use crate::excluded::Excluded;
 use crate::postgres::PostgresTable;
 use crate::row::{Read, RowKey, Settled};
 use crate::spec::{SourceError, SourceSpec};
-use crate::sqlite::SqliteTable;
+use crate::sqlite::{Place, SqliteTable};
 
 /// A database that does not answer within this time is taken as gone. Longer than it may wait for a lock.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -21,21 +22,22 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// Connects, and checks that the table is as it must be and that its rows may be settled.
-    pub(crate) fn connect(spec: &SourceSpec) -> Answer<'_, Self> {
-        answered("connecting", async {
+    /// Connects, and checks that the table is as it must be and that its rows may be settled. `before` is where the last
+    /// connection was.
+    pub(crate) fn connect<'a>(spec: &'a SourceSpec, before: Option<&'a Place>) -> Answer<'a, Self> {
+        answered("connecting", async move {
             let url = spec.url()?;
             Ok(match url.starts_with("sqlite:") {
-                true => Self::Sqlite(Box::new(SqliteTable::connect(spec, &url).await?)),
+                true => Self::Sqlite(Box::new(SqliteTable::connect(spec, &url, before).await?)),
                 false => Self::Postgres(Box::new(PostgresTable::connect(spec, &url).await?)),
             })
         })
     }
 
     /// Which file it is; `None`: it is no file.
-    pub(crate) fn file(&self) -> Option<u64> {
+    pub(crate) fn place(&self) -> Option<Arc<Place>> {
         match self {
-            Self::Sqlite(table) => Some(table.inode()),
+            Self::Sqlite(table) => Some(table.place()),
             Self::Postgres(_) => None,
         }
     }

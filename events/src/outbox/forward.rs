@@ -1,8 +1,10 @@
-//! The task that brings waiting events to their bus, strictly in order.
+//! The task that brings waiting events to their bus, those of each topic strictly in order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::time::{sleep, timeout};
 
 use super::{Outbox, Spool, size};
@@ -73,9 +75,13 @@ impl Forwarder {
                     }
                 },
             };
+            let oldest_ms = first.published_ms;
             let mut group = vec![first];
             next = self.fill(&mut group, &mut consumer);
-            self.forward(group, &consumer).await;
+            // All topics at once: one publish for each change of topic would bring an application that writes to several
+            // ones no faster than the bus answers, and its new events queue behind the old ones.
+            let topics = by_topic(group).into_values();
+            join_all(topics.map(|group| self.forward(group, oldest_ms, &consumer))).await;
         }
     }
 
@@ -103,7 +109,7 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Adds what is there already, as long as it is for the same topic. The first that is not is returned.
+    /// Adds what is there already. What is too much is returned.
     fn fill(&self, group: &mut Vec<Held>, consumer: &mut LogConsumer) -> Option<Held> {
         let mut bytes: u64 = group.iter().map(|held| size(&held.event)).sum();
         while bytes < GROUP_BYTES {
@@ -114,7 +120,7 @@ impl Forwarder {
                 continue;
             };
             bytes += size(&held.event);
-            if group.first().is_some_and(|first| first.route != held.route) || bytes > GROUP_BYTES {
+            if bytes > GROUP_BYTES {
                 return Some(held);
             }
             group.push(held);
@@ -141,9 +147,9 @@ impl Forwarder {
         }
     }
 
-    /// Returns when the bus has them all, or will never take them.
-    async fn forward(&self, group: Vec<Held>, consumer: &LogConsumer) {
-        let Err(error) = self.publish(&group).await else {
+    /// Returns when the bus has all of this topic, or will never take them.
+    async fn forward(&self, group: Vec<Held>, oldest_ms: u64, consumer: &LogConsumer) {
+        let Err(error) = self.publish(&group, oldest_ms).await else {
             self.done(&group, consumer);
             return;
         };
@@ -154,7 +160,7 @@ impl Forwarder {
         // One of them is poison; the others must not suffer, nor change places.
         for held in group {
             let alone = [held];
-            match self.publish(&alone).await {
+            match self.publish(&alone, oldest_ms).await {
                 Ok(()) => self.done(&alone, consumer),
                 Err(error) => {
                     let [held] = alone;
@@ -165,13 +171,14 @@ impl Forwarder {
     }
 
     /// Tries until the bus takes them or says that it never will.
-    async fn publish(&self, group: &[Held]) -> Result<(), PublishError> {
+    async fn publish(&self, group: &[Held], oldest_ms: u64) -> Result<(), PublishError> {
         let Some(first) = group.first() else {
             return Ok(());
         };
         let mut pause = FIRST_PAUSE;
+        let mut said = None;
         loop {
-            let age_ms = now_ms().saturating_sub(first.published_ms);
+            let age_ms = now_ms().saturating_sub(oldest_ms);
             let oldest = self.outbox.metrics.oldest_seconds.with_label_values(&[&self.spool.bus]);
             oldest.set(age_ms as f64 / 1e3);
             let events = group.iter().map(|held| held.event.clone()).collect();
@@ -179,7 +186,15 @@ impl Forwarder {
                 Ok(_published) => return Ok(()),
                 Err(error) if is_poison(&error) => return Err(error),
                 Err(error) => {
-                    tracing::debug!(bus = self.spool.bus, %error, "the outbox waits for the bus");
+                    let bus = &self.spool.bus;
+                    if error.is_unavailable() {
+                        tracing::debug!(bus, %error, "the outbox waits for the bus");
+                    } else if said.as_ref() != Some(&error.message) {
+                        // It may be so for ever, and all that comes later waits.
+                        let topic = &first.route;
+                        tracing::warn!(bus, topic, %error, "the bus does not take what waits in the outbox");
+                        said = Some(error.message);
+                    }
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -209,6 +224,15 @@ impl Forwarder {
         self.outbox.metrics.rejected.with_label_values(&[&self.spool.bus]).inc();
         self.outbox.remove(&self.spool, 1, bytes);
     }
+}
+
+/// Those of each topic, in their order.
+fn by_topic(group: Vec<Held>) -> BTreeMap<String, Vec<Held>> {
+    let mut topics = BTreeMap::<String, Vec<Held>>::new();
+    for held in group {
+        topics.entry(held.route.clone()).or_default().push(held);
+    }
+    topics
 }
 
 /// A bus that is not known may be declared again; an event or topic that is refused stays refused.

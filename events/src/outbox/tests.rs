@@ -18,6 +18,7 @@ struct FakeBus {
     away: Mutex<bool>,
     seen: Mutex<Vec<(String, String)>>,
     events: Mutex<Vec<Event>>,
+    publishes: Mutex<u32>,
     changed: Notify,
 }
 
@@ -65,6 +66,7 @@ impl EventBus for FakeBus {
             seen.extend(events.iter().map(|e| (topic.to_owned(), e.id().to_owned())));
             drop(seen);
             self.events.lock().extend(events.iter().cloned());
+            *self.publishes.lock() += 1;
             self.changed.notify_waiters();
             Ok(vec![Published { position: 1, duplicate: false }; events.len()])
         })
@@ -228,6 +230,28 @@ async fn poison_is_moved_aside_and_the_rest_keeps_its_order() {
         routes.insert(rejected.deliveries.recv().await.unwrap().record.route);
     }
     assert_eq!(routes, BTreeSet::from(["nowhere".into(), "orders".into()]));
+}
+
+#[tokio::test]
+async fn topics_in_turn_are_not_a_publish_for_each_event() {
+    let dir = TempDir::new().unwrap();
+    let outbox = open(&dir).await;
+    let bus = FakeBus::away();
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    for id in 0..200 {
+        relay.publish(&format!("t{}", id % 4), vec![event(id)]).await.unwrap();
+    }
+    bus.set_away(false);
+    emptied(&relay).await;
+    let mut expected = Vec::new();
+    for topic in 0..4 {
+        let of_topic = (topic..200).step_by(4).map(|id| (format!("t{topic}"), id.to_string()));
+        expected.extend(of_topic);
+    }
+    let mut seen = bus.seen.lock().clone();
+    seen.sort_by(|(one, _), (other, _)| one.cmp(other));
+    assert_eq!(seen, expected, "each topic in its order");
+    assert!(*bus.publishes.lock() < 50, "{} publishes", bus.publishes.lock());
 }
 
 #[tokio::test]

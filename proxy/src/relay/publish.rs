@@ -30,6 +30,7 @@ pub(super) async fn single(
         publishing.check(bus, topic)?;
         let options = Options::from_query(request.uri().query().unwrap_or_default())?;
         let (head, body) = request.into_parts();
+        store::check_encoding(&head.headers)?;
         let left = deadline::read(&head.headers, false);
         let (body, room) = publishing.body(body).await?.split();
         Ok((publishing.read((bus, topic), &head.headers, body, &options, left)?, room))

@@ -12,9 +12,21 @@ use crate::spec::{SourceError, SourceSpec};
 const ADVICE: &str =
     "ALTER TABLE … ADD COLUMN seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE adds one";
 
+/// A number for what a table is and which columns it has, `NULL` where there is none; and who answers.
+const SHAPE: &str = "SELECT hashtextextended(string_agg(\
+    format('%s %s %s %s', attrelid, attname, atttypid, attnotnull), ' ' ORDER BY attnum), 0), \
+    pg_backend_pid() FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
+
+/// What is wrong where each transaction has another server process.
+const POOLED: &str = "the database's URL leads to a pooler, such as PgBouncer in transaction mode, which gives each \
+    transaction another connection, so there is no lock and replicas get in each other's way: give the URL of the \
+    database itself";
+
 /// The statements for one table.
 #[derive(Debug)]
 pub(super) struct Sql {
+    /// [`SHAPE`] of the table that these are about.
+    shape: (Option<i64>, i32),
     /// Takes the limit.
     pub(super) read: String,
     /// Takes the limit, and arrays of sequences, keys and topics that are left out.
@@ -30,13 +42,17 @@ impl Sql {
         spec: &SourceSpec,
         connection: &mut PgConnection,
     ) -> Result<Self, SourceError> {
+        // First: what changes while this reads the columns is noticed later.
+        let shape = shape(connection, &quoted_table(&spec.table)).await?;
         // What a view says of NULL says nothing of the table behind it.
-        let sql = "SELECT attname::text, format_type(atttypid, NULL), attnotnull OR relkind = 'v' \
-                   FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid \
+        // A domain is what it is made of.
+        let sql = "SELECT attname::text, format_type(coalesce(nullif(typbasetype, 0), atttypid), NULL), \
+                   attnotnull OR relkind = 'v' \
+                   FROM pg_attribute JOIN pg_class AS c ON c.oid = attrelid JOIN pg_type AS y ON y.oid = atttypid \
                    WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
         let existing: Vec<(String, String, bool)> = sqlx::query_as(sql)
             .bind(quoted_table(&spec.table))
-            .fetch_all(connection)
+            .fetch_all(&mut *connection)
             .await
             .map_err(SourceError::database("reading the table's columns"))?;
         let table_error = |reason| SourceError::Table { table: spec.table.clone(), reason };
@@ -71,7 +87,24 @@ impl Sql {
                 }
             },
         };
-        Ok(Self::of(&spec.table, &columns, &Selected::of(&columns, kind), mark.as_ref()))
+        let sql = Self::of(&spec.table, &columns, &Selected::of(&columns, kind), mark.as_ref());
+        Ok(Self { shape, ..sql })
+    }
+
+    /// Whether the table still has the columns that these statements are about.
+    ///
+    /// # Errors
+    /// Also when the connection is not the same any more, to the server: then there is no lock.
+    pub(super) async fn is_current(
+        &self,
+        connection: &mut PgConnection,
+        table: &str,
+    ) -> Result<bool, SourceError> {
+        let shape = shape(connection, table).await?;
+        match shape.1 == self.shape.1 {
+            true => Ok(shape == self.shape),
+            false => Err(SourceError::Settings(POOLED.to_owned())),
+        }
     }
 
     fn of(
@@ -111,6 +144,7 @@ impl Sql {
             }
         };
         Self {
+            shape: (None, 0),
             read: selected.read(&table, &sequence, &pending),
             read_others: selected.read(&table, &sequence, &others),
             settle,
@@ -119,6 +153,17 @@ impl Sql {
             ),
         }
     }
+}
+
+async fn shape(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<(Option<i64>, i32), SourceError> {
+    sqlx::query_as(SHAPE)
+        .bind(table)
+        .fetch_one(connection)
+        .await
+        .map_err(SourceError::database("reading the table's columns"))
 }
 
 /// What is read of a row.

@@ -171,6 +171,24 @@ async fn a_read_is_bounded_in_bytes() {
 }
 
 #[tokio::test]
+async fn a_column_of_a_domain_is_what_the_domain_is_made_of() {
+    let Some(server) = Server::start() else { return };
+    let mut app = server.app().await;
+    app.execute(
+        "CREATE DOMAIN place AS bigint NOT NULL; CREATE DOMAIN body AS bytea; CREATE DOMAIN moment AS timestamptz; \
+         CREATE TABLE outbox (seq place NOT NULL UNIQUE, id text, type text, payload body, time moment); \
+         INSERT INTO outbox VALUES (1, 'a', 'x', '\\x00ff', '2026-01-01 00:00:00+02')",
+    )
+    .await
+    .unwrap();
+    let mut table = server.table("app").await.unwrap();
+    let rows = table.read(&Excluded::default(), 10).await.unwrap().rows;
+    assert_eq!(rows[0].data.as_deref(), Some(&[0, 255][..]));
+    assert_eq!(rows[0].time.as_deref(), Some("2025-12-31T22:00:00.000000Z"));
+    assert_eq!(table.settle(&keys(&rows)).await.unwrap().rows, 1);
+}
+
+#[tokio::test]
 async fn a_locked_row_holds_up_no_other() {
     let Some(server) = Server::start() else { return };
     let (mut app, mut other) = (server.app().await, server.app().await);
@@ -221,4 +239,74 @@ async fn rows_are_found_by_the_order_and_not_sorted() {
         sqlx::query_scalar(&plan).fetch_all(&mut table.connection).await.unwrap();
     let plan = plan.join("\n");
     assert!(plan.contains("Index Scan") && !plan.contains("Sort"), "{plan}");
+}
+
+#[test]
+fn parameters_that_mean_nothing_are_named_without_their_values() {
+    let url = "postgres://app:pw@db/app?sslmode=require&sslpassword=secret&options[a]=b&pgbouncer";
+    let (known, unknown) = known_parameters(url);
+    assert_eq!(known, "postgres://app:pw@db/app?sslmode=require&options[a]=b");
+    assert_eq!(unknown, ["sslpassword", "pgbouncer"]);
+    assert_eq!(known_parameters("postgres://db?"), ("postgres://db?".to_owned(), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_table_that_is_made_anew_has_one_leader_and_its_own_columns() {
+    let Some(server) = Server::start() else { return };
+    let mut app = server.app().await;
+    app.execute("CREATE TABLE outbox (seq bigint NOT NULL, id text, type text)").await.unwrap();
+    let (mut first, mut second) =
+        (server.table("app").await.unwrap(), server.table("app").await.unwrap());
+    assert!(first.lead().await.unwrap() && !second.lead().await.unwrap());
+    app.execute(
+        "ALTER TABLE outbox RENAME TO outbox_before; \
+         CREATE TABLE outbox (seq bigint NOT NULL, id text, type text, aggregateid text); \
+         INSERT INTO outbox VALUES (1, 'a', 'x', 'k')",
+    )
+    .await
+    .unwrap();
+    assert!(!second.lead().await.unwrap(), "the first one relays the new table, too");
+    let rows = first.read(&Excluded::default(), 10).await.unwrap().rows;
+    assert_eq!(rows[0].key.as_deref(), Some("k"));
+    app.execute("ALTER TABLE outbox ADD COLUMN subject text; UPDATE outbox SET subject = 's'")
+        .await
+        .unwrap();
+    let rows = first.read(&Excluded::default(), 10).await.unwrap().rows;
+    assert_eq!(rows[0].subject.as_deref(), Some("s"));
+    assert_eq!(first.settle(&keys(&rows)).await.unwrap().rows, 1);
+}
+
+#[tokio::test]
+async fn a_pooler_that_takes_another_connection_is_found_before_anything_is_published() {
+    let Some(server) = Server::start() else { return };
+    let mut app = server.app().await;
+    app.execute(TABLE).await.unwrap();
+    let mut table = server.table("app").await.unwrap();
+    assert!(table.lead().await.unwrap());
+    assert!(table.read(&Excluded::default(), 10).await.unwrap().rows.is_empty());
+    app.execute("INSERT INTO outbox (id, type) VALUES ('a', 'x')").await.unwrap();
+    // As it does between two transactions.
+    table.connection = server.app().await;
+    let error = table.read(&Excluded::default(), 10).await.unwrap_err().to_string();
+    assert!(error.contains("PgBouncer in transaction mode"), "{error}");
+}
+
+#[tokio::test]
+async fn a_strict_isolation_of_the_database_is_not_the_relays() {
+    let Some(server) = Server::start() else { return };
+    let mut app = server.app().await;
+    app.execute(TABLE).await.unwrap();
+    app.execute("ALTER ROLE app SET default_transaction_isolation = 'serializable'").await.unwrap();
+    let mut table = server.table("app").await.unwrap();
+    app.execute("INSERT INTO outbox (id, type) VALUES ('a', 'x')").await.unwrap();
+    let rows = keys(&table.read(&Excluded::default(), 10).await.unwrap().rows);
+    // The application has the row in hand, and leaves it changed while the relay waits for it.
+    app.execute("BEGIN; UPDATE outbox SET payload = '1'").await.unwrap();
+    let (settled, ()) = tokio::join!(table.settle(&rows), async {
+        let mut other = server.app().await;
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut other).await.unwrap() == 0 {}
+        app.execute("COMMIT").await.unwrap();
+    });
+    assert_eq!(settled.unwrap().rows, 1);
 }

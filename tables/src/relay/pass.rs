@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use duet_events::bus::{PublishError, PublishErrorKind};
 use futures::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::publish::Outcome;
 use super::{FIRST_READ, Known, Relay, Session};
@@ -14,7 +14,7 @@ use crate::spec::SourceError;
 
 /// Most rows of one read: it starts small, and grows while rows are small.
 const LARGEST_READ: u32 = 1024;
-/// What is being published when the end comes may take this long.
+/// What is being published when the end comes may take this long; a part of [`super::LAST_WORD`].
 const LAST_PUBLISH: Duration = Duration::from_secs(2);
 /// What is wrong where the database is silent about it.
 const KEPT: &str = "rows are still there that were published, and that the database was told to delete or mark, \
@@ -43,7 +43,7 @@ impl Relay {
         let outcome = tokio::select! {
             outcome = self.publish_all(plan(rows, &self.spec)) => outcome,
             // What the bus may have by now is published again by whoever leads next.
-            () = self.out_of_patience() => return Ok(Passed::Done),
+            () = self.stopped_for(LAST_PUBLISH) => return Ok(Passed::Done),
         };
         self.count_duplicates(&outcome, known);
         known.owed.add(&outcome.acknowledged);
@@ -119,26 +119,23 @@ impl Relay {
         }
         let mut all = Outcome { bad: plan.bad, ..Outcome::default() };
         for (mut outcome, topic) in join_all(publishes).await.into_iter().zip(plan.topics.keys()) {
-            outcome.failed = match outcome.failed {
-                Some(error) if error.is_permanent() && self.is_about_rows(&error) => {
-                    outcome.refused_topics.push((topic.clone(), error.message));
-                    None
-                }
-                failed => failed,
-            };
+            if let Some(error) = outcome.failed.take_if(|error| self.is_about_topic(error)) {
+                outcome.refused_topics.push((topic.clone(), error));
+            }
             all.extend(outcome);
         }
         all
     }
 
     /// Where each row names its topic, a topic that is refused holds up its own rows only.
-    fn is_about_rows(&self, error: &PublishError) -> bool {
-        self.spec.topic.is_none() && error.kind != PublishErrorKind::UnknownBus
-    }
-
-    /// A bus that does not answer must not hold up the end.
-    async fn out_of_patience(&self) {
-        self.stop.cancelled().await;
-        sleep(LAST_PUBLISH).await;
+    fn is_about_topic(&self, error: &PublishError) -> bool {
+        use PublishErrorKind::{
+            Denied, Full, Internal, Invalid, Unavailable, UnknownBus, UnknownTopic,
+        };
+        let about_one = match error.kind {
+            UnknownTopic | Invalid | Denied | Full | Internal => true,
+            UnknownBus | Unavailable => false,
+        };
+        about_one && self.spec.topic.is_none()
     }
 }

@@ -20,8 +20,8 @@ pub(super) struct Outcome {
     pub(super) tried: Vec<RowKey>,
     /// The bus will never take these.
     pub(super) bad: Vec<Bad>,
-    /// Topics whose rows it does not take, and why.
-    pub(super) refused_topics: Vec<(String, String)>,
+    /// Topics whose rows it does not take, now or ever, and why.
+    pub(super) refused_topics: Vec<(String, PublishError)>,
     /// Why the rest was not published.
     pub(super) failed: Option<PublishError>,
 }

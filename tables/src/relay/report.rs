@@ -28,11 +28,24 @@ pub(super) struct Said {
     duplicate: bool,
 }
 
+impl Said {
+    /// Whether this was not said of the topic yet; it counts as said now.
+    fn is_news(&mut self, topic: &str, error: &PublishError) -> bool {
+        let before = self.topics.insert(topic.to_owned(), error.message.clone());
+        before.as_ref() != Some(&error.message)
+    }
+}
+
 impl Relay {
     /// What cannot be published is left alone for a while.
     pub(super) fn leave_out(&self, outcome: &Outcome, session: &mut Session, known: &mut Known) {
-        if !(outcome.bad.is_empty() && outcome.refused_topics.is_empty()) {
+        let (refused, for_now): (Vec<_>, Vec<_>) =
+            outcome.refused_topics.iter().partition(|(_, error)| error.is_permanent());
+        if !(outcome.bad.is_empty() && refused.is_empty()) {
             self.wait_for_excluded(session);
+        }
+        if !for_now.is_empty() {
+            session.wait_for_topics();
         }
         let (excluded, said) = (&mut session.excluded, &mut known.said);
         let (source, table) = (&self.spec.name, &self.spec.table);
@@ -53,12 +66,19 @@ impl Relay {
                 said.rows.insert(row, reason);
             }
         }
-        for (topic, reason) in &outcome.refused_topics {
+        for (topic, error) in refused {
             excluded.topics.insert(topic.clone());
-            if said.topics.get(topic) != Some(reason) {
+            if said.is_news(topic, error) {
+                let reason = &error.message;
                 tracing::error!(source, table, topic, reason, "rows wait for their topic");
                 self.count_error("row");
-                said.topics.insert(topic.clone(), reason.clone());
+            }
+        }
+        for (topic, error) in for_now {
+            excluded.topics_for_now.insert(topic.clone());
+            self.count_error("bus");
+            if said.is_news(topic, error) {
+                tracing::warn!(source, table, topic, %error, "the bus does not take rows of a topic; trying again");
             }
         }
         self.count_bad(session, known);

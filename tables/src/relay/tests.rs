@@ -1,4 +1,6 @@
+mod altered;
 mod settling;
+mod topics;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,8 +56,11 @@ impl World {
     }
 
     fn start(&self, spec: SourceSpec) -> Running {
+        self.start_with(spec, Arc::<EmbeddedBus>::clone(&self.bus))
+    }
+
+    fn start_with(&self, spec: SourceSpec, bus: Arc<dyn EventBus>) -> Running {
         let stop = CancellationToken::new();
-        let bus: Arc<dyn EventBus> = Arc::<EmbeddedBus>::clone(&self.bus);
         let relay = Relay::new(spec, bus, self.metrics.clone(), stop.clone());
         Running { task: tokio::spawn(relay.run()), stop }
     }

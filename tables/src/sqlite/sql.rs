@@ -9,6 +9,8 @@ use crate::spec::{SourceError, SourceSpec};
 /// The statements for one table.
 #[derive(Debug)]
 pub(super) struct Sql {
+    /// `PRAGMA schema_version` of the columns that these are about.
+    schema: i64,
     /// Takes the limit.
     pub(super) read: String,
     /// Takes the limit, and JSON lists of sequences, keys and topics that are left out.
@@ -27,8 +29,13 @@ impl Sql {
         connection: &mut SqliteConnection,
     ) -> Result<Self, SourceError> {
         let (schema, table) = spec.table.split_once('.').unwrap_or(("main", &spec.table));
+        // First: what changes while this reads the columns is noticed later.
+        let version = schema_version(connection).await?;
         let existing: Vec<(String, String, i64)> =
-            sqlx::query_as("SELECT name, upper(type), pk FROM pragma_table_info(?1, ?2)")
+            // All but hidden ones of virtual tables; the shorter list leaves out generated columns.
+            sqlx::query_as(
+                "SELECT name, upper(type), pk FROM pragma_table_xinfo(?1, ?2) WHERE hidden <> 1",
+            )
                 .bind(table)
                 .bind(schema)
                 .fetch_all(&mut *connection)
@@ -41,15 +48,25 @@ impl Sql {
         if existing.is_empty() {
             return Err(table_error("there is no such table"));
         }
+        let encoding: String = sqlx::query_scalar("PRAGMA encoding")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(SourceError::database("reading the database's encoding"))?;
+        if encoding != "UTF-8" {
+            let reason = format!("its database is {encoding}, and only UTF-8 is read");
+            return Err(table_error(&reason));
+        }
         let names: Vec<String> = existing.iter().map(|(name, ..)| name.clone()).collect();
         let columns = Columns::resolve(spec, &names, ("rowid", "", true))?;
         let sql =
             "SELECT sql FROM ".to_owned() + &quoted(schema) + ".sqlite_master WHERE name = ?1";
         let created: Option<String> = sqlx::query_scalar(&sql)
             .bind(table)
-            .fetch_one(connection)
+            .fetch_optional(connection)
             .await
-            .map_err(SourceError::database("reading the table's definition"))?;
+            .map_err(SourceError::database("reading the table's definition"))?
+            // SQLite finds it by another case too, but its lock has the name that is given.
+            .ok_or_else(|| table_error("there is no such table: its name has other letters"))?;
         let counted = created.is_some_and(|sql| sql.to_uppercase().contains("AUTOINCREMENT"));
         let is_rowid = |(name, kind, key): &(String, String, i64)| {
             *name == columns.id && kind == "INTEGER" && *key == 1
@@ -66,10 +83,18 @@ impl Sql {
                 kind.is_some_and(|(_, kind, _)| kind.contains("BOOL") || kind.contains("INT"));
             (quoted(name), flag)
         });
-        Ok(Self::of(&spec.table, &columns, mark.as_ref()))
+        Ok(Self::of(version, &spec.table, &columns, mark.as_ref()))
     }
 
-    fn of(table: &str, columns: &Columns, mark: Option<&(String, bool)>) -> Self {
+    /// Whether the table still has the columns that these statements are about.
+    pub(super) async fn is_current(
+        &self,
+        connection: &mut SqliteConnection,
+    ) -> Result<bool, SourceError> {
+        Ok(schema_version(connection).await? == self.schema)
+    }
+
+    fn of(schema: i64, table: &str, columns: &Columns, mark: Option<&(String, bool)>) -> Self {
         let table = quoted_table(table);
         let (sequence, counted) = match columns.sequence.as_str() {
             "rowid" => ("rowid".to_owned(), true),
@@ -121,6 +146,7 @@ impl Sql {
         };
         let selected = Selected::of(columns);
         Self {
+            schema,
             read: selected.read(&table, &sequence, &placed),
             read_others: selected.read(&table, &sequence, &others),
             settle,
@@ -130,6 +156,14 @@ impl Sql {
             ),
         }
     }
+}
+
+/// Another one after every change of a table.
+async fn schema_version(connection: &mut SqliteConnection) -> Result<i64, SourceError> {
+    sqlx::query_scalar("PRAGMA schema_version")
+        .fetch_one(connection)
+        .await
+        .map_err(SourceError::database("reading the schema's version"))
 }
 
 /// What is read of a row.

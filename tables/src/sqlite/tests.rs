@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use duet_api::proto;
 use tempfile::TempDir;
 
@@ -18,7 +20,7 @@ async fn connect_with(
     let mut app = SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql(table).execute(&mut app).await.unwrap();
     let spec = spec(&url, change);
-    let connected = SqliteTable::connect(&spec, &url).await;
+    let connected = SqliteTable::connect(&spec, &url, None).await;
     connected.map(|table| (table, folder)).map_err(|error| error.to_string())
 }
 
@@ -49,6 +51,11 @@ async fn tables_that_cannot_be_relayed_are_refused() {
             "CREATE TABLE outbox (id TEXT PRIMARY KEY, type TEXT) WITHOUT ROWID",
             "no such column: rowid",
         ),
+        ("CREATE TABLE Outbox (id TEXT, type TEXT)", "other letters"),
+        (
+            "PRAGMA encoding = 'UTF-16'; CREATE TABLE outbox (id TEXT, type TEXT)",
+            "its database is UTF-16le, and only UTF-8 is read",
+        ),
     ] {
         let error = connect(table, "").await.unwrap_err();
         assert!(error.contains(expected), "{error}");
@@ -75,6 +82,15 @@ async fn a_row_in_the_place_of_another_is_not_settled() {
     assert_eq!(table.settle(&[other]).await.unwrap().rows, 0);
     assert_eq!(table.settle(&keys).await.unwrap().rows, 2);
     assert_eq!(table.waiting(10).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_generated_column_is_one() {
+    let table = "CREATE TABLE outbox (id TEXT, type TEXT, n, payload AS (json_object('n', n))); \
+        INSERT INTO outbox VALUES ('a', 'x', 7)";
+    let (mut table, _folder) = connect(table, "").await.unwrap();
+    let rows = table.read(&Excluded::default(), 10).await.unwrap().rows;
+    assert_eq!(rows[0].data.as_deref(), Some(&br#"{"n":7}"#[..]));
 }
 
 #[tokio::test]
@@ -134,7 +150,8 @@ async fn a_database_that_cannot_be_written_is_refused() {
     let mut app = SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("CREATE TABLE outbox (id TEXT, type TEXT)").execute(&mut app).await.unwrap();
     let url = url.replace("mode=rwc", "mode=ro");
-    let error = SqliteTable::connect(&spec(&url, |_| ()), &url).await.unwrap_err().to_string();
+    let error =
+        SqliteTable::connect(&spec(&url, |_| ()), &url, None).await.unwrap_err().to_string();
     assert!(error.contains("right to delete") && error.contains("readonly"), "{error}");
 }
 

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use super::super::problem::Problem;
 use super::accepted;
 use super::options::Options;
-use super::store::{MAX_ENTRIES, Publishing};
+use super::store::{MAX_ENTRIES, Publishing, check_encoding};
 use crate::http::body::Body;
 
 /// One event of the request, in Dapr's shape: to be read as [`AnyCase`].
@@ -57,6 +57,7 @@ pub(in crate::relay) async fn bulk(
         publishing.check(bus, topic)?;
         let options = Options::from_query(request.uri().query().unwrap_or_default())?;
         let (head, body) = request.into_parts();
+        check_encoding(&head.headers)?;
         let (body, room) = publishing.body(body).await?.split();
         let event = |entry: &Entry<'_>| event(publishing, target, &head.headers, entry, &options);
         let (events, failed) = Entries::new(event).read(&body)?;

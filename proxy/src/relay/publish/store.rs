@@ -227,6 +227,21 @@ impl Held {
     }
 }
 
+/// Checks that the body is the event itself: a subscriber would not be told of an encoding, and could not undo it.
+///
+/// # Errors
+/// 415 when the body is encoded.
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut encodings = headers.get_all(http::header::CONTENT_ENCODING).iter();
+    let Some(encoding) =
+        encodings.find(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    else {
+        return Ok(());
+    };
+    let text = format!("a body with Content-Encoding {encoding:?} is not read; send it without");
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "ERR_MALFORMED_REQUEST", text))
+}
+
 /// Neither an envelope in the body nor one in the headers.
 fn is_plain(headers: &HeaderMap) -> bool {
     let kind = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -318,6 +333,23 @@ fn refused(error: PublishError) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_body_that_is_encoded_is_not_read() {
+        let check = |encodings: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for encoding in encodings {
+                let value = http::HeaderValue::from_static(encoding);
+                headers.append(http::header::CONTENT_ENCODING, value);
+            }
+            check_encoding(&headers)
+        };
+        assert!(check(&[]).is_ok() && check(&["identity"]).is_ok() && check(&["Identity"]).is_ok());
+        for encodings in [&["gzip"][..], &["identity", "br"], &["identity, gzip"]] {
+            let refused = check(encodings).unwrap_err();
+            assert_eq!(refused.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encodings:?}");
+        }
+    }
 
     #[test]
     fn the_topic_is_all_that_follows_the_bus() {

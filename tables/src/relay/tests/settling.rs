@@ -116,6 +116,22 @@ async fn rows_without_a_place_are_bad_and_hold_up_no_other() {
     relay.stop().await;
 }
 
+#[tokio::test]
+async fn a_database_that_does_not_answer_does_not_hold_up_the_end() {
+    let mut world = World::new(TABLE).await;
+    let relay = world.start(world.spec(|_| ()));
+    world.waits_for("duet_outbox_source_active_replicas", 1.0).await;
+    // Nobody else may even read, and the relay waits ten seconds for that.
+    world
+        .sql("BEGIN EXCLUSIVE; INSERT INTO outbox (id, aggregatetype, type) VALUES ('1', 't', 'x')")
+        .await;
+    // Nothing shows that it waits; where it does not yet, this test says nothing, and does not fail.
+    sleep(Duration::from_millis(200)).await;
+    let told = Instant::now();
+    relay.stop().await;
+    assert!(told.elapsed() < Duration::from_secs(7), "{:?}", told.elapsed());
+}
+
 #[test]
 fn a_slow_look_is_followed_by_a_longer_pause() {
     let ms = Duration::from_millis;
