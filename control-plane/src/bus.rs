@@ -37,6 +37,7 @@ use crate::listen;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
+pub use backup::Copied;
 use gate::Gate;
 use migrate::Moves;
 pub use migrate::{Migration, Moved};
@@ -46,6 +47,9 @@ pub use reconcile::Reconciler;
 
 const SERVICE: &str = "bus";
 
+/// Where a bus is, once it is open. Locked while it opens, so that it opens once, and no other waits for it.
+type Place = Arc<Mutex<Option<Arc<dyn ManagedBus>>>>;
+
 /// Every bus that is open.
 #[derive(Debug)]
 pub struct Buses {
@@ -53,7 +57,7 @@ pub struct Buses {
     registry: prometheus::Registry,
     is_open: IntGaugeVec,
     store: Arc<Store>,
-    open: Mutex<BTreeMap<String, Arc<dyn ManagedBus>>>,
+    open: RwLock<BTreeMap<String, Place>>,
     /// Topics of each bus that have a declared subscription which the bus does not know yet.
     held_back: RwLock<BTreeMap<String, BTreeSet<String>>>,
     /// What each open bus is kept on, and the number of its opening.
@@ -103,7 +107,7 @@ impl Buses {
         metrics: &Metrics,
         store: Arc<Store>,
     ) -> Result<Self, BusError> {
-        let (open, held_back) = (Mutex::default(), RwLock::default());
+        let (open, held_back) = (RwLock::default(), RwLock::default());
         let (backends, not_moved) = (RwLock::default(), RwLock::default());
         let (moving, moves) = (RwLock::default(), Moves::default());
         let openings = AtomicU64::default();
@@ -140,17 +144,24 @@ impl Buses {
         if !self.store.read(|view| compile::knows_bus(view.index, name)) {
             return Err(BusError::Unknown(name.chars().take(255).collect()));
         }
-        // Held while a bus opens, so that it opens once.
-        let mut open = self.open.lock().await;
-        if let Some(bus) = open.get(name) {
+        let place = self.place(name);
+        let mut place = place.lock().await;
+        if let Some(bus) = &*place {
             return Ok(Arc::clone(bus));
         }
         let made = Box::pin(self.make(name)).await;
         self.is_open.with_label_values(&[name]).set(i64::from(made.is_ok()));
         let bus = made?;
-        open.insert(name.to_owned(), Arc::clone(&bus));
+        *place = Some(Arc::clone(&bus));
         tracing::info!(bus = name, "bus opened");
         Ok(bus)
+    }
+
+    fn place(&self, name: &str) -> Place {
+        if let Some(place) = self.open.read().get(name) {
+            return Arc::clone(place);
+        }
+        Arc::clone(self.open.write().entry(name.to_owned()).or_default())
     }
 
     /// Names of all buses that are declared, and the default one.
@@ -203,8 +214,11 @@ impl Buses {
 
     /// Flushes and closes every bus.
     pub async fn close(&self) {
-        for bus in self.open.lock().await.values() {
-            bus.close().await;
+        let places: Vec<Place> = self.open.read().values().map(Arc::clone).collect();
+        for place in places {
+            if let Some(bus) = &*place.lock().await {
+                bus.close().await;
+            }
         }
         self.moves.close().await;
     }

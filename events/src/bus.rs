@@ -18,7 +18,9 @@ use crate::cloudevent::Event;
 pub use answer::{AppAnswer, Settle, next_delay, on_answer};
 pub use consumer::{Consumer, ConsumerBackend, Delivery, Settler};
 pub use error::{ConsumeError, PublishError, PublishErrorKind};
-pub use managed::{Import, ManageError, ManagedBus, StoredEvent, SubscriptionStatus, TopicStatus};
+pub use managed::{
+    Backup, Import, ManageError, ManagedBus, StoredEvent, SubscriptionStatus, TopicStatus,
+};
 pub(crate) use spec::check_name;
 pub use spec::{Bulk, MAX_EXPRESSION_BYTES, Route, Start, SubscriptionError, SubscriptionSpec};
 pub use topic::TopicConfig;

@@ -5,17 +5,19 @@
 //! the store the thread forgets its memory, opens the store again and goes on from what is on disk.
 //!
 //! - `store`: `redb` behind a small interface, and a journal in front; `record`: what is in it; `README.md` says why `redb`.
-//! - `engine`: what the commands do; `declare` is which topics and subscriptions there are; `topic`, `progress` and `dedup`
-//!   are its parts.
+//! - `engine`: what the commands do; `declare` is which topics and subscriptions there are; `topic`, `progress`, `dedup` and
+//!   `served` (whom a turn has to look at) are its parts.
 //!
 //! Used by the embedded bus and by the outbox. Imports [`crate::bus`], [`crate::cloudevent`] and `crate::database_file`.
 
+mod clock;
 mod command;
 mod consumers;
 mod declare;
 mod dedup;
 mod disk;
 mod engine;
+mod error;
 mod handout;
 mod housekeeping;
 mod manage;
@@ -23,13 +25,14 @@ mod metrics;
 mod moving;
 mod progress;
 pub(crate) mod record;
+mod served;
 pub(crate) mod store;
 mod subscription;
 mod topic;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,18 +40,18 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::bus::{
-    ConsumerBackend, Published, Settle, Start, SubscriptionSpec, SubscriptionStatus, TopicConfig,
-    TopicStatus,
+    Backup, ConsumerBackend, Published, Settle, Start, SubscriptionSpec, SubscriptionStatus,
+    TopicConfig, TopicStatus,
 };
 use crate::cloudevent::Event;
 use crate::private;
 
+pub(crate) use clock::now_ms;
 use command::{Command, Queue};
-use declare::MOST_UNDECLARED;
 use engine::Engine;
+pub use error::LogError;
 pub(crate) use metrics::LogMetrics;
 use record::{Record, Unsealed};
-pub(crate) use worker::now_ms;
 
 /// Bounds of a log's memory. The defaults suit a sidecar as well as the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,53 +72,6 @@ impl Default for LogOptions {
             queue_bytes: 16 << 20,
             settle_delay: Duration::from_millis(10),
         }
-    }
-}
-
-/// Why the log cannot do something.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LogError {
-    /// The disk, or the quota, is full or nearly so. The log goes on by itself when there is room.
-    #[error("the disk is full")]
-    DiskFull,
-    /// Another process, or another log of this one, has the store open.
-    #[error("the store is in use by another process")]
-    InUse,
-    /// The store was written by a newer version.
-    #[error("the store has format {found}, this version knows {known}")]
-    Format {
-        /// Its format.
-        found: u64,
-        /// Ours.
-        known: u64,
-    },
-    /// The store failed. The log opens it again by itself.
-    #[error("the store failed: {0}")]
-    Store(String),
-    /// The request cannot be met, whatever the store does.
-    #[error("{0}")]
-    Refused(String),
-    /// No topic or subscription of this name.
-    #[error("there is no {kind} {name:?}")]
-    Unknown {
-        /// `topic` or `subscription`.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-    },
-    /// As many as may be there without a resource.
-    #[error(
-        "there are {MOST_UNDECLARED} {0} that no resource declares, and no more are made: declare this one"
-    )]
-    TooMany(&'static str),
-    /// The log was closed.
-    #[error("the log is closed")]
-    Closed,
-}
-
-impl LogError {
-    fn unknown(kind: &'static str, name: &str) -> Self {
-        Self::Unknown { kind, name: name.to_owned() }
     }
 }
 
@@ -318,16 +274,16 @@ impl Log {
         self.run(move |engine, _now| engine.pause(&name, paused)).await
     }
 
-    /// Copies the store into a folder while it goes on, and returns the copy.
-    pub(crate) async fn backup(&self, dir: &Path) -> Result<PathBuf, LogError> {
+    /// Copies the store into a folder while it goes on.
+    pub(crate) async fn backup(&self, dir: &Path) -> Result<Backup, LogError> {
         let (snapshot, stored) =
             self.run(|engine, _now| Ok((engine.snapshot()?, engine.stored_bytes()))).await?;
         let dir = dir.to_owned();
         off_thread(move || {
             private::folder(&dir).map_err(|error| LogError::io(&dir, &error))?;
             disk::has_room_for_copy(&dir, stored)?;
-            snapshot.copy_to(&dir)?;
-            Ok(dir.join(store::FILE_NAME))
+            let missing_events = snapshot.copy_to(&dir)?;
+            Ok(Backup { file: dir.join(store::FILE_NAME), missing_events })
         })
         .await
     }

@@ -17,6 +17,7 @@ use std::process::{Command, Output};
 use duet_tests::app::App;
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::{SOON, eventually, http};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 const READER: &str = "\
@@ -67,6 +68,7 @@ async fn a_bus_starts_again_from_its_backup() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["bytes"].as_u64().unwrap(), copy.metadata().unwrap().len());
+    assert_eq!(answer["missingEvents"], 0);
     let mode = copy.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "events are not for everybody");
     let bus = control_plane.folder.path().join("control-plane/bus");
@@ -100,4 +102,46 @@ async fn a_bus_starts_again_from_its_backup() {
         (ids == expected).then_some(())
     })
     .await;
+}
+
+/// Takes away what says how the pages are laid out that have this in them.
+fn break_page(file: &Path, with: &[u8]) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let pages = bytes.chunks_mut(4096);
+    let found = pages.filter(|page| page.windows(with.len()).any(|part| part == with));
+    let broken = found.map(|page| page[..16].fill(0xff)).count();
+    assert!(broken > 0);
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_backup_says_what_it_lacks() {
+    let mut control_plane = ControlPlane::start(&[]).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    for letter in ["a", "b", "c"] {
+        let url = format!("http://{}/v1.0/publish/default/news", writer.ports.api);
+        let request = http::client().post(url).body(letter.repeat(3000));
+        assert_eq!(request.send().await.unwrap().status(), 204);
+    }
+    // In order, so that all of it is in the tables.
+    control_plane.process.signal(Signal::TERM);
+    control_plane.process.wait();
+    break_page(
+        &control_plane.folder.path().join("control-plane/bus/default/log.redb"),
+        &[b'b'; 500],
+    );
+    control_plane.restart().await;
+    let copy = control_plane.folder.path().join("copy");
+    let output =
+        events(&control_plane, &["backup", copy.to_str().unwrap(), "--output", "json"]).await;
+    assert!(!output.status.success(), "whoever relies on it has to know");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["missingEvents"], 1);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("1 events are not in"), "{said}");
+    assert_eq!(
+        answer["bytes"].as_u64().unwrap(),
+        copy.metadata().unwrap().len(),
+        "the rest is kept"
+    );
 }

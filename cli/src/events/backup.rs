@@ -10,6 +10,9 @@ use serde_json::json;
 
 use super::Session;
 
+/// How many events the copy lacks.
+const MISSING_EVENTS: &str = "duet-missing-events";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The file to write; must not exist.
@@ -31,12 +34,15 @@ pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
         .mode(0o600)
         .open(&partial)
         .with_context(|| format!("{} cannot be written", partial.display()))?;
-    let copied = session
-        .client
-        .download("/v1/backup", &[("bus", &session.bus)])
-        .and_then(|mut source| write(&mut source, target, &partial));
-    let bytes = match copied {
-        Ok(bytes) => bytes,
+    let copied =
+        session.client.download("/v1/backup", &[("bus", &session.bus)]).and_then(|mut source| {
+            let missing = source.headers().get(MISSING_EVENTS).and_then(|n| n.to_str().ok());
+            // An older control plane does not say.
+            let missing = missing.and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+            Ok((write(source.body_mut(), target, &partial)?, missing))
+        });
+    let (bytes, missing) = match copied {
+        Ok(copied) => copied,
         Err(error) => {
             // What is half a copy is no copy.
             fs::remove_file(&partial).unwrap_or_default();
@@ -46,9 +52,16 @@ pub(super) fn backup(session: &Session, args: &Args) -> anyhow::Result<()> {
     keep(&partial, file).with_context(|| format!("{} cannot be written", file.display()))?;
     // As text: a path that is no UTF-8 is no JSON.
     let shown = file.display().to_string();
-    let answer = json!({ "bus": session.bus, "file": shown, "bytes": bytes });
+    let answer =
+        json!({ "bus": session.bus, "file": shown, "bytes": bytes, "missingEvents": missing });
     let text = format!("bus {}: {bytes} bytes in {shown}", session.bus);
-    session.say(&answer, &text)
+    session.say(&answer, &text)?;
+    if missing > 0 {
+        bail!(
+            "{missing} events are not in {shown}: the bus cannot read them any more, as its file is damaged where they are"
+        );
+    }
+    Ok(())
 }
 
 /// Gives the copy its name, on disk too.

@@ -77,12 +77,12 @@ impl Client {
         &self,
         path: &str,
         query: &[(&str, &str)],
-    ) -> anyhow::Result<impl std::io::Read + use<>> {
+    ) -> anyhow::Result<http::Response<impl std::io::Read + use<>>> {
         let address = &self.address;
         let path = with_query(path, query);
         let mut answer = self.send("GET", &path, "application/json", &[], None)?;
         if answer.status() == 200 {
-            return Ok(answer.into_body().into_reader());
+            return Ok(answer.map(ureq::Body::into_reader));
         }
         let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string()?;
         let value: Value = serde_json::from_str(&text).unwrap_or_default();

@@ -97,9 +97,13 @@ impl Moves {
 
     /// Looks for what the bus of this name holds here, where it is no longer kept; returns whether there is anything.
     pub(super) async fn look(&self, name: &str, dir: &Path) -> Result<bool, BusError> {
+        if !dir.is_dir() {
+            return Ok(false);
+        }
+        // Held by whoever moves the events of another bus, which takes its time.
         let mut open = self.open.lock().await;
-        if open.contains_key(name) || !dir.is_dir() {
-            return Ok(open.contains_key(name));
+        if open.contains_key(name) {
+            return Ok(true);
         }
         let failed = |source| BusError::Open { name: name.to_owned(), source };
         // Its metrics would have the names of those of the new one.
@@ -203,7 +207,7 @@ impl Old {
         // One whose events stay behind has nothing that must rest.
         let moves = |old: &&SubscriptionStatus| known(old) && !skip.contains(&old.name);
         for old in before.iter().filter(moves).filter(|old| old.paused) {
-            new.pause(&old.name, true).await?;
+            new.pause(&old.name, true).await.map_err(|error| cannot_rest(&old.name, error))?;
         }
         self.checked = true;
         Ok(())
@@ -256,6 +260,16 @@ impl Old {
         }
         self.next.insert(topic.to_owned(), next);
         Ok(Some(moved))
+    }
+}
+
+/// A paused subscription that cannot be paused where it goes.
+fn cannot_rest(name: &str, error: ManageError) -> ManageError {
+    match error {
+        ManageError::Refused(why) => ManageError::Refused(format!(
+            "{name} is paused, and {why}: upgrade the servers, or leave its events behind with --skip"
+        )),
+        ManageError::Unknown { .. } | ManageError::Failed(_) => error,
     }
 }
 

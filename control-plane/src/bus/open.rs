@@ -109,14 +109,15 @@ impl Buses {
         tracing::warn!(bus = name, "the bus moves from its embedded log to NATS");
         self.moving.write().insert(name.to_owned());
         self.settle_down(name).await?;
-        let mut open = self.open.lock().await;
-        if let Some(old) = open.remove(name) {
+        let place = self.place(name);
+        let mut place = place.lock().await;
+        if let Some(old) = place.take() {
             old.close().await;
         }
         self.backends.write().remove(name);
         // If this fails, whoever needs the bus tries again.
         let bus = Box::pin(self.make(name)).await?;
-        open.insert(name.to_owned(), bus);
+        *place = Some(bus);
         Ok(())
     }
 
@@ -243,6 +244,44 @@ mod tests {
         let (taken, _) = open().await;
         let error = taken.unwrap_err();
         assert!(matches!(error, BusError::Open { source: LogError::InUse, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_bus_that_opens_slowly_holds_up_no_other() {
+        // It takes connections, and says nothing.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = silent.local_addr().unwrap();
+        let bus = |name, backend: &str| {
+            format!(
+                "{{apiVersion: duet.dev/v1alpha1, kind: EventBus, metadata: {{name: {name}}}, \
+                 spec: {{backend: {backend}}}}}"
+            )
+        };
+        let slow = bus("slow", &format!("{{nats: {{servers: ['nats://{server}']}}}}"));
+        let resources = format!("{slow}\n---\n{}", bus("quick", "{embedded: {}}"));
+        let parsed = duet_api::resource::parse("a.yaml", &resources);
+        assert_eq!(parsed.errors, []);
+        let resources = parsed.resources.into_iter();
+        let resources = resources.map(|located| (located.resource.key(), Arc::new(located)));
+        let store = Arc::new(Store::default());
+        store.replace_resources(&resources.collect());
+        let dir = TempDir::new().unwrap();
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let buses = Buses::open(dir.path().to_owned(), registry, &metrics, store).await.unwrap();
+        let slow = async {
+            drop(buses.get("slow").await.unwrap());
+            panic!("it was to be slow");
+        };
+        let quick = async {
+            let _connection = silent.accept().await.unwrap();
+            buses.get("quick").await.unwrap();
+        };
+        tokio::select! {
+            () = slow => {}
+            () = quick => {}
+        }
+        buses.close().await;
     }
 
     fn nats(extra: &str) -> NatsBackend {

@@ -8,6 +8,15 @@ use futures::future::BoxFuture;
 use super::{ConsumeError, EventBus, Start, SubscriptionSpec, TopicConfig};
 use crate::cloudevent::Event;
 
+/// A copy of a bus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The one file in its folder, on which the bus can be opened.
+    pub file: PathBuf,
+    /// Events that are not in it, since they cannot be read any more where the bus is.
+    pub missing_events: u64,
+}
+
 /// A bus as its server and its operator see it. The same for every backend; `duet events` works on this.
 pub trait ManagedBus: EventBus {
     /// Creates the topic or changes its settings. Topics that nobody declares are created by the first publish or
@@ -95,9 +104,9 @@ pub trait ManagedBus: EventBus {
         paused: bool,
     ) -> BoxFuture<'a, Result<(), ManageError>>;
 
-    /// Copies everything that is stored now into a folder that holds no copy yet, while the bus goes on. Returns the one
-    /// file there, on which the bus can be opened. Buses that are kept elsewhere refuse.
-    fn backup<'a>(&'a self, _dir: &'a Path) -> BoxFuture<'a, Result<PathBuf, ManageError>> {
+    /// Copies everything that is stored now into a folder that holds no copy yet, while the bus goes on. Buses that are
+    /// kept elsewhere refuse.
+    fn backup<'a>(&'a self, _dir: &'a Path) -> BoxFuture<'a, Result<Backup, ManageError>> {
         let why = "this bus is kept on a cluster, whose own tools back it up".to_owned();
         Box::pin(async { Err(ManageError::Refused(why)) })
     }

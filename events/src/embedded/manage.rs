@@ -1,12 +1,12 @@
 //! The embedded bus, as its server and its operator see it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use futures::future::BoxFuture;
 
 use super::{EmbeddedBus, consume_error};
 use crate::bus::{
-    ConsumeError, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
+    Backup, ConsumeError, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
     SubscriptionStatus, TopicConfig, TopicStatus,
 };
 use crate::log::LogError;
@@ -98,7 +98,7 @@ impl ManagedBus for EmbeddedBus {
         Box::pin(async move { Ok(self.log.pause(subscription, paused).await?) })
     }
 
-    fn backup<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<PathBuf, ManageError>> {
+    fn backup<'a>(&'a self, dir: &'a Path) -> BoxFuture<'a, Result<Backup, ManageError>> {
         Box::pin(async move { Ok(self.log.backup(dir).await?) })
     }
 

@@ -113,6 +113,12 @@ impl Consumers {
         open
     }
 
+    /// What a delivery takes in the store; 0 of one that is settled.
+    pub(super) fn bytes(&self, id: u64, delivery: u64) -> u64 {
+        let open = self.by_id.get(&id).and_then(|consumer| consumer.open.get(&delivery));
+        open.map_or(0, |open| open.bytes)
+    }
+
     /// It gets nothing any more; what it has stays open.
     pub(super) fn retire(&mut self, id: u64) {
         self.leave(id);

@@ -68,6 +68,8 @@ impl Engine {
             self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
         }
         self.urgent = true;
+        // It may order otherwise now.
+        self.served.stir_topic(name);
         Ok(())
     }
 
@@ -82,6 +84,7 @@ impl Engine {
             self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
             self.urgent = true;
         }
+        self.served.stir_topic(name);
         Ok(())
     }
 
@@ -134,6 +137,7 @@ impl Engine {
             && known.row.topic == spec.topic
         {
             known.configure(spec, &mut self.batch);
+            self.touch(&spec.name);
             return Ok(());
         }
         if self.subscriptions.contains_key(&spec.name) {
@@ -200,6 +204,7 @@ impl Engine {
         self.batch.subscriptions.insert(spec.name.clone(), Some(row.encode_to_vec()));
         let subscription = Subscription::new(row, Progress::starting_at(cursor));
         self.subscriptions.insert(spec.name.clone(), subscription);
+        self.touch(&spec.name);
         self.undeclared.subscriptions += 1;
         Ok(())
     }
@@ -226,7 +231,7 @@ impl Engine {
         self.undeclared.subscriptions -= usize::from(!subscription.row.declared);
         let id = subscription.row.id;
         // Its senders are dropped with it, so that the streams end.
-        self.served.remove(name);
+        self.served.remove(name, &subscription.row.topic);
         self.batch.subscriptions.insert(name.to_owned(), None);
         self.batch.progress.insert(id, None);
         self.batch.attempts.retain(|place, _row| place.0 != id);

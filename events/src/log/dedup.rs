@@ -103,6 +103,27 @@ impl Dedup {
         false
     }
 
+    /// Remembers an event that is older than all others. False: there is no room for it, nor for older ones.
+    pub(super) fn insert_older(&mut self, print: Fingerprint, position: u64, at_ms: u64) -> bool {
+        if self.len() >= MAX_ENTRIES {
+            return false;
+        }
+        let width = self.window_ms / SPANS;
+        let over = |span: &Span| {
+            span.until_ms.saturating_sub(at_ms) > width || span.positions.len() >= MAX_SPAN
+        };
+        if self.spans.front().is_none_or(over) {
+            let positions = HashMap::default();
+            self.spans.push_front(Span { until_ms: at_ms, started_ms: at_ms, positions });
+        }
+        if let Some(span) = self.spans.front_mut() {
+            span.until_ms = span.until_ms.max(at_ms);
+            span.started_ms = span.started_ms.min(at_ms);
+            span.positions.entry(print).or_insert(position);
+        }
+        true
+    }
+
     /// Forgets what is older than the window.
     pub(super) fn expire(&mut self, now_ms: u64) {
         let horizon = self.horizon_ms(now_ms);
@@ -154,6 +175,40 @@ mod tests {
         assert!(!whole);
         assert_eq!(dedup.candidates(Fingerprint(many - 1)).collect::<Vec<_>>(), [many - 1]);
         assert_eq!(dedup.len(), MAX_ENTRIES + 1 - MAX_SPAN);
+    }
+
+    #[test]
+    fn what_is_read_back_is_remembered_as_if_it_came_just_then() {
+        let (mut live, mut read) = (Dedup::new(1000), Dedup::new(1000));
+        let times = [(0, 0), (1, 0), (2, 100), (3, 300), (4, 250), (5, 600), (6, 900)];
+        for (position, at_ms) in times {
+            live.insert(Fingerprint(position % 6), position, at_ms);
+        }
+        for (position, at_ms) in times.into_iter().rev() {
+            assert!(read.insert_older(Fingerprint(position % 6), position, at_ms));
+        }
+        for now_ms in [900, 1050, 1200, 1500, 2000] {
+            live.expire(now_ms);
+            read.expire(now_ms);
+            // Whatever the spans, nothing of the window is missing.
+            for (position, _) in times.into_iter().filter(|(_, at_ms)| now_ms <= at_ms + 1000) {
+                let found = |dedup: &Dedup| {
+                    dedup.candidates(Fingerprint(position % 6)).any(|at| at >= position)
+                };
+                assert!(found(&live) && found(&read), "{position} at {now_ms}");
+            }
+        }
+        assert!(read.spans.is_empty());
+        assert!(read.insert(Fingerprint(9), 9, 2000));
+    }
+
+    #[test]
+    fn reading_back_ends_where_there_is_no_room() {
+        let mut dedup = Dedup::new(1000);
+        let many = MAX_ENTRIES as u64;
+        assert!((0..many).all(|at| dedup.insert_older(Fingerprint(at), many - at, 0)));
+        assert!(!dedup.insert_older(Fingerprint(many), 0, 0));
+        assert_eq!(dedup.spans.len(), MAX_ENTRIES / MAX_SPAN);
     }
 
     #[test]

@@ -50,19 +50,34 @@ pub(super) fn has_room_for_copy(dir: &Path, stored: u64) -> Result<(), LogError>
     Err(LogError::Refused(format!("{dir} wants {wanted} bytes free for a copy, and has {free}")))
 }
 
+/// Tables take about half as much again as what is in them.
+fn in_tables(bytes: u64) -> u64 {
+    bytes / 2 * 3
+}
+
 /// Watches the disk of one log.
 pub(super) struct Disk {
     look: Box<dyn FnMut() -> Option<Usage> + Send>,
     seen: Option<Usage>,
     /// Bytes that went there since.
     taken: u64,
+    /// Bytes that are in the journal, and will be in the tables as well.
+    unwritten: u64,
     refusing: bool,
+    refusing_letters: bool,
 }
 
 impl Disk {
     /// With a way to look at it.
     pub(super) fn new(look: impl FnMut() -> Option<Usage> + Send + 'static) -> Self {
-        let mut disk = Self { look: Box::new(look), seen: None, taken: 0, refusing: false };
+        let mut disk = Self {
+            look: Box::new(look),
+            seen: None,
+            taken: 0,
+            unwritten: 0,
+            refusing: false,
+            refusing_letters: false,
+        };
         disk.look();
         disk
     }
@@ -73,9 +88,44 @@ impl Disk {
         self.taken = 0;
     }
 
-    /// Whether that many bytes more can be stored. `stored` is what the log's records take now: the file does not get
-    /// shorter when some go, but takes others in their place.
+    /// So many bytes of what was taken are not in the tables yet.
+    pub(super) fn expect(&mut self, unwritten: u64) {
+        self.unwritten = unwritten;
+    }
+
+    /// Whether that many bytes of new events can be stored. `stored` is what the log's records take now: the file does
+    /// not get shorter when some go, but takes others in their place.
     pub(super) fn takes(&mut self, bytes: u64, stored: impl FnOnce() -> u64) -> bool {
+        let fits = self.fits(bytes, 1, stored);
+        if fits && self.refusing {
+            tracing::info!("the disk has room again: events are stored");
+        } else if !fits && !self.refusing {
+            let (free, reserve) = self.seen.map_or((0, 0), |seen| (seen.free, seen.reserve()));
+            tracing::error!(free, reserve, "the disk is nearly full: events are refused");
+        }
+        self.refusing = !fits;
+        fits
+    }
+
+    /// The same for a dead letter. It may have half of the reserve: where it takes the last, nothing can be settled any
+    /// more, and nothing be delivered.
+    pub(super) fn takes_letter(&mut self, bytes: u64, stored: impl FnOnce() -> u64) -> bool {
+        let fits = self.fits(bytes, 2, stored);
+        if fits && self.refusing_letters {
+            tracing::info!("the disk has room again: dead letters are stored");
+        } else if !fits && !self.refusing_letters {
+            let free = self.seen.map_or(0, |seen| seen.free);
+            tracing::error!(
+                free,
+                "the disk is full: what is to be a dead letter is delivered again"
+            );
+        }
+        self.refusing_letters = !fits;
+        fits
+    }
+
+    /// Whether they fit beside a part of the reserve.
+    fn fits(&mut self, bytes: u64, part: u64, stored: impl FnOnce() -> u64) -> bool {
         if self.taken > LOOK_BYTES {
             self.look();
         }
@@ -83,17 +133,9 @@ impl Disk {
         let Some(usage) = self.seen else {
             return true;
         };
-        let wanted = usage.reserve() + self.taken;
-        // Tables take about half as much again as what is in them.
-        let fits = usage.free >= wanted
-            || usage.free + usage.file.saturating_sub(stored() / 2 * 3) >= wanted;
-        if fits && self.refusing {
-            tracing::info!("the disk has room again: events are stored");
-        } else if !fits && !self.refusing {
-            let (free, reserve) = (usage.free, usage.reserve());
-            tracing::error!(free, reserve, "the disk is nearly full: events are refused");
-        }
-        self.refusing = !fits;
+        let wanted = usage.reserve() / part + self.taken + in_tables(self.unwritten);
+        let used = || in_tables(stored().saturating_sub(self.unwritten));
+        let fits = usage.free >= wanted || usage.free + usage.file.saturating_sub(used()) >= wanted;
         if !fits {
             self.taken -= bytes;
         }
@@ -122,6 +164,23 @@ mod tests {
         let mut disk = disk(56 * MIB, 0);
         assert!(disk.takes(5 * MIB, || 0), "of 6 MiB");
         assert!(!disk.takes(1, || 0), "it looked again, and 46 MiB are left");
+    }
+
+    #[test]
+    fn what_only_the_journal_has_is_counted_as_it_will_be_in_the_tables() {
+        let mut disk = disk(70 * MIB, 0);
+        disk.expect(20 * MIB);
+        assert!(!disk.takes(1, || 1 << 40), "20 MiB will take 30, and 50 are the reserve");
+        disk.expect(10 * MIB);
+        assert!(disk.takes(1, || 1 << 40));
+    }
+
+    #[test]
+    fn dead_letters_have_half_of_the_reserve() {
+        let mut disk = disk(30 * MIB, 0);
+        assert!(!disk.takes(1, || 1 << 40));
+        assert!(disk.takes_letter(4 * MIB, || 1 << 40));
+        assert!(!disk.takes_letter(2 * MIB, || 1 << 40));
     }
 
     #[test]

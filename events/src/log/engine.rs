@@ -11,8 +11,9 @@ use prost::Message;
 use super::declare::Undeclared;
 use super::metrics::LogMetrics;
 use super::record::{Record, TopicRow, Unsealed};
+use super::served::Served;
 use super::store::{Batch, Found, Snapshot, Store};
-use super::subscription::{self, Subscription, unreadable};
+use super::subscription::{self, Subscription, read_row};
 use super::topic::Topic;
 use super::{Backlog, LogError, Prepared, TopicConfig};
 use crate::bus::Published;
@@ -26,12 +27,18 @@ pub(super) struct Engine {
     /// The subscription of each consumer.
     pub(super) owners: HashMap<u64, Arc<str>>,
     /// Subscriptions that have consumers.
-    pub(super) served: BTreeSet<Arc<str>>,
+    pub(super) served: Served,
+    /// Those that something was done to since the last commit: the dirty ones are among them.
+    touched: BTreeSet<String>,
+    /// Topics with events in the current batch.
+    grown: BTreeSet<String>,
     pub(super) batch: Batch,
     /// Somebody waits for the flush of this batch.
     pub(super) urgent: bool,
     /// Events, by topic, that retention took from subscriptions and nobody was told of yet.
     pub(super) dropped: BTreeMap<String, u64>,
+    /// What the last trim of all topics says; see [`Self::trims_more`].
+    pub(super) trims_more: bool,
     /// Nothing was written since the last [`Self::settle_if_quiet`].
     quiet: bool,
     pub(super) next_id: u32,
@@ -40,7 +47,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Reads what the store holds: everything but the events, and of those the deduplication windows.
+    /// Reads what the store holds: everything but the events, and of those the deduplication windows. A row that makes
+    /// no sense costs what it is about, and not the log.
     pub(super) fn load(
         mut store: Store,
         metrics: LogMetrics,
@@ -50,16 +58,21 @@ impl Engine {
         let contents = store.contents()?;
         let mut topics = BTreeMap::new();
         for (name, bytes) in &contents.topics {
-            let row =
-                TopicRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
+            let Some(row) = read_row::<TopicRow>(&metrics, &format!("topic {name}"), bytes) else {
+                continue;
+            };
             topics.insert(name.clone(), Topic::restore(row, &mut store, now_ms)?);
         }
-        let subscriptions = subscription::load(&contents)?;
+        let mut batch = Batch::default();
+        let subscriptions = subscription::load(&contents, &topics, &metrics, now_ms, &mut batch);
+        let lost = subscriptions.iter().filter(|(_, subscription)| subscription.dirty);
+        let touched = lost.map(|(name, _)| name.clone()).collect();
         let topic_ids = topics.values().map(|topic| topic.row().id);
         let ids = topic_ids.chain(subscriptions.values().map(|s: &Subscription| s.row.id));
-        // Rows of a subscription that is lost itself must not become those of the next one.
+        // Rows of a subscription that is lost itself, and events of such a topic, must not become those of the next one.
         let orphans = contents.progress.iter().map(|(id, _)| *id);
         let orphans = orphans.chain(contents.attempts.iter().map(|((id, _), _)| *id));
+        let orphans = orphans.chain(contents.last_topic);
         let next_id = ids.chain(orphans).max().unwrap_or(0) + 1;
         let undeclared = Undeclared::of(&topics, &subscriptions);
         let mut engine = Self {
@@ -68,10 +81,13 @@ impl Engine {
             topics,
             subscriptions,
             owners: HashMap::new(),
-            served: BTreeSet::new(),
-            batch: Batch::default(),
+            served: Served::default(),
+            touched,
+            grown: BTreeSet::new(),
+            batch,
             urgent: false,
             dropped: BTreeMap::new(),
+            trims_more: false,
             quiet: false,
             next_id,
             undeclared,
@@ -114,6 +130,7 @@ impl Engine {
         for entry in entries {
             published.push(state.append(entry, &mut self.batch, &mut self.store, now_ms)?);
         }
+        self.grew(topic);
         Ok(published)
     }
 
@@ -142,13 +159,18 @@ impl Engine {
     /// Adds changed topics and progress to the batch and writes it. Afterwards everything done so far is on disk, and may be
     /// acknowledged and handed out.
     pub(super) fn commit(&mut self) -> Result<(), LogError> {
-        for (name, topic) in self.topics.iter().filter(|(_, topic)| topic.has_unwritten()) {
-            self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
+        let grown = std::mem::take(&mut self.grown);
+        for name in &grown {
+            if let Some(topic) = self.topics.get(name).filter(|topic| topic.has_unwritten()) {
+                self.batch.topics.insert(name.clone(), topic.row().encode_to_vec());
+            }
         }
-        for subscription in self.subscriptions.values_mut().filter(|s| s.dirty) {
-            let row = subscription.progress.to_row().encode_to_vec();
-            self.batch.progress.insert(subscription.row.id, Some(row));
-            subscription.dirty = false;
+        for name in std::mem::take(&mut self.touched) {
+            if let Some(subscription) = self.subscriptions.get_mut(&name).filter(|s| s.dirty) {
+                let row = subscription.progress.to_row().encode_to_vec();
+                self.batch.progress.insert(subscription.row.id, Some(row));
+                subscription.dirty = false;
+            }
         }
         self.urgent = false;
         if self.batch.is_empty() {
@@ -161,9 +183,14 @@ impl Engine {
         self.store.commit(batch)?;
         timer.observe_duration();
         self.metrics.group_events.observe(events as f64);
-        for topic in self.topics.values_mut() {
-            topic.written();
+        for name in grown {
+            if let Some(topic) = self.topics.get_mut(&name) {
+                topic.written();
+            }
+            self.served.stir_topic(&name);
         }
+        debug_assert!(!self.topics.values().any(Topic::has_unwritten));
+        debug_assert!(!self.subscriptions.values().any(|subscription| subscription.dirty));
         Ok(())
     }
 
@@ -177,6 +204,27 @@ impl Engine {
     pub(super) fn push(&mut self, topic: &str, record: &Record) {
         if let Some(state) = self.topics.get_mut(topic) {
             state.push(Unsealed::new(record), &mut self.batch);
+            self.grew(topic);
+        }
+    }
+
+    fn grew(&mut self, topic: &str) {
+        if !self.grown.contains(topic) {
+            self.grown.insert(topic.to_owned());
+        }
+    }
+
+    /// Something is done to a subscription: what changes is written with the next commit, and what may be handed out then
+    /// is looked for.
+    pub(super) fn touch(&mut self, subscription: &str) {
+        self.served.stir(subscription);
+        self.note_progress(subscription);
+    }
+
+    /// The progress of a subscription may be ahead of what the store knows.
+    pub(super) fn note_progress(&mut self, subscription: &str) {
+        if !self.touched.contains(subscription) {
+            self.touched.insert(subscription.to_owned());
         }
     }
 

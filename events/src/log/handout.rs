@@ -1,6 +1,5 @@
 //! Handing events to consumers and taking their answers.
 
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::store::Found;
 use super::{LogDelivery, LogError, TopicConfig};
 use crate::bus::dead_letter::{self, Verdict};
 use crate::bus::{Settle, SubscriptionSpec};
-use crate::cloudevent::{DELIVER_AT, EXPIRY_TIME, millis};
+use crate::cloudevent::{self, DELIVER_AT, EXPIRY_TIME};
 
 /// Deliveries of one subscription in one turn, so that a replay does not hold up publishers.
 const STEP: usize = 256;
@@ -35,7 +34,7 @@ impl Engine {
         if let Some(subscription) = self.subscriptions.get_mut(&*name) {
             subscription.as_is = as_is;
             subscription.consumers.add(id, spec.max_in_flight as usize, sender);
-            self.served.insert(Arc::clone(&name));
+            self.served.add(&name, &spec.topic);
             self.owners.insert(id, name);
         }
         Ok(())
@@ -55,8 +54,9 @@ impl Engine {
             }
         }
         if subscription.consumers.is_empty() {
-            self.served.remove(&name);
+            self.served.remove(&name, &subscription.row.topic);
         }
+        self.served.stir(&name);
     }
 
     /// The consumer gets nothing any more, and still settles what it has.
@@ -75,19 +75,9 @@ impl Engine {
         outcome: &Settle,
         now_ms: u64,
     ) -> Result<bool, LogError> {
-        let Some(name) = self.owners.get(&consumer).map(Arc::clone) else {
+        let Some((name, position)) = self.answered(consumer, delivery) else {
             return Ok(false);
         };
-        let Some(subscription) = self.subscriptions.get_mut(&*name) else {
-            return Ok(false);
-        };
-        let Some(Open { position, epoch, .. }) = subscription.consumers.settle(consumer, delivery)
-        else {
-            return Ok(false);
-        };
-        if epoch != subscription.row.epoch {
-            return Ok(false);
-        }
         if let Settle::DeadLetter { reason, status } = outcome {
             self.dead_letter(&name, position, reason, *status, now_ms)?;
         }
@@ -97,15 +87,37 @@ impl Engine {
         let progress = &mut subscription.progress;
         let change = match outcome {
             Settle::Ack | Settle::DeadLetter { .. } => progress.finish(position),
-            Settle::Retry { delay } => progress.postpone(position, after(now_ms, *delay), true),
+            Settle::Retry { delay } => progress.postpone(position, now_ms, millis(*delay), true),
             Settle::Release { delay } if delay.is_zero() => {
                 progress.give_back(position);
                 return Ok(false);
             }
-            Settle::Release { delay } => progress.postpone(position, after(now_ms, *delay), false),
+            Settle::Release { delay } => progress.postpone(position, now_ms, millis(*delay), false),
         };
         subscription.changed(position, change, &mut self.batch);
         Ok(true)
+    }
+
+    /// What a delivery was of, subscription and position, unless that was moved or removed meanwhile. Its consumer has room
+    /// again.
+    fn answered(&mut self, consumer: u64, delivery: u64) -> Option<(Arc<str>, u64)> {
+        let name = Arc::clone(self.owners.get(&consumer)?);
+        let subscription = self.subscriptions.get_mut(&*name)?;
+        let Open { position, epoch, .. } = subscription.consumers.settle(consumer, delivery)?;
+        let is_its_own = epoch == subscription.row.epoch;
+        self.touch(&name);
+        is_its_own.then_some((name, position))
+    }
+
+    /// What was to become of a delivery cannot be now: it comes again, unspent, and not before a time. Takes nothing of the
+    /// disk.
+    pub(super) fn hold_back(&mut self, consumer: u64, delivery: u64, until_ms: u64) {
+        let Some((name, position)) = self.answered(consumer, delivery) else {
+            return;
+        };
+        if let Some(subscription) = self.subscriptions.get_mut(&*name) {
+            subscription.progress.hold_back(position, until_ms);
+        }
     }
 
     /// Copies an event to the dead-letter topic, in the same batch that will settle it.
@@ -148,14 +160,33 @@ impl Engine {
         Ok(())
     }
 
+    /// Bytes of an event that a consumer has.
+    pub(super) fn bytes_in_hand(&self, consumer: u64, delivery: u64) -> u64 {
+        let name = self.owners.get(&consumer);
+        let subscription = name.and_then(|name| self.subscriptions.get(&**name));
+        subscription.map_or(0, |subscription| subscription.consumers.bytes(consumer, delivery))
+    }
+
+    /// The clock was set back by so much.
+    pub(super) fn clock_set_back(&mut self, by_ms: u64) {
+        tracing::warn!(by_ms, "the clock was set back; retries do not wait for it");
+        for subscription in self.subscriptions.values_mut() {
+            subscription.clock_set_back(by_ms);
+        }
+        self.served.stir_all();
+    }
+
     /// Hands out what is ready to whoever has room. True if there is more to do at once.
     pub(super) fn hand_out(&mut self, now_ms: u64) -> Result<bool, LogError> {
         let mut more = false;
-        let mut next = self.served.first().map(Arc::clone);
-        while let Some(name) = next {
-            more |= self.hand_out_one(&name, now_ms)?;
-            let after = (Bound::Excluded(&*name), Bound::Unbounded);
-            next = self.served.range::<str, _>(after).next().map(Arc::clone);
+        for name in self.served.take(now_ms) {
+            if self.hand_out_one(&name, now_ms)? {
+                self.served.stir(&name);
+                more = true;
+            }
+            self.note_progress(&name);
+            let active = self.subscriptions.get(&*name).filter(|known| !known.row.paused);
+            self.served.wake_at(&name, active.and_then(|active| active.progress.next_wake()));
         }
         Ok(more)
     }
@@ -220,9 +251,12 @@ impl Engine {
             self.pass_over(name, position);
             return false;
         }
-        let time = |attribute| event.attributes.get(attribute).and_then(|text| millis(text));
+        let time =
+            |attribute| event.attributes.get(attribute).and_then(|text| cloudevent::millis(text));
         let deliver_at = time(DELIVER_AT);
-        if let Some(at_ms) = deliver_at.filter(|at_ms| *at_ms > now_ms) {
+        // One that had an attempt was due already, whatever a clock says that was set back since.
+        let is_new = subscription.progress.spent(position) == 0;
+        if let Some(at_ms) = deliver_at.filter(|at_ms| is_new && *at_ms > now_ms) {
             let change = subscription.progress.schedule(position, at_ms);
             subscription.changed(position, change, &mut self.batch);
             return false;
@@ -279,7 +313,8 @@ impl Engine {
             return false;
         };
         let mine = event.attributes.get(dead_letter::REDRIVE_TO).is_none_or(|only| only == name);
-        let delayed = event.attributes.get(DELIVER_AT).and_then(|text| millis(text)).is_some();
+        let delayed =
+            event.attributes.get(DELIVER_AT).and_then(|text| cloudevent::millis(text)).is_some();
         mine && !delayed && subscription.key(event) == Some(key)
     }
 
@@ -305,12 +340,10 @@ impl Engine {
 
     /// When the next postponed event is due that someone would take.
     pub(super) fn next_wake(&self) -> Option<u64> {
-        let served = self.served.iter().filter_map(|name| self.subscriptions.get(&**name));
-        let active = served.filter(|subscription| !subscription.row.paused);
-        active.filter_map(|subscription| subscription.progress.next_wake()).min()
+        self.served.next_wake()
     }
 }
 
-fn after(now_ms: u64, delay: Duration) -> u64 {
-    now_ms.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
+fn millis(delay: Duration) -> u64 {
+    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)
 }

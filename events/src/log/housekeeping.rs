@@ -16,12 +16,14 @@ impl Engine {
             topic.trim_anew();
         }
         self.trim_on(now_ms)?;
+        // What was overlooked, if anything is, waits no longer than this.
+        self.served.stir_all();
         for (topic, dropped) in std::mem::take(&mut self.dropped) {
             tracing::warn!(topic, dropped, "retention took events that were not handled yet");
         }
         for status in self.subscription_statuses()? {
             let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
-            self.metrics.subscription(&status.name, status.lag, age_ms, status.in_flight);
+            self.metrics.subscription(&status, age_ms);
         }
         Ok(())
     }
@@ -42,7 +44,7 @@ impl Engine {
     /// Whether retention has more to take. It takes a little in each turn, so that publishers and consumers have
     /// theirs, but does not wait in between: otherwise publishers that are faster would fill the disk.
     pub(super) fn trims_more(&self) -> bool {
-        self.topics.values().any(Topic::trims_more)
+        self.trims_more
     }
 
     /// Trims the topics that have more, by a step.
@@ -66,6 +68,7 @@ impl Engine {
         for topic in dropping {
             self.drop_unhandled(&topic);
         }
+        self.trims_more = self.topics.values().any(Topic::trims_more);
         Ok(())
     }
 
@@ -73,7 +76,12 @@ impl Engine {
     fn drop_unhandled(&mut self, name: &str) {
         let first = self.topics.get(name).map_or(0, |topic| topic.row().first);
         let mut dropped = 0;
-        for subscription in self.subscriptions.values_mut().filter(|s| s.row.topic == name) {
+        let own = self.subscriptions.iter().filter(|(_, s)| s.row.topic == name);
+        for subscription in own.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.touch(&subscription);
+            let Some(subscription) = self.subscriptions.get_mut(&subscription) else {
+                continue;
+            };
             let (rows, lost) = subscription.progress.skip_to(first);
             for position in rows {
                 self.batch.attempts.insert((subscription.row.id, position), None);

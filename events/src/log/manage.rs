@@ -91,7 +91,7 @@ impl Engine {
         topic: &str,
         positions: Vec<u64>,
     ) -> Result<u64, LogError> {
-        self.commit_before_admin(topic)?;
+        self.commit_around_admin(topic)?;
         let mut removed = 0;
         for position in positions.into_iter().collect::<BTreeSet<_>>() {
             let length = match self.find(topic, position)? {
@@ -101,17 +101,17 @@ impl Engine {
             self.remove_event(topic, position, length);
             removed += 1;
         }
+        self.commit_around_admin(topic)?;
         Ok(removed)
     }
 
-    /// What is in the current batch cannot be found yet.
-    fn commit_before_admin(&mut self, topic: &str) -> Result<(), LogError> {
+    /// Before: what is in the current batch cannot be found yet. After: what it removes is found until then, and
+    /// retention, or whoever is next, would take it once more.
+    fn commit_around_admin(&mut self, topic: &str) -> Result<(), LogError> {
         if !self.topics.contains_key(topic) {
             return Err(LogError::unknown("topic", topic));
         }
-        self.commit()?;
-        self.urgent = true;
-        Ok(())
+        self.commit()
     }
 
     fn remove_event(&mut self, name: &str, position: u64, length: u64) {
@@ -120,12 +120,12 @@ impl Engine {
         };
         topic.remove(position, length, &mut self.batch);
         self.batch.topics.insert(name.to_owned(), topic.row().encode_to_vec());
-        let subscriptions = self.subscriptions.values_mut().filter(|s| s.row.topic == name);
-        for subscription in subscriptions {
-            if subscription.progress.waits(position) {
-                let change = subscription.progress.finish(position);
-                subscription.changed(position, change, &mut self.batch);
-            }
+        let subscriptions = self.subscriptions.iter().filter(|(_, s)| s.row.topic == name);
+        let waiting = subscriptions.filter(|(_, s)| s.progress.waits(position));
+        let waiting: Vec<String> = waiting.map(|(name, _)| name.clone()).collect();
+        for subscription in waiting {
+            self.touch(&subscription);
+            self.pass_over(&subscription, position);
         }
     }
 
@@ -137,7 +137,7 @@ impl Engine {
         positions: Vec<u64>,
         now_ms: u64,
     ) -> Result<u64, LogError> {
-        self.commit_before_admin(dead_letter_topic)?;
+        self.commit_around_admin(dead_letter_topic)?;
         let (mut moved, mut bytes) = (0, 0);
         for position in positions.into_iter().collect::<BTreeSet<_>>() {
             let Found::Record(record, length) = self.find(dead_letter_topic, position)? else {
@@ -157,7 +157,7 @@ impl Engine {
                 bytes = 0;
             }
         }
-        self.urgent = true;
+        self.commit_around_admin(dead_letter_topic)?;
         Ok(moved)
     }
 
@@ -192,6 +192,7 @@ impl Engine {
         if let Some(subscription) = self.subscriptions.get_mut(name) {
             subscription.move_to(name, position, &mut self.batch);
         }
+        self.touch(name);
         self.urgent = true;
         tracing::info!(subscription = name, topic, position, "subscription moved");
         Ok(())
@@ -207,6 +208,7 @@ impl Engine {
             let row = subscription.row.encode_to_vec();
             self.batch.subscriptions.insert(name.to_owned(), Some(row));
             self.urgent = true;
+            self.served.stir(name);
         }
         Ok(())
     }

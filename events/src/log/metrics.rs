@@ -1,15 +1,9 @@
 //! Numbers of a log. Labels are names that operators declare, and still bounded.
 
-use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry};
 
-use crate::metrics::{Forget as _, Labels, Registration};
-
-const OLDEST: (&str, &str) = (
-    "duet_bus_subscription_oldest_event_seconds",
-    "Age of the oldest event not handled yet; 0 if there is none.",
-);
+use crate::bus::SubscriptionStatus;
+use crate::metrics::{Forget as _, Labels, Registration, SubscriptionGauges};
 
 const EXPIRED: (&str, &str) = (
     "duet_bus_expired_events_total",
@@ -28,9 +22,7 @@ pub(crate) struct LogMetrics {
     dead_letters: IntCounterVec,
     expired: IntCounterVec,
     dropped: IntCounterVec,
-    lag: IntGaugeVec,
-    oldest_seconds: GaugeVec,
-    in_flight: IntGaugeVec,
+    waiting: SubscriptionGauges,
     pub(super) flush_seconds: Histogram,
     pub(super) group_events: Histogram,
     pub(super) damaged_records: IntCounter,
@@ -53,9 +45,7 @@ impl LogMetrics {
         registration.add(metrics.dead_letters.clone())?;
         registration.add(metrics.expired.clone())?;
         registration.add(metrics.dropped.clone())?;
-        registration.add(metrics.lag.clone())?;
-        registration.add(metrics.oldest_seconds.clone())?;
-        registration.add(metrics.in_flight.clone())?;
+        metrics.waiting.add_to(&registration)?;
         metrics.add_own(&registration)?;
         Ok(Self { registration: Some(registration), ..metrics })
     }
@@ -87,7 +77,6 @@ impl LogMetrics {
     fn new(name: &str) -> prometheus::Result<Self> {
         let bus = |metric: &str, help: &str| Opts::new(metric, help).const_label("bus", name);
         let counters = |metric, help, label| IntCounterVec::new(bus(metric, help), &[label]);
-        let gauges = |metric, help| IntGaugeVec::new(bus(metric, help), &["subscription"]);
         let log = |metric: &str, help: &str| Opts::new(metric, help).const_label("log", name);
         let counter = |metric, help| IntCounter::with_opts(log(metric, help));
         let histogram = |metric, help, buckets: prometheus::Result<Vec<f64>>| {
@@ -112,12 +101,7 @@ impl LogMetrics {
             )?,
             expired: counters(EXPIRED.0, EXPIRED.1, "subscription")?,
             dropped: counters(DROPPED.0, DROPPED.1, "topic")?,
-            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
-            oldest_seconds: GaugeVec::new(bus(OLDEST.0, OLDEST.1), &["subscription"])?,
-            in_flight: gauges(
-                "duet_bus_subscription_in_flight_events",
-                "Events that a consumer has now.",
-            )?,
+            waiting: SubscriptionGauges::new(name)?,
             flush_seconds: histogram(
                 "duet_log_flush_duration_seconds",
                 "Time of one commit, with its flush to disk.",
@@ -138,7 +122,7 @@ impl LogMetrics {
             )?,
             refused_events: counter(
                 "duet_log_refused_events_total",
-                "Events refused because the disk was nearly full.",
+                "Events, and dead letters, refused because the disk was nearly full.",
             )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),
@@ -200,18 +184,12 @@ impl LogMetrics {
         self.dropped.with_label_values(&[label]).inc_by(events);
     }
 
-    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: u64) {
-        let labels = &[self.subscriptions.bounded(name)];
-        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
-        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
-        let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
-        self.in_flight.with_label_values(labels).set(in_flight);
+    pub(super) fn subscription(&self, status: &SubscriptionStatus, age_ms: u64) {
+        self.waiting.set(self.subscriptions.bounded(&status.name), status, age_ms);
     }
 
     pub(super) fn forget_subscription(&self, name: &str) {
-        self.lag.forget(name);
-        self.in_flight.forget(name);
-        self.oldest_seconds.forget(name);
+        self.waiting.forget(name);
         self.dead_letters.forget(name);
         self.expired.forget(name);
         self.subscriptions.forget(name);

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::{AttemptRow, ProgressRow};
+use super::record::AttemptRow;
 
 mod lanes;
+mod rows;
 
 pub(super) use lanes::Refill;
 use lanes::{Claim, Lanes};
@@ -74,41 +75,15 @@ impl Progress {
         }
     }
 
-    /// Reads back what was stored. Everything that was out is ready again, unspent.
-    pub(super) fn restore(row: &ProgressRow, attempts: &[(u64, AttemptRow)]) -> Self {
-        let mut progress = Self::starting_at(row.cursor);
-        progress.lanes = Lanes::restore(&row.lanes);
-        for position in &row.fresh {
-            progress.unsettled.insert(*position, Unsettled::default());
-            progress.ready.insert(*position);
-        }
-        for (position, attempt) in attempts {
-            progress.cursor = progress.cursor.max(position + 1);
-            progress.unsettled.remove(position);
-            progress.ready.remove(position);
-            if attempt.scheduled {
-                progress.scheduled.insert((attempt.not_before_ms, *position));
-                progress.scheduled_at.insert(*position, attempt.not_before_ms);
-                continue;
+    /// The clock was set back: what waits for another attempt is not to wait longer for that. What was published for a
+    /// time waits for that time.
+    pub(super) fn clock_set_back(&mut self, by_ms: u64) {
+        for (due_ms, position) in std::mem::take(&mut self.delayed) {
+            let due_ms = due_ms.saturating_sub(by_ms);
+            self.delayed.insert((due_ms, position));
+            if let Some(state) = self.unsettled.get_mut(&position) {
+                state.due_ms = Some(due_ms);
             }
-            // It was the one of its key that was out, so it holds back the others from the start.
-            let due_ms = Some(attempt.not_before_ms);
-            let first = attempt.key != 0 && progress.lanes.occupy(attempt.key, *position);
-            let key = if first { attempt.key } else { 0 };
-            let state = Unsettled { spent: attempt.spent, has_row: true, due_ms, key, stays: true };
-            progress.unsettled.insert(*position, state);
-            progress.delayed.insert((attempt.not_before_ms, *position));
-        }
-        progress
-    }
-
-    /// The form for the store, without the rows.
-    pub(super) fn to_row(&self) -> ProgressRow {
-        let fresh = self.unsettled.iter().filter(|(_, state)| !state.has_row);
-        ProgressRow {
-            cursor: self.cursor,
-            fresh: fresh.map(|(position, _)| *position).collect(),
-            lanes: self.lanes.to_rows(),
         }
     }
 
@@ -272,8 +247,15 @@ impl Progress {
         if state.has_row { RowChange::Delete } else { RowChange::None }
     }
 
-    /// Not before a time, and `spend` says whether the attempt counts.
-    pub(super) fn postpone(&mut self, position: u64, not_before_ms: u64, spend: bool) -> RowChange {
+    /// Not before a delay is over, and `spend` says whether the attempt counts.
+    pub(super) fn postpone(
+        &mut self,
+        position: u64,
+        now_ms: u64,
+        delay_ms: u64,
+        spend: bool,
+    ) -> RowChange {
+        let not_before_ms = now_ms.saturating_add(delay_ms);
         let Some(state) = self.unsettled.get_mut(&position) else {
             return RowChange::None;
         };
@@ -282,15 +264,19 @@ impl Progress {
         state.due_ms = Some(not_before_ms);
         self.delayed.insert((not_before_ms, position));
         let (spent, key) = (state.spent, state.key);
-        RowChange::Put(AttemptRow { spent, not_before_ms, key, scheduled: false })
+        RowChange::Put(AttemptRow { spent, not_before_ms, key, scheduled: false, noted_ms: now_ms })
     }
 
-    /// A taken event that was published for a later time: it is out of everyone's way until then.
-    pub(super) fn schedule(&mut self, position: u64, at_ms: u64) -> RowChange {
-        // One with a history keeps it.
-        if self.spent(position) > 0 {
-            return self.postpone(position, at_ms, false);
+    /// Not before a time, and unspent, as far as memory goes: nothing is written for it, and after a restart it is ready.
+    pub(super) fn hold_back(&mut self, position: u64, until_ms: u64) {
+        if let Some(state) = self.unsettled.get_mut(&position) {
+            state.due_ms = Some(until_ms);
+            self.delayed.insert((until_ms, position));
         }
+    }
+
+    /// A taken event without a history that was published for a later time: it is out of everyone's way until then.
+    pub(super) fn schedule(&mut self, position: u64, at_ms: u64) -> RowChange {
         let Some(state) = self.unsettled.remove(&position) else {
             return RowChange::None;
         };
@@ -301,7 +287,11 @@ impl Progress {
         }
         self.scheduled.insert((at_ms, position));
         self.scheduled_at.insert(position, at_ms);
-        RowChange::Put(AttemptRow { spent: 0, not_before_ms: at_ms, key: 0, scheduled: true })
+        RowChange::Put(AttemptRow {
+            not_before_ms: at_ms,
+            scheduled: true,
+            ..AttemptRow::default()
+        })
     }
 
     /// Everything below a position is gone. Returns the positions whose rows go, and how many events were lost.

@@ -130,6 +130,9 @@ pub(super) struct AttemptRow {
     /// It was published for that time.
     #[prost(bool, tag = "4")]
     pub(super) scheduled: bool,
+    /// What the clock said when it was written; 0 of one that is scheduled. A clock that says less now was set back.
+    #[prost(uint64, tag = "5")]
+    pub(super) noted_ms: u64,
 }
 
 /// Where a record lies: topic id and position.

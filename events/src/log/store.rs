@@ -6,7 +6,6 @@
 //! its own, while the log goes on in the other half; many of them go there in steps before. A batch that is too large for
 //! the journal, and a quiet second, flush the tables at once.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use super::record::{Place, Record};
 mod backend;
 mod background;
 mod batch;
+mod error;
 mod journal;
 mod mark;
 mod opening;
@@ -66,6 +66,8 @@ pub(super) struct Contents {
     pub(super) subscriptions: Vec<(String, Vec<u8>)>,
     pub(super) progress: Vec<(u32, Vec<u8>)>,
     pub(super) attempts: Vec<(Place, Vec<u8>)>,
+    /// The highest id of a topic that has events, also where its row is lost.
+    pub(super) last_topic: Option<u32>,
 }
 
 /// An open store.
@@ -129,6 +131,9 @@ impl Store {
             let (place, value) = row?;
             contents.attempts.push((place.value(), value.value().to_vec()));
         }
+        let events = read.open_table(EVENTS)?;
+        let last = reader::readable(|| Ok(events.last()?.map(|(place, _record)| place.value())))?;
+        contents.last_topic = last.flatten().map(|(topic, _position)| topic);
         Ok(contents)
     }
 
@@ -281,6 +286,11 @@ impl Store {
         })
     }
 
+    /// Bytes of events that are in the journal and not in the tables yet.
+    pub(super) fn unwritten_bytes(&self) -> u64 {
+        self.pending().map(|pending| pending.bytes() as u64).sum()
+    }
+
     /// What is not in the tables yet, the newest first.
     fn pending(&self) -> impl Iterator<Item = &Pending> {
         [Some(&self.unwritten), self.writing.as_ref().map(Writing::batches)].into_iter().flatten()
@@ -343,51 +353,6 @@ impl Store {
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").finish_non_exhaustive()
-    }
-}
-
-macro_rules! from_store_error {
-    ($($error:ident),*) => { $(
-        impl From<redb::$error> for LogError {
-            fn from(error: redb::$error) -> Self {
-                store_error(&error.into())
-            }
-        }
-    )* };
-}
-
-from_store_error!(
-    StorageError,
-    TransactionError,
-    TableError,
-    CommitError,
-    DatabaseError,
-    CompactionError
-);
-
-fn store_error(error: &redb::Error) -> LogError {
-    if matches!(error, redb::Error::DatabaseAlreadyOpen) {
-        return LogError::InUse;
-    }
-    if let redb::Error::Io(io) = error
-        && is_full(io)
-    {
-        return LogError::DiskFull;
-    }
-    LogError::Store(error.to_string())
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
-}
-
-impl LogError {
-    pub(super) fn io(dir: &Path, error: &std::io::Error) -> Self {
-        if is_full(error) {
-            return Self::DiskFull;
-        }
-        Self::Store(format!("{}: {error}", dir.display()))
     }
 }
 

@@ -8,11 +8,12 @@ use duet_api::proto;
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::LogError;
 use super::consumers::Consumers;
+use super::metrics::LogMetrics;
 use super::progress::{Progress, RowChange};
 use super::record::{AttemptRow, ProgressRow, SubscriptionRow};
 use super::store::{Batch, Contents};
+use super::topic::Topic;
 use crate::bus::SubscriptionSpec;
 use crate::cloudevent::order_key;
 
@@ -64,6 +65,14 @@ impl Subscription {
         }
         let limit = self.row.idle_expiry_ms.unwrap_or(u64::MAX);
         idle && since > 0 && now_ms.saturating_sub(since) >= limit
+    }
+
+    /// The clock was set back: nothing waits longer for that.
+    pub(super) fn clock_set_back(&mut self, by_ms: u64) {
+        self.progress.clock_set_back(by_ms);
+        if self.row.idle_since_ms > 0 {
+            self.row.idle_since_ms = self.row.idle_since_ms.saturating_sub(by_ms).max(1);
+        }
     }
 
     /// Orders as it and its topic ask for. A change waits until nothing has to be read again by the old order.
@@ -131,32 +140,59 @@ pub(super) fn new_row(id: u32, spec: &SubscriptionSpec) -> SubscriptionRow {
     }
 }
 
-/// All subscriptions, by name.
-pub(super) fn load(contents: &Contents) -> Result<BTreeMap<String, Subscription>, LogError> {
+/// All subscriptions, by name. What is stored of their progress and makes no sense is taken so that no event is lost.
+pub(super) fn load(
+    contents: &Contents,
+    topics: &BTreeMap<String, Topic>,
+    metrics: &LogMetrics,
+    now_ms: u64,
+    batch: &mut Batch,
+) -> BTreeMap<String, Subscription> {
     let progress: HashMap<u32, &Vec<u8>> = contents.progress.iter().map(|(k, v)| (*k, v)).collect();
     let mut attempts: HashMap<u32, Vec<(u64, AttemptRow)>> = HashMap::new();
     for ((id, position), bytes) in &contents.attempts {
-        let row = AttemptRow::decode(bytes.as_slice())
-            .map_err(|error| unreadable("an attempt", &error))?;
-        attempts.entry(*id).or_default().push((*position, row));
+        // Without its row it would count as handled.
+        let row = read_row(metrics, &format!("attempts of subscription {id} at {position}"), bytes);
+        attempts.entry(*id).or_default().push((*position, row.unwrap_or_default()));
     }
     let mut subscriptions = BTreeMap::new();
     for (name, bytes) in &contents.subscriptions {
-        let mut row =
-            SubscriptionRow::decode(bytes.as_slice()).map_err(|error| unreadable(name, &error))?;
+        let Some(mut row) =
+            read_row::<SubscriptionRow>(metrics, &format!("subscription {name}"), bytes)
+        else {
+            continue;
+        };
         // While the log was closed nobody could consume it; that must not count against it.
         row.idle_since_ms = 0;
         let stored = progress.get(&row.id).map_or(&[][..], |bytes| bytes.as_slice());
-        let stored = ProgressRow::decode(stored).map_err(|error| unreadable(name, &error))?;
+        let stored = read_row::<ProgressRow>(metrics, &format!("progress of {name}"), stored);
         let attempts = attempts.remove(&row.id).unwrap_or_default();
-        let progress = Progress::restore(&stored, &attempts);
-        let subscription = Subscription { dirty: false, ..Subscription::new(row, progress) };
+        let subscription = match stored {
+            Some(stored) => {
+                let progress = Progress::restore(&stored, &attempts, now_ms);
+                Subscription { dirty: false, ..Subscription::new(row, progress) }
+            }
+            None => {
+                // Everything again. Attempts would say that what is before them was handled.
+                batch.forget.push(row.id);
+                let first = topics.get(&row.topic).map_or(0, |topic| topic.row().first);
+                Subscription::new(row, Progress::starting_at(first))
+            }
+        };
         subscriptions.insert(name.clone(), subscription);
     }
-    Ok(subscriptions)
+    subscriptions
 }
 
-/// A row that makes no sense: written by something else.
-pub(super) fn unreadable(name: &str, error: &prost::DecodeError) -> LogError {
-    LogError::Store(format!("the row of {name} cannot be read: {error}"))
+/// A row of the store. One that makes no sense was altered, or written by something else: it is named, and counted.
+pub(super) fn read_row<R: Message + Default>(
+    metrics: &LogMetrics,
+    name: &str,
+    bytes: &[u8],
+) -> Option<R> {
+    let row = R::decode(bytes).inspect_err(|error| {
+        tracing::error!(row = name, %error, "a row of the log cannot be read; it goes on without");
+        metrics.damaged_records.inc();
+    });
+    row.ok()
 }

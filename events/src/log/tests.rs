@@ -18,8 +18,12 @@ use super::store::Store;
 use super::*;
 use crate::bus::Start;
 
+mod clock;
 mod declare;
+mod full_disk;
 mod retention;
+mod rows;
+mod turns;
 
 /// What a test does to the disk.
 #[derive(Debug, Default)]
@@ -129,65 +133,6 @@ async fn nobody_is_answered_before_the_flush() {
     assert!(timeout(Duration::from_millis(100), &mut append).await.is_err());
     controls.release();
     assert_eq!(append.await.unwrap()[0].position, 1);
-}
-
-#[tokio::test]
-async fn a_full_disk_is_said_and_the_log_goes_on_when_there_is_room() {
-    let dir = TempDir::new().unwrap();
-    let controls = Arc::new(Controls::default());
-    let log = open_on(&dir, Arc::clone(&controls)).await;
-    log.append("t", entries([1])).await.unwrap();
-    controls.full.store(true, Ordering::Relaxed);
-    assert_eq!(log.append("t", entries([2])).await, Err(LogError::DiskFull));
-    assert_eq!(log.append("t", entries([3])).await, Err(LogError::DiskFull));
-    controls.full.store(false, Ordering::Relaxed);
-    let recovered = async {
-        while log.append("t", entries([4])).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(20), recovered).await.unwrap();
-    let last = log.append("t", entries([5])).await.unwrap()[0].position;
-    let all = positions(&log, usize::try_from(last).unwrap()).await;
-    assert_eq!(all, (1..=last).collect());
-    log.close().await;
-}
-
-#[tokio::test]
-async fn a_nearly_full_disk_refuses_events_and_goes_on_delivering() {
-    let dir = TempDir::new().unwrap();
-    let controls = Arc::new(Controls::default());
-    let log = open_on(&dir, Arc::clone(&controls)).await;
-    log.append("t", entries(1..=2)).await.unwrap();
-    let mut consumer = log.consume(spec(Start::Earliest)).await.unwrap();
-    controls.low.store(true, Ordering::Relaxed);
-    let refused = async {
-        while log.append("t", entries([3])).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(20), refused).await.unwrap();
-    for position in 1..=2 {
-        let delivery = consumer.deliveries.recv().await.unwrap();
-        assert_eq!(delivery.position, position);
-        consumer.backend.settle(delivery.id, Settle::Ack);
-    }
-    let settled = async {
-        while log.backlog("a/s").await.unwrap().events > 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(20), settled).await.unwrap();
-    controls.low.store(false, Ordering::Relaxed);
-    let recovered = async {
-        while log.append("t", entries([4])).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(20), recovered).await.unwrap();
-    // The same consumer all along.
-    let position = consumer.deliveries.recv().await.unwrap().position;
-    assert!(position >= 3, "{position}");
 }
 
 #[tokio::test]

@@ -76,25 +76,19 @@ impl Topic {
             return Ok(());
         }
         let horizon = self.dedup.horizon_ms(now_ms);
-        let mut start = self.row.next;
-        while start > self.row.first {
-            let published_ms = match store.find(self.place(start - 1))? {
-                Found::Record(record, _) => record.published_ms,
-                Found::Damaged(_) | Found::Nothing => horizon,
-            };
-            if published_ms < horizon {
-                break;
-            }
-            start -= 1;
-        }
-        for position in start..self.row.next {
+        for position in (self.row.first..self.row.next).rev() {
             let Found::Record(record, _) = store.find(self.place(position))? else {
                 continue;
             };
-            let published_ms = record.published_ms;
-            if let Some(event) = record.event {
-                let print = self.dedup.fingerprint(&event.source, &event.id);
-                self.dedup.insert(print, position, published_ms);
+            if record.published_ms < horizon {
+                break;
+            }
+            let Some(event) = record.event else {
+                continue;
+            };
+            let print = self.dedup.fingerprint(&event.source, &event.id);
+            if !self.dedup.insert_older(print, position, record.published_ms) {
+                break;
             }
         }
         Ok(())

@@ -4,30 +4,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::clock::{Clock, now_ms};
 use super::command::{Answer, Command, Queue, Waiting, Work};
 use super::disk::{Disk, Usage};
 use super::engine::Engine;
 use super::metrics::LogMetrics;
 use super::store::{FILE_NAME, Store};
 use super::{LogError, LogOptions};
+use crate::bus::Settle;
 
 /// Between two rounds of housekeeping, and between two tries to open a failed store.
 const TICK: Duration = Duration::from_secs(1);
 /// Between two lines in the process's own log about a store that stays closed.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Until an event is delivered again that is to be a dead letter, where there is no room for one.
+const LETTER_DELAY_MS: u64 = 10_000;
 /// Commands of one turn, and bytes of one batch.
 const GROUP_COMMANDS: usize = 4096;
 const GROUP_BYTES: usize = 8 << 20;
-
-/// Milliseconds since the epoch.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Opens the store on a thread of its own and answers when it is ready.
 pub(super) async fn start(
@@ -55,6 +53,7 @@ pub(super) async fn start_with(
             open: Box::new(open),
             engine: Err(LogError::Closed),
             disk: Disk::new(look),
+            clock: Clock::new(),
             settle_delay: options.settle_delay,
             settle_due: None,
             tick_due: Instant::now(),
@@ -81,6 +80,7 @@ struct Worker {
     /// Or why there is none now.
     engine: Result<Engine, LogError>,
     disk: Disk,
+    clock: Clock,
     settle_delay: Duration,
     /// When settled deliveries have to be written.
     settle_due: Option<Instant>,
@@ -152,6 +152,14 @@ impl Worker {
                 self.try_reopen();
             }
         }
+        let back_ms = self.clock.set_back();
+        if let Ok(engine) = &mut self.engine
+            && back_ms > 0
+        {
+            engine.clock_set_back(back_ms);
+        }
+        let unwritten = self.engine.as_ref().map_or(0, |engine| engine.store.unwritten_bytes());
+        self.disk.expect(unwritten);
         let mut waiting = Waiting::new();
         let mut next = Next::Go;
         let applied = self.apply_all(group, &mut waiting, &mut next);
@@ -205,6 +213,14 @@ impl Worker {
             if bytes > 0 && !self.disk.takes(bytes, stored) {
                 self.metrics.refused_events.inc_by(command.events());
                 command.refuse(&LogError::DiskFull);
+                continue;
+            }
+            if let Command::Settle { consumer, delivery, outcome: Settle::DeadLetter { .. } } =
+                command
+                && !self.disk.takes_letter(engine.bytes_in_hand(consumer, delivery), stored)
+            {
+                self.metrics.refused_events.inc();
+                engine.hold_back(consumer, delivery, now_ms() + LETTER_DELAY_MS);
                 continue;
             }
             outcome = apply(engine, command, waiting, &mut self.settle_due, self.settle_delay);

@@ -140,7 +140,7 @@ impl World {
                 if let Some(position) = self.pick(at) {
                     let until = self.now + delay;
                     self.event(position).1 = Fate::Retries(until);
-                    let change = self.progress.postpone(position, until, true);
+                    let change = self.progress.postpone(position, self.now, delay, true);
                     self.write(position, change);
                 }
             }
@@ -158,7 +158,7 @@ impl World {
 
     fn restart(&mut self) {
         let rows: Vec<_> = self.rows.iter().map(|(position, row)| (*position, *row)).collect();
-        self.progress = Progress::restore(&self.progress.to_row(), &rows);
+        self.progress = Progress::restore(&self.progress.to_row(), &rows, self.now);
         for position in std::mem::take(&mut self.out) {
             let until = self.rows.get(&position).map(|row| row.not_before_ms);
             self.event(position).1 = until.map_or(Fate::Waits, Fate::Retries);
@@ -207,7 +207,7 @@ fn a_stuck_key_does_not_fill_the_memory_of_the_others() {
     world.model = (1..=many).map(|_| (7, Fate::Waits)).collect();
     world.model.push((8, Fate::Waits));
     assert_eq!(world.take(), Some(1));
-    world.progress.postpone(1, u64::MAX, true);
+    world.progress.postpone(1, 0, u64::MAX, true);
     assert_eq!(world.take(), Some(many + 1), "the other key goes on");
     assert_eq!(world.progress.lag(world.end()), many + 1);
     assert!(world.progress.unsettled.len() <= MAX_UNSETTLED);
@@ -228,8 +228,8 @@ fn an_event_for_later_survives_a_restart_and_holds_nothing_back() {
     assert_eq!(progress.take(4), Some((1, 1)));
     assert!(matches!(progress.schedule(1, 100), RowChange::Put(row) if row.scheduled));
     assert_eq!(progress.take(4), Some((2, 1)));
-    let rows = [(1, AttemptRow { spent: 0, not_before_ms: 100, key: 0, scheduled: true })];
-    let progress = Progress::restore(&progress.to_row(), &rows);
+    let row = AttemptRow { not_before_ms: 100, scheduled: true, ..AttemptRow::default() };
+    let progress = Progress::restore(&progress.to_row(), &[(1, row)], 0);
     assert_eq!((progress.lag(4), progress.floor(), progress.next_wake()), (3, 1, Some(100)));
 }
 
@@ -273,7 +273,7 @@ fn what_retention_took_is_skipped_and_counted() {
         assert_eq!(progress.take(11), Some((position, 1)));
     }
     progress.finish(1);
-    progress.postpone(2, 50, true);
+    progress.postpone(2, 0, 50, true);
     progress.schedule(4, 60);
     assert_eq!(progress.skip_to(6), (vec![2, 4], 4));
     assert_eq!((progress.floor(), progress.lag(11)), (6, 5));

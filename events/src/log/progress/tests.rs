@@ -107,7 +107,7 @@ impl World {
                 let Fate::Out { spent } = *self.fate(position) else { unreachable!() };
                 let spent = spent + u32::from(spend);
                 *self.fate(position) = Fate::Waits { spent, until };
-                let change = self.progress.postpone(position, until, spend);
+                let change = self.progress.postpone(position, self.now, delay, spend);
                 self.write(position, change);
             }
             Step::GiveBack(at) => {
@@ -127,7 +127,7 @@ impl World {
     /// Only what is stored survives. What was out comes back, not before its last time, unspent.
     fn restart(&mut self) {
         let rows: Vec<_> = self.rows.iter().map(|(position, row)| (*position, *row)).collect();
-        self.progress = Progress::restore(&self.progress.to_row(), &rows);
+        self.progress = Progress::restore(&self.progress.to_row(), &rows, self.now);
         for position in std::mem::take(&mut self.out) {
             let until = self.rows.get(&position).map_or(0, |row| row.not_before_ms);
             let Fate::Out { spent } = *self.fate(position) else { unreachable!() };
@@ -166,10 +166,24 @@ fn unsettled_events_are_bounded() {
     let mut progress = Progress::starting_at(1);
     let mut taken = 0;
     while let Some((position, _)) = progress.take(u64::MAX) {
-        progress.postpone(position, u64::MAX, true);
+        progress.postpone(position, 0, u64::MAX, true);
         taken += 1;
     }
     assert_eq!(taken, MAX_UNSETTLED);
     progress.finish(7);
     assert!(progress.take(u64::MAX).is_some());
+}
+
+#[test]
+fn what_is_held_back_waits_in_memory_only() {
+    let mut progress = Progress::starting_at(1);
+    assert_eq!(progress.take(2), Some((1, 1)));
+    progress.hold_back(1, 50);
+    progress.wake(49);
+    assert_eq!((progress.take(2), progress.next_wake()), (None, Some(50)));
+    let mut restored = Progress::restore(&progress.to_row(), &[], 0);
+    assert_eq!(restored.take(2), Some((1, 1)));
+    progress.wake(50);
+    assert_eq!(progress.take(2), Some((1, 1)));
+    assert_eq!(progress.finish(1), RowChange::None);
 }

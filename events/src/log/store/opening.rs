@@ -192,7 +192,9 @@ impl Store {
         open: impl Fn() -> Result<Self, LogError>,
     ) -> Result<Self, LogError> {
         match self.snapshot().and_then(|snapshot| snapshot.replace(dir)) {
-            Ok(()) => tracing::info!("the log's file was mostly unused, and is a shorter one now"),
+            Ok(_damaged) => {
+                tracing::info!("the log's file was mostly unused, and is a shorter one now");
+            }
             Err(error) => {
                 tracing::warn!(%error, "the log's file is mostly unused, and cannot be shortened");
                 return Ok(self);

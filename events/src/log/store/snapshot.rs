@@ -52,8 +52,9 @@ impl Snapshot {
         Ok(records)
     }
 
-    /// Writes a store with the same contents into a folder that has none.
-    pub(in crate::log) fn copy_to(&self, dir: &Path) -> Result<(), LogError> {
+    /// Writes a store with the same contents into a folder that has none. Returns how many events are not in it, as they
+    /// cannot be read.
+    pub(in crate::log) fn copy_to(&self, dir: &Path) -> Result<u64, LogError> {
         let path = dir.join(FILE_NAME);
         private::folder(dir).map_err(|error| LogError::io(dir, &error))?;
         if path.exists() {
@@ -63,8 +64,8 @@ impl Snapshot {
     }
 
     /// Writes a store with the same contents into a folder, opens it once to see that it can be, and only then gives it
-    /// its name. Events that cannot be read are left out.
-    pub(super) fn replace(&self, dir: &Path) -> Result<(), LogError> {
+    /// its name. Events that cannot be read are left out; returns how many.
+    pub(super) fn replace(&self, dir: &Path) -> Result<u64, LogError> {
         let failed = |error: std::io::Error| LogError::io(dir, &error);
         let (path, partial) = (dir.join(FILE_NAME), dir.join("log.redb.partial"));
         if partial.exists() {
@@ -73,19 +74,16 @@ impl Snapshot {
         let copied = catch_unwind(AssertUnwindSafe(|| self.copy_into(&partial)));
         let copied =
             copied.unwrap_or_else(|_panic| Err(LogError::Store("a page is damaged".to_owned())));
-        match copied {
-            Ok(0) => {}
-            Ok(damaged) => {
-                tracing::error!(damaged, "events are not in the copy: their pages are damaged");
-            }
-            Err(error) => {
-                // What is half a copy is no copy.
-                fs::remove_file(&partial).unwrap_or_default();
-                return Err(error);
-            }
+        let damaged = copied.inspect_err(|_error| {
+            // What is half a copy is no copy.
+            fs::remove_file(&partial).unwrap_or_default();
+        })?;
+        if damaged > 0 {
+            tracing::error!(damaged, "events are not in the copy: their pages are damaged");
         }
         fs::rename(&partial, &path).map_err(failed)?;
-        fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        Ok(damaged)
     }
 
     /// Returns how many events are left out.

@@ -1,6 +1,7 @@
 //! Reading many events in a row, also where some of the pages are damaged.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use prost::Message as _;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable as _};
@@ -17,8 +18,8 @@ const BYTES: usize = 1 << 20;
 /// Goes from one place to another. Where there is damage it goes on position by position, and ends with the topic.
 pub(super) struct Walk {
     events: ReadOnlyTable<Place, &'static [u8]>,
-    /// One past the last position of each topic.
-    ends: BTreeMap<u32, u64>,
+    /// Positions of each topic that may have an event.
+    bounds: BTreeMap<u32, Range<u64>>,
     next: Place,
     to: Place,
     damaged: u64,
@@ -29,13 +30,13 @@ pub(super) type Row = (Place, Vec<u8>);
 
 impl Walk {
     pub(super) fn new(read: &ReadTransaction, from: Place, to: Place) -> Result<Self, LogError> {
-        let mut ends = BTreeMap::new();
+        let mut bounds = BTreeMap::new();
         for row in read.open_table(TOPICS)?.iter()? {
             if let Ok(topic) = TopicRow::decode(row?.1.value()) {
-                ends.insert(topic.id, topic.next);
+                bounds.insert(topic.id, topic.first..topic.next);
             }
         }
-        Ok(Self { events: read.open_table(EVENTS)?, ends, next: from, to, damaged: 0 })
+        Ok(Self { events: read.open_table(EVENTS)?, bounds, next: from, to, damaged: 0 })
     }
 
     /// How many positions could not be read.
@@ -76,9 +77,14 @@ impl Walk {
     /// Looks at the next position alone. After a topic's last one comes the next topic.
     fn step(&mut self) -> Result<Option<Row>, LogError> {
         let place @ (topic, position) = self.next;
-        if self.ends.get(&topic).is_none_or(|end| position >= *end) {
-            let later = self.ends.keys().find(|other| **other > topic);
-            self.next = later.map_or(self.to, |topic| (*topic, 0));
+        let bounds = self.bounds.get(&topic).filter(|bounds| position < bounds.end);
+        let Some(bounds) = bounds else {
+            let mut later = self.bounds.iter().filter(|(other, _)| **other > topic);
+            self.next = later.next().map_or(self.to, |(topic, bounds)| (*topic, bounds.start));
+            return Ok(None);
+        };
+        if position < bounds.start {
+            self.next = (topic, bounds.start);
             return Ok(None);
         }
         self.next = (topic, position.saturating_add(1));

@@ -115,3 +115,37 @@ fn retention_leaves_the_deduplication_window_alone() {
     engine.commit().unwrap();
     assert!(!engine.append("t", prepared([1], 1001), 1001).unwrap()[0].duplicate);
 }
+
+#[test]
+fn what_is_removed_and_then_taken_by_retention_in_one_turn_counts_once() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.ensure_topic("t", &short_lived(), 0).unwrap();
+    engine.append("t", prepared(1..=2, 0), 0).unwrap();
+    let gone = engine.topics["t"].row().bytes;
+    engine.append("t", prepared(3..=4, 90), 90).unwrap();
+    engine.commit().unwrap();
+    let bytes = engine.topics["t"].row().bytes;
+    assert_eq!(engine.remove_events("t", vec![1, 2]).unwrap(), 2);
+    engine.tick(100).unwrap();
+    engine.commit().unwrap();
+    let topic = &engine.topics["t"];
+    assert_eq!((topic.row().first, topic.row().holes), (3, 0));
+    assert_eq!((topic.row().bytes, topic.events()), (bytes - gone, 2));
+}
+
+#[test]
+fn what_is_redriven_and_then_taken_by_retention_in_one_turn_counts_once() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.append("t", prepared(1..=3, 0), 0).unwrap();
+    engine.commit().unwrap();
+    consume_all(&mut engine, &Settle::DeadLetter { reason: "no".to_owned(), status: 0 });
+    engine.ensure_topic("t.dead-letter", &short_lived(), 0).unwrap();
+    assert_eq!(engine.redrive("t.dead-letter", vec![1, 2], 0).unwrap(), 2);
+    engine.tick(100).unwrap();
+    engine.commit().unwrap();
+    let row = engine.topics["t.dead-letter"].row();
+    assert_eq!((row.first, row.holes, row.bytes), (4, 0, 0));
+    assert_eq!(engine.backlogs()["a/s"].events, 2);
+}

@@ -233,7 +233,7 @@ fn damaged_pages_are_left_out_of_what_is_read_and_of_a_copy() {
         assert_eq!(read(100), whole);
         assert_eq!(read(4), whole[..4]);
         let dir = TempDir::new().unwrap();
-        snapshot.copy_to(dir.path()).unwrap();
+        assert_eq!(snapshot.copy_to(dir.path()).unwrap(), damaged.len() as u64);
         let mut copy = Store::open(dir.path(), 1 << 20).unwrap();
         assert_eq!(copy.count_events().unwrap(), whole.len() as u64);
         assert!(whole.iter().all(|at| is_found(&mut copy, *at)));
