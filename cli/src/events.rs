@@ -5,6 +5,7 @@ mod backup;
 mod client;
 mod dead_letters;
 mod migrate;
+mod moment;
 mod outbox;
 mod publish;
 mod show;
@@ -17,6 +18,10 @@ use serde_json::json;
 
 use crate::output::{self, Format, Printing};
 use client::Client;
+use moment::From;
+
+/// Says where the control plane is, unless an argument does.
+const OPERATOR: &str = "DUET_OPERATOR";
 
 /// Look at events and what waits for them, publish, replay, and deal with dead letters.
 #[derive(Debug, clap::Args)]
@@ -26,18 +31,20 @@ Examples:
   duet events subscriptions                           lag, what is in flight, who consumes
   duet events tail orders.placed --filter 'event.data.total > 100'
   duet events publish orders.placed '{\"total\": 12}' --type order.placed --key customer-7
-  duet events dead-letters list --reason 'answered 500'
+  duet events dead-letters list --reason 'the last: 500'
   duet events dead-letters redrive --subscription shop/fulfil
+  duet events dead-letters redrive --all --limit 10   a few first: does the repair work?
   duet events replay shop/fulfil --from 2026-01-31T12:00:00Z
   duet events pause shop/fulfil
 
-The control plane is that of the `duet up` whose .duet folder is here or further up, else the one on this
-machine's port 15016, else --operator says where it is. docs/events.md tells more.")]
+The control plane is that of the `duet up` whose .duet folder is here or further up, else
+the one on this machine's port 15016, else --operator says where it is. A time is that of
+RFC 3339, in any zone, or so long ago, such as 90s or 1h30m. docs/events.md tells more.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The control plane's operator address, such as `http://127.0.0.1:15016`.
-    #[arg(long, global = true, env = "DUET_OPERATOR", value_name = "URL")]
+    /// The control plane's operator address, such as `http://127.0.0.1:15016`. `DUET_OPERATOR` says it as well.
+    #[arg(long, global = true, value_name = "URL")]
     operator: Option<String>,
     /// State folder of a running `duet up` [default: .duet here or further up].
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "operator")]
@@ -65,31 +72,37 @@ enum Action {
     Replay {
         /// `<namespace>/<name>`.
         subscription: String,
-        /// `earliest`, `latest`, a position, or a time as in RFC 3339.
+        /// `earliest`, `latest`, a position, a time, or so long ago, such as 1h.
+        #[arg(long, value_parser = From::parse)]
+        from: From,
+        /// Also when events that wait come before that, and so are not delivered any more.
         #[arg(long)]
-        from: String,
+        skip_waiting: bool,
     },
     /// Hand out nothing of a subscription until it is resumed; its events wait.
     Pause {
         /// `<namespace>/<name>`.
         subscription: String,
     },
-    /// Forget a subscription that nobody declares or consumes any more; what waits for it is kept no longer.
-    Forget {
-        /// `<namespace>/<name>`.
-        subscription: String,
-    },
-    /// Move what an embedded bus held to the cluster that it is on now.
-    Migrate(migrate::Args),
-    /// List, send again or drop what a sidecar accepted and its bus will never take.
-    Outbox(outbox::Args),
-    /// Copy everything that an embedded bus has stored into a file, while it goes on.
-    Backup(backup::Args),
     /// Go on after a pause.
     Resume {
         /// `<namespace>/<name>`.
         subscription: String,
     },
+    /// Forget a subscription that nobody declares or consumes any more.
+    Forget {
+        /// `<namespace>/<name>`.
+        subscription: String,
+        /// Also when events wait for it, which are kept for it no longer.
+        #[arg(long)]
+        skip_waiting: bool,
+    },
+    /// List, send again or drop what a sidecar accepted and its bus will never take.
+    Outbox(outbox::Args),
+    /// Copy everything that an embedded bus has stored into a file, while it goes on.
+    Backup(backup::Args),
+    /// Move what an embedded bus held to the cluster that it is on now.
+    Migrate(migrate::Args),
 }
 
 /// Where it is asked, and how answers are printed.
@@ -101,10 +114,13 @@ struct Session {
 }
 
 pub(crate) fn events(args: Args) -> anyhow::Result<()> {
+    let mesh = args.mesh.as_deref();
     let client = if let Action::Outbox(args) = &args.action {
-        args.client()?
+        args.client(mesh)?
     } else {
-        Client::find(args.operator.as_deref(), args.mesh.as_deref())?
+        // What is said on the command line counts over the environment.
+        let environment = || std::env::var(OPERATOR).ok().filter(|_| mesh.is_none());
+        Client::find(args.operator.or_else(environment).as_deref(), mesh)?
     };
     let session = Session { client, bus: args.bus, format: args.printing.format() };
     match args.action {
@@ -113,8 +129,12 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
         Action::Tail(args) => tail::tail(&session, &args),
         Action::Publish(args) => publish::publish(&session, &args),
         Action::DeadLetters(args) => dead_letters::dead_letters(&session, &args),
-        Action::Replay { subscription, from } => replay(&session, &subscription, &from),
-        Action::Forget { subscription } => forget(&session, &subscription),
+        Action::Replay { subscription, from, skip_waiting } => {
+            replay(&session, &subscription, from, skip_waiting)
+        }
+        Action::Forget { subscription, skip_waiting } => {
+            forget(&session, &subscription, skip_waiting)
+        }
         Action::Migrate(args) => migrate::migrate(&session, &args),
         Action::Outbox(args) => outbox::outbox(&session, &args),
         Action::Backup(args) => backup::backup(&session, &args),
@@ -123,19 +143,28 @@ pub(crate) fn events(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn replay(session: &Session, subscription: &str, from: &str) -> anyhow::Result<()> {
-    let start = match (from, from.parse::<u64>()) {
-        ("earliest" | "latest", _) => json!(from),
-        (_, Ok(position)) => json!({ "position": position }),
-        (_, Err(_)) => json!({ "time": from }),
-    };
-    let body = json!({ "bus": session.bus, "subscription": subscription, "start": start });
+fn replay(
+    session: &Session,
+    subscription: &str,
+    from: From,
+    skip_waiting: bool,
+) -> anyhow::Result<()> {
+    let body = json!({
+        "bus": session.bus,
+        "subscription": subscription,
+        "start": from.json(),
+        "skipWaiting": skip_waiting,
+    });
     let answer = session.client.post("/v1/seek", &body)?;
     session.say(&answer, &format!("{subscription} goes on from {from}"))
 }
 
-fn forget(session: &Session, subscription: &str) -> anyhow::Result<()> {
-    let body = json!({ "bus": session.bus, "subscription": subscription });
+fn forget(session: &Session, subscription: &str, skip_waiting: bool) -> anyhow::Result<()> {
+    let body = json!({
+        "bus": session.bus,
+        "subscription": subscription,
+        "skipWaiting": skip_waiting,
+    });
     let answer = session.client.post("/v1/forget", &body)?;
     let lag = answer.get("lag").and_then(serde_json::Value::as_u64).unwrap_or(0);
     session.say(&answer, &format!("{subscription} is forgotten; {lag} events waited for it"))

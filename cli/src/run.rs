@@ -33,7 +33,8 @@ Examples:
   duet run --service web --port 8000 --mesh examples/shop/.duet -- ./web
   duet run --service web --port 8000 --control-plane 10.0.0.1:15012 --token-file web.token -- ./web
 
-The process gets PORT, HTTP_PROXY, DAPR_HTTP_PORT and DAPR_GRPC_PORT; its exit code becomes that of `duet run`.")]
+The process gets PORT, HTTP_PROXY, DAPR_HTTP_PORT, DAPR_GRPC_PORT, and more that docs/duet-yaml.md
+lists; its exit code becomes that of `duet run`.")]
 pub(crate) struct Args {
     /// Name of the service.
     #[arg(long)]

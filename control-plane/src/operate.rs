@@ -10,16 +10,16 @@
 //! | `GET /v1/events?bus=&topic=&from=&limit=&filter=` | events of a topic from a position on |
 //! | `POST /v1/publish?bus=&topic=` | CloudEvents in any mode |
 //! | `POST /v1/remove`, `/v1/redrive` `{bus, topic, positions}` | dead letters away, or back |
-//! | `POST /v1/seek` `{bus, subscription, start}` | replay |
-//! | `POST /v1/forget` `{bus, subscription}` | a subscription that nobody declares or consumes, away for good |
+//! | `POST /v1/seek` `{bus, subscription, start, skipWaiting}` | replay |
+//! | `POST /v1/forget` `{bus, subscription, skipWaiting}` | a subscription that nobody declares or consumes, away for good |
 //! | `POST /v1/migrate` `{bus, skip, leaveBehind, limit}` | what an embedded bus held, to the cluster that it is on now |
-//! | `GET /v1/backup?bus=` | a copy of everything that the bus has stored |
+//! | `GET /v1/backup?bus=` | a copy of everything that the bus has stored; `duet-missing-events`: but for so many |
 //! | `POST /v1/pause` `{bus, subscription, paused}` | stop or go on |
 
 mod guard;
 mod requests;
+mod steer;
 
-use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ use duet_events::bus::{ManageError, ManagedBus, PublishError, PublishErrorKind};
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 
-use crate::bus::{BusError, Buses, Migration, Moved};
+use crate::bus::{BusError, Buses, Copied, Migration, Moved};
 
 /// Largest request.
 const MAX_BODY_BYTES: usize = 8 << 20;
@@ -65,7 +65,7 @@ pub trait Shelf: Send + Sync + std::fmt::Debug {
         wanted: Migration,
     ) -> BoxFuture<'a, Result<Moved, ManageError>>;
     /// A copy of everything that a bus has stored.
-    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>>;
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Copied, ManageError>>;
 }
 
 impl Shelf for Buses {
@@ -97,7 +97,7 @@ impl Shelf for Buses {
         Box::pin(async move { self.migrate(name, &wanted).await })
     }
 
-    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>> {
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Copied, ManageError>> {
         Box::pin(self.backup(name))
     }
 }
@@ -127,9 +127,9 @@ impl Operate {
             .route("/v1/publish", post(requests::publish))
             .route("/v1/remove", post(requests::remove))
             .route("/v1/redrive", post(requests::redrive))
-            .route("/v1/seek", post(requests::seek))
-            .route("/v1/pause", post(requests::pause))
-            .route("/v1/forget", post(requests::forget))
+            .route("/v1/seek", post(steer::seek))
+            .route("/v1/pause", post(steer::pause))
+            .route("/v1/forget", post(steer::forget))
             .route("/v1/migrate", post(requests::migrate))
             .route("/v1/backup", get(requests::backup))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -139,7 +139,17 @@ impl Operate {
     }
 
     async fn bus(&self, name: &str) -> Result<Arc<dyn ManagedBus>, Failure> {
-        Ok(self.buses.find(name).await?)
+        self.buses.find(name).await.map_err(|error| {
+            let unknown = matches!(error, BusError::Unknown(_));
+            let mut failure = Failure::from(error);
+            if unknown {
+                // Nothing else says which there are.
+                failure
+                    .message
+                    .push_str(&format!("; known are: {}", self.buses.names().join(", ")));
+            }
+            failure
+        })
     }
 }
 

@@ -1,11 +1,13 @@
-//! What the metrics of all buses have in common: names as labels, and a registration that ends. Imports nothing.
+//! What the metrics of all buses have in common: names as labels, what subscriptions wait for, and a registration that ends.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+use crate::bus::SubscriptionStatus;
 
 /// Label values of one kind before further ones become `other`.
 const MAX_LABELS: usize = 200;
@@ -51,6 +53,82 @@ macro_rules! forget {
 }
 
 forget!(GaugeVec, IntCounterVec, IntGaugeVec);
+
+/// How each subscription of a bus is, by its label.
+#[derive(Clone, Debug)]
+pub(crate) struct SubscriptionGauges {
+    lag: IntGaugeVec,
+    oldest_seconds: GaugeVec,
+    in_flight: IntGaugeVec,
+    retrying: IntGaugeVec,
+    consumers: IntGaugeVec,
+    paused: IntGaugeVec,
+}
+
+impl SubscriptionGauges {
+    /// Of the bus of this name.
+    pub(crate) fn new(bus: &str) -> prometheus::Result<Self> {
+        let opts = |metric: &str, help: &str| Opts::new(metric, help).const_label("bus", bus);
+        let gauges = |metric, help| IntGaugeVec::new(opts(metric, help), &["subscription"]);
+        let oldest = opts(
+            "duet_bus_subscription_oldest_event_seconds",
+            "Age of the oldest event not handled yet; 0 if there is none.",
+        );
+        Ok(Self {
+            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
+            oldest_seconds: GaugeVec::new(oldest, &["subscription"])?,
+            in_flight: gauges(
+                "duet_bus_subscription_in_flight_events",
+                "Events that a consumer has now.",
+            )?,
+            retrying: gauges(
+                "duet_bus_subscription_retrying_events",
+                "Events that wait after a failed attempt.",
+            )?,
+            consumers: gauges("duet_bus_subscription_consumers", "Connected consumers.")?,
+            paused: gauges(
+                "duet_bus_paused_subscriptions",
+                "1 for a subscription that an operator has paused, else 0.",
+            )?,
+        })
+    }
+
+    /// # Errors
+    /// When the registry has those of this bus already.
+    pub(crate) fn add_to(&self, registration: &Registration) -> prometheus::Result<()> {
+        registration.add(self.oldest_seconds.clone())?;
+        for gauge in self.whole_numbers() {
+            registration.add(gauge.clone())?;
+        }
+        Ok(())
+    }
+
+    fn whole_numbers(&self) -> [&IntGaugeVec; 5] {
+        [&self.lag, &self.in_flight, &self.retrying, &self.consumers, &self.paused]
+    }
+
+    /// `age_ms` is that of the oldest event not handled yet, 0 without one.
+    pub(crate) fn set(&self, label: &str, status: &SubscriptionStatus, age_ms: u64) {
+        let numbers = [
+            status.lag,
+            status.in_flight,
+            status.retrying,
+            status.consumers,
+            u64::from(status.paused),
+        ];
+        for (gauge, number) in self.whole_numbers().into_iter().zip(numbers) {
+            gauge.with_label_values(&[label]).set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+        self.oldest_seconds.with_label_values(&[label]).set(age_ms as f64 / 1e3);
+    }
+}
+
+impl Forget for SubscriptionGauges {
+    fn forget(&self, label: &str) {
+        self.oldest_seconds.forget(label);
+        self.whole_numbers().into_iter().for_each(|gauge| gauge.forget(label));
+    }
+}
 
 /// Metrics in a registry, until it ends: whoever opens the bus again needs their names.
 #[derive(Clone)]
@@ -108,6 +186,47 @@ mod tests {
     use prometheus::{IntCounter, Opts};
 
     use super::*;
+
+    #[test]
+    fn a_subscription_is_shown_until_it_is_forgotten() {
+        let registry = Registry::new();
+        let gauges = SubscriptionGauges::new("default").unwrap();
+        let registration = Registration::new(&registry);
+        gauges.add_to(&registration).unwrap();
+        let status = SubscriptionStatus {
+            name: "a/b".to_owned(),
+            topic: "t".to_owned(),
+            dead_letter_topic: "d".to_owned(),
+            lag: 6,
+            oldest_ms: Some(1),
+            in_flight: 2,
+            retrying: 3,
+            attempts: 4,
+            consumers: 5,
+            paused: true,
+            declared: true,
+            idle_expiry: None,
+        };
+        gauges.set("a/b", &status, 1500);
+        let shown = || {
+            let families = registry.gather().into_iter();
+            let shown = families.map(|family| {
+                (family.name().to_owned(), family.get_metric()[0].get_gauge().get_value())
+            });
+            shown.collect::<Vec<_>>()
+        };
+        let expected = [
+            ("duet_bus_paused_subscriptions", 1.0),
+            ("duet_bus_subscription_consumers", 5.0),
+            ("duet_bus_subscription_in_flight_events", 2.0),
+            ("duet_bus_subscription_lag_events", 6.0),
+            ("duet_bus_subscription_oldest_event_seconds", 1.5),
+            ("duet_bus_subscription_retrying_events", 3.0),
+        ];
+        assert_eq!(shown(), expected.map(|(name, value)| (name.to_owned(), value)));
+        gauges.forget("a/b");
+        assert_eq!(shown(), []);
+    }
 
     #[test]
     fn labels_overflow_to_other() {

@@ -205,6 +205,7 @@ def prometheus_problems(promtool):
     """Debian builds promtool without Kubernetes discovery, so pods come from a file instead, with the labels that
     the discovery would give them; everything after that is done by promtool, which scrapes nothing."""
     config = yaml.safe_load((ROOT / "k8s/monitoring/prometheus.yml").read_text())
+    config["rule_files"] = [str(ROOT / "k8s/monitoring" / name) for name in config["rule_files"]]
     job = config["scrape_configs"][0]
     if job.pop("kubernetes_sd_configs") != [{"role": "pod"}]:
         yield "kubernetes_sd_configs is not as expected"

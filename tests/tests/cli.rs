@@ -104,6 +104,34 @@ async fn run_puts_a_sidecar_beside_one_process_and_passes_its_exit_code_on() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let output = duet(&["run", "--mesh", mesh, "--service", "client", "--", "sh", "-c", "exit 7"]);
     assert_eq!(output.status.code(), Some(7), "{}", text(&output.stderr));
+    // What Dapr's SDKs look for besides the sidecar's ports.
+    let told = |more: &[&str]| {
+        let run = [&["run", "--mesh", mesh, "--service", "client"], more, &["--", "env"]].concat();
+        let mut command = Command::new(program("duet"));
+        command.args(run).env_remove("PORT").env_remove("APP_PORT");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let told = text(&output.stdout);
+        let of =
+            |name: &str| told.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        (of("APP_ID="), of("APP_PORT="), of("PORT="))
+    };
+    let id = Some("client".to_owned());
+    assert_eq!(told(&[]), (id.clone(), None, None));
+    // An argument counts over the environment.
+    let mut topics = Command::new(program("duet"));
+    topics.args(["events", "topics", "--mesh", mesh]).env("DUET_OPERATOR", "http://127.0.0.1:1");
+    let output = topics.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // A sidecar is found by the name that `duet up` prints.
+    let outbox =
+        |replica| duet(&["events", "outbox", "list", "--mesh", mesh, "--sidecar", replica]);
+    let output = outbox("web-1");
+    assert!(output.status.success() && text(&output.stdout).starts_with("TOPIC"), "{output:?}");
+    let output = outbox("web-9");
+    assert!(text(&output.stderr).contains("no replica \"web-9\"; known are web-1"), "{output:?}");
+    let port = free_port().to_string();
+    assert_eq!(told(&["--port", &port]), (id, Some(port.clone()), Some(port)));
 
     // A service: reachable by its name from the mesh.
     let port = free_port().to_string();

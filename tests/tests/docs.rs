@@ -197,6 +197,14 @@ fn the_metrics_page_names_every_metric_that_there_may_be_and_no_other() {
         (found.difference(&named).collect(), named.difference(&found).collect());
     assert!(missing.is_empty(), "docs/metrics.md does not name {missing:?}");
     assert!(gone.is_empty(), "docs/metrics.md names {gone:?}, which nothing registers");
+    // An alert on a metric that is gone is silent for ever.
+    let alerts = std::fs::read_to_string(root().join("k8s/monitoring/alerts.yml")).unwrap();
+    let words = alerts.split(|c: char| c != '_' && !c.is_ascii_lowercase());
+    let alerted: Vec<&str> = words.filter(|word| word.starts_with("duet_")).collect();
+    assert!(alerted.len() > 10, "{alerted:?}");
+    for name in alerted {
+        assert!(found.contains(name), "k8s/monitoring/alerts.yml: nothing registers {name}");
+    }
 }
 
 #[tokio::test]

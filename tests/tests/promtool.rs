@@ -1,4 +1,4 @@
-//! `/metrics` in the eyes of Prometheus's own checker.
+//! `/metrics` and the alerts on it in the eyes of Prometheus's own checker.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 )]
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use duet_tests::app::App;
@@ -52,5 +53,18 @@ async fn promtool_has_no_complaint_after_traffic_of_every_kind() {
         let text = http::text(address, "/metrics").await;
         assert!(text.contains("duet_build_info"), "{whose}: {text}");
         check(&text, whose);
+    }
+}
+
+#[test]
+fn alerts_wake_somebody_when_they_should_and_no_sooner() {
+    let Some(promtool) = tools::find("promtool") else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for arguments in [
+        ["check", "rules", "k8s/monitoring/alerts.yml"],
+        ["test", "rules", "tests/prometheus/alerts_test.yml"],
+    ] {
+        let output = Command::new(&promtool).args(arguments).current_dir(&root).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
     }
 }

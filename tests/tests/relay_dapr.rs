@@ -141,3 +141,24 @@ async fn an_application_says_over_http_what_metadata_tells_of_it() {
     let extended = serde_json::from_str::<Value>(&text).unwrap()["extended"].clone();
     assert_eq!((&extended["team name"], &extended["large"]), (&json!("blue"), &Value::Null));
 }
+
+#[tokio::test]
+async fn a_part_of_dapr_that_is_not_here_is_named() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("web")).await;
+    for path in [
+        "/v1.0/state/store",
+        "/v1.0-alpha1/lock/store",
+        "/v1.0-beta1/workflows/dapr/n/start",
+        "/v1.0/healthz",
+        "/",
+    ] {
+        let url = format!("http://{}{path}", sidecar.ports.api);
+        let answer = http::client().post(url).body("[]").send().await.unwrap();
+        assert_eq!(answer.status(), 404, "{path}");
+        let problem: Value = answer.json().await.unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        let named = format!("POST {path} is not here; of Dapr's API, Duet serves /v1.0/publish");
+        assert!(detail.starts_with(&named), "{path}: {detail}");
+    }
+}

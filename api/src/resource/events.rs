@@ -160,6 +160,9 @@ pub struct SubscriptionSpec {
     /// Every replica gets every event that is published while it runs. Default: false.
     #[serde(default)]
     pub broadcast: bool,
+    /// Deliver an event's data alone, as base64, as Dapr does where a subscription's metadata says so. Default: false.
+    #[serde(default)]
+    pub raw_payload: bool,
     /// Several events in one request. Default: one by one.
     pub bulk: Option<Bulk>,
     /// Flow and time bounds.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Session;
+use super::moment;
 use super::show::table;
 use super::tail::{after, page, plain};
 use crate::output::{self, Format};
@@ -49,21 +50,15 @@ struct Which {
     /// With this id.
     #[arg(long)]
     id: Option<String>,
-    /// Given up at this time or later: RFC 3339, or so long ago, such as 1h.
-    #[arg(long, value_parser = since)]
+    /// Given up at this time or later: a time, or so long ago, such as 1h.
+    #[arg(long, value_parser = moment::time)]
     since: Option<Timestamp>,
     /// All of them.
     #[arg(long)]
     all: bool,
-}
-
-fn since(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse() {
-        return Ok(time);
-    }
-    let ago = duet_api::duration::parse(text)
-        .map_err(|_error| format!("{text:?} is neither an RFC 3339 time nor a duration"))?;
-    Timestamp::now().checked_sub(ago).map_err(|error| error.to_string())
+    /// At most so many, the oldest of each topic first.
+    #[arg(long)]
+    limit: Option<usize>,
 }
 
 impl Which {
@@ -99,8 +94,13 @@ pub(super) fn dead_letters(session: &Session, args: &Args) -> anyhow::Result<()>
     }
 }
 
-/// Dead letters with their topic, oldest first.
-fn find(session: &Session, which: &Which) -> anyhow::Result<Vec<(String, Value)>> {
+/// Dead letters with their topic, oldest first, of each what `keep` takes: there may be very many.
+fn find<T>(
+    session: &Session,
+    which: &Which,
+    keep: impl Fn(Value) -> T,
+) -> anyhow::Result<Vec<(String, T)>> {
+    let limit = which.limit.unwrap_or(usize::MAX);
     let topics = match &which.topic {
         Some(topic) => vec![topic.clone()],
         None => dead_letter_topics(session)?,
@@ -108,10 +108,11 @@ fn find(session: &Session, which: &Which) -> anyhow::Result<Vec<(String, Value)>
     let mut found = Vec::new();
     for topic in topics {
         let mut from = 0;
-        loop {
+        while found.len() < limit {
             let page = page(session, &topic, from, None)?;
             let taken = page.events.into_iter().filter(|stored| which.takes(stored));
-            found.extend(taken.map(|stored| (topic.clone(), stored)));
+            let taken = taken.take(limit - found.len());
+            found.extend(taken.map(|stored| (topic.clone(), keep(stored))));
             if page.next == from {
                 break;
             }
@@ -138,7 +139,7 @@ fn strings(answer: &Value, list: &str, field: &str) -> BTreeSet<String> {
 }
 
 fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
-    let found = find(session, which)?;
+    let found = find(session, which, |stored| stored)?;
     if session.format == Format::Json {
         return print_json(&found);
     }
@@ -151,15 +152,17 @@ fn list(session: &Session, which: &Which) -> anyhow::Result<()> {
             of("/event/deadlettersub"),
             of("/event/deadletterattempts"),
             of("/event/deadletterstatus"),
+            of("/published"),
             of("/event/deadletterreason"),
         ]
     });
-    let titles = ["TOPIC", "POSITION", "ID", "SUBSCRIPTION", "ATTEMPTS", "STATUS", "REASON"];
+    let titles =
+        ["TOPIC", "POSITION", "ID", "SUBSCRIPTION", "ATTEMPTS", "STATUS", "SINCE", "REASON"];
     table(&titles, rows.collect())
 }
 
 fn show(session: &Session, which: &Which) -> anyhow::Result<()> {
-    let found = find(session, which)?;
+    let found = find(session, which, |stored| stored)?;
     if session.format == Format::Json {
         return print_json(&found);
     }
@@ -196,13 +199,12 @@ fn change(session: &Session, which: &Which, path: &str, done: &str) -> anyhow::R
     if which.is_open() {
         bail!("say which: --subscription, --reason, --id or --since, or --all");
     }
-    let found = find(session, which)?;
+    let found = find(session, which, |stored| stored.get("position").and_then(Value::as_u64))?;
     let mut changed = 0;
     for letters in found.chunk_by(|(one, _), (other, _)| one == other) {
         for batch in letters.chunks(BATCH) {
             let Some((topic, _)) = batch.first() else { continue };
-            let positions = batch.iter().filter_map(|(_, stored)| stored.get("position")?.as_u64());
-            let positions: Vec<u64> = positions.collect();
+            let positions: Vec<u64> = batch.iter().filter_map(|(_, position)| *position).collect();
             let body = json!({ "bus": session.bus, "topic": topic, "positions": positions });
             let answer = session.client.post(path, &body)?;
             changed += answer.get(done).and_then(Value::as_u64).context("no number came back")?;
@@ -232,6 +234,7 @@ mod tests {
             id: Some("1".into()),
             since: Some("2026-01-31T12:00:00Z".parse().unwrap()),
             all: false,
+            limit: None,
         };
         assert!(which().takes(&letter) && !which().is_open());
         assert!(!Which { id: Some("2".into()), ..which() }.takes(&letter));
@@ -239,6 +242,5 @@ mod tests {
         assert!(!Which { reason: Some("404".into()), ..which() }.takes(&letter));
         let later = Some("2026-01-31T12:00:00.5Z".parse().unwrap());
         assert!(!Which { since: later, ..which() }.takes(&letter));
-        assert!(since("1h").is_ok() && since("yesterday").is_err());
     }
 }

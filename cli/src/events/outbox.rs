@@ -1,5 +1,7 @@
 //! `duet events outbox`: what a sidecar has accepted and its bus will never take. Asks the sidecar itself.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -9,6 +11,8 @@ use super::client::Client;
 use super::show::table;
 use super::tail::plain;
 use crate::output::{self, Format};
+use crate::run::find_mesh;
+use crate::up::state;
 
 /// Positions of one request.
 const BATCH: usize = 100;
@@ -17,8 +21,13 @@ const BATCH: usize = 100;
 pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
-    /// The sidecar's admin address.
-    #[arg(long, global = true, default_value = "http://127.0.0.1:15000", value_name = "URL")]
+    /// The sidecar's admin address, or a replica of a running `duet up`, such as orders-1.
+    #[arg(
+        long,
+        global = true,
+        default_value = "http://127.0.0.1:15000",
+        value_name = "URL|REPLICA"
+    )]
     sidecar: String,
 }
 
@@ -50,8 +59,20 @@ struct Which {
 }
 
 impl Args {
-    pub(super) fn client(&self) -> anyhow::Result<Client> {
-        Client::of_sidecar(&self.sidecar)
+    /// `mesh` is the state folder of the `duet up` in which a replica is looked for.
+    pub(super) fn client(&self, mesh: Option<&Path>) -> anyhow::Result<Client> {
+        if self.sidecar.contains([':', '/']) {
+            return Client::of_sidecar(&self.sidecar);
+        }
+        let folder = mesh.map_or_else(find_mesh, |folder| Ok(folder.to_owned()))?;
+        let replicas = state::read(&folder)?.apps;
+        match replicas.iter().find(|replica| replica.instance == self.sidecar) {
+            Some(replica) => Client::of_sidecar(&replica.sidecar.admin),
+            None => {
+                let known: Vec<_> = replicas.iter().map(|known| known.instance.as_str()).collect();
+                bail!("there is no replica {:?}; known are {}", self.sidecar, known.join(", "));
+            }
+        }
     }
 }
 

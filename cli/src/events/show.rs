@@ -1,5 +1,9 @@
 //! Tables.
 
+use std::time::Duration;
+
+use duet_api::duration;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Session;
@@ -19,12 +23,21 @@ pub(super) fn topics(session: &Session) -> anyhow::Result<()> {
 }
 
 pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
-    let answer = session.client.get("/v1/subscriptions", &[("bus", &session.bus)])?;
+    let mut answer = session.client.get("/v1/subscriptions", &[("bus", &session.bus)])?;
+    if session.format == Format::Text {
+        let rows = answer.get_mut("subscriptions").and_then(Value::as_array_mut);
+        let now = Timestamp::now();
+        rows.into_iter().flatten().filter_map(Value::as_object_mut).for_each(|row| {
+            let age = row.get("oldest").and_then(Value::as_str).and_then(|oldest| age(oldest, now));
+            row.extend(age.map(|age| ("age".to_owned(), Value::from(age))));
+        });
+    }
     let columns = [
         ("SUBSCRIPTION", "name"),
         ("TOPIC", "topic"),
         ("LAG", "lag"),
         ("OLDEST", "oldest"),
+        ("AGE", "age"),
         ("IN FLIGHT", "inFlight"),
         ("RETRYING", "retrying"),
         ("ATTEMPTS", "attempts"),
@@ -33,6 +46,12 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
     ];
     print(session, &answer, "subscriptions", &columns)?;
     warn(session)
+}
+
+/// How long ago a time was, in whole seconds; the clock of the control plane may be ahead of this one.
+fn age(time: &str, now: Timestamp) -> Option<String> {
+    let age = now.duration_since(time.parse().ok()?);
+    Some(duration::format(Duration::from_secs(u64::try_from(age.as_secs()).unwrap_or(0))))
 }
 
 /// Says what an operator would look for in vain in the tables.
@@ -87,4 +106,23 @@ pub(super) fn table(titles: &[&str], rows: Vec<Vec<String>>) -> anyhow::Result<(
         output::answer(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_whole_seconds() {
+        let now = "2026-01-31T12:00:00Z".parse().unwrap();
+        for (time, expected) in [
+            ("2026-01-31T11:58:29.5Z", Some("1m30s")),
+            ("2026-01-30T11:00:00Z", Some("25h")),
+            ("2026-01-31T11:59:59.9Z", Some("0s")),
+            ("2026-01-31T12:00:03Z", Some("0s")),
+            ("lately", None),
+        ] {
+            assert_eq!(age(time, now).as_deref(), expected, "{time}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 use tokio::runtime::Runtime;
 
 use super::Session;
+use super::moment::From;
 use crate::output::{self, Format, ReaderGone};
 
 /// How often a topic is asked for what is new.
@@ -23,9 +24,9 @@ const PAGE: &str = "500";
 pub(super) struct Args {
     /// The topic.
     topic: String,
-    /// Where to begin: `latest`, `earliest`, a position, or a time as in RFC 3339.
-    #[arg(long, default_value = "latest")]
-    from: String,
+    /// Where to begin: `latest`, `earliest`, a position, a time, or so long ago, such as 1h.
+    #[arg(long, default_value = "latest", value_parser = From::parse)]
+    from: From,
     /// CEL: show only events for which it is true.
     #[arg(long)]
     filter: Option<String>,
@@ -127,20 +128,11 @@ impl News {
 
 /// The first position, and the time before which events are left out.
 fn begin(session: &Session, args: &Args) -> anyhow::Result<(u64, Option<Timestamp>)> {
-    if args.from == "earliest" {
-        return Ok((0, None));
-    }
-    if let Ok(position) = args.from.parse() {
-        return Ok((position, None));
-    }
-    if args.from != "latest" {
-        let time = args.from.parse().ok().with_context(|| {
-            format!(
-                "--from {:?} is neither latest, earliest, a position nor an RFC 3339 time",
-                args.from
-            )
-        })?;
-        return Ok((0, Some(time)));
+    match args.from {
+        From::Earliest => return Ok((0, None)),
+        From::Position(position) => return Ok((position, None)),
+        From::Time(time) => return Ok((0, Some(time))),
+        From::Latest => {}
     }
     let topics = session.client.get("/v1/topics", &[("bus", &session.bus)])?;
     let topics = topics.get("topics").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -173,14 +165,29 @@ fn show(session: &Session, stored: &Value) -> anyhow::Result<()> {
     ))
 }
 
-/// Text without its quotes.
+/// Text without its quotes, on one line: what somebody published must not steer a terminal.
 pub(super) fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    let Some(text) = value.as_str() else { return value.to_string() };
+    let mut plain = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() {
+            true => plain.extend(letter.escape_default()),
+            false => plain.push(letter),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_printed_steers_no_terminal() {
+        let text = Value::from("ü \u{1b}[31mred\r\n\u{9b}2J \"quoted\"");
+        assert_eq!(plain(&text), "ü \\u{1b}[31mred\\r\\n\\u{9b}2J \"quoted\"");
+        assert_eq!(plain(&serde_json::json!({"a": "\u{1b}"})), r#"{"a":"\u001b"}"#);
+    }
 
     #[test]
     fn whoever_waits_notices_that_nobody_reads_any_more() {

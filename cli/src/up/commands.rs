@@ -130,7 +130,6 @@ pub(crate) fn app_env(namespace: &str, replica: &Replica) -> Vec<(String, String
     let (host, api) = replica.sidecar.api.rsplit_once(':').unwrap_or(("127.0.0.1", "3500"));
     let grpc = replica.sidecar.grpc_api.rsplit_once(':').map_or("50001", |(_, port)| port);
     let pairs = [
-        ("PORT", replica.app.port.to_string()),
         ("HTTP_PROXY", proxy.clone()),
         ("http_proxy", proxy),
         ("NO_PROXY", local.to_owned()),
@@ -138,12 +137,16 @@ pub(crate) fn app_env(namespace: &str, replica: &Replica) -> Vec<(String, String
         ("DAPR_HTTP_PORT", api.to_owned()),
         ("DAPR_HTTP_ENDPOINT", format!("http://{host}:{api}")),
         ("DAPR_GRPC_PORT", grpc.to_owned()),
+        ("APP_ID", replica.service.clone()),
         ("DUET_OUTBOUND", replica.sidecar.outbound.clone()),
         ("DUET_SERVICE", replica.service.clone()),
         ("DUET_NAMESPACE", namespace.to_owned()),
         ("DUET_REPLICA", replica.replica.to_string()),
     ];
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    // A pure client listens nowhere. Dapr's SDKs look for `APP_PORT`.
+    let port = Some(replica.app.port).filter(|port| *port != 0).map(|port| port.to_string());
+    let ports = ["PORT", "APP_PORT"].into_iter().zip(port.into_iter().cycle());
+    pairs.into_iter().chain(ports).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// This program.

@@ -68,7 +68,7 @@ pub fn subscription(resource: &Subscription) -> proto::Subscription {
         max_backoff: wire(spec.retry.max_backoff),
         dead_letter_topic: dead_letter.unwrap_or_else(|| format!("{}.dead-letter", spec.topic)),
         start: start.into(),
-        raw_payload: false,
+        raw_payload: spec.raw_payload,
         start_time,
         start_position,
         ordered: spec.delivery.ordered,

@@ -7,25 +7,25 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use duet_api::DEFAULT_BUS;
-use duet_events::bus::{
-    ManageError, Start, StoredEvent, SubscriptionStatus, TopicStatus, dead_letter,
-};
+use duet_events::bus::{ManageError, StoredEvent, SubscriptionStatus, TopicStatus, dead_letter};
 use duet_events::cloudevent::{WrapContext, decode, shown};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
 use super::{Failure, Operate};
-use crate::bus::Migration;
+use crate::bus::{Copied, Migration};
 use crate::expression::{Choice, Selector};
 
-type Answer = Result<Json<Value>, Failure>;
+pub(super) type Answer = Result<Json<Value>, Failure>;
 
 /// Events of one answer, when nobody says how many.
 const DEFAULT_LIMIT: usize = 100;
+/// Events that a copy lacks, as they cannot be read any more.
+const MISSING_EVENTS: HeaderName = HeaderName::from_static("duet-missing-events");
 /// Most events of one answer.
 const MAX_LIMIT: usize = 1000;
 /// Events that one request moves, when nobody says how many.
@@ -37,7 +37,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Most positions of one request.
 const MAX_POSITIONS: usize = 10_000;
 
-fn default_bus() -> String {
+pub(super) fn default_bus() -> String {
     DEFAULT_BUS.to_owned()
 }
 
@@ -149,7 +149,7 @@ fn stored(stored: &StoredEvent) -> Value {
 }
 
 /// RFC 3339.
-fn time(ms: u64) -> Option<String> {
+pub(super) fn time(ms: u64) -> Option<String> {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok()?;
     Some(time.to_string())
 }
@@ -230,106 +230,6 @@ pub(super) async fn redrive(
     Ok(Json(json!({ "redriven": redriven })))
 }
 
-/// Where to.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Seek {
-    #[serde(default = "default_bus")]
-    bus: String,
-    subscription: String,
-    start: SeekTo,
-}
-
-/// As in a `Subscription`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-enum SeekTo {
-    Earliest,
-    Latest,
-    Time(String),
-    Position(u64),
-}
-
-pub(super) async fn seek(
-    State(operate): State<Operate>,
-    body: Result<Json<Seek>, JsonRejection>,
-) -> Answer {
-    let Json(Seek { bus: name, subscription, start }) =
-        body.map_err(|error| Failure::bad(error.body_text()))?;
-    let to = match start {
-        SeekTo::Earliest => Start::Earliest,
-        SeekTo::Latest => Start::Latest,
-        SeekTo::Position(position) => Start::Position(position),
-        SeekTo::Time(text) => {
-            let time: jiff::Timestamp = text.parse().map_err(|_error| {
-                Failure::bad(format!(
-                    "{text:?} is not an RFC 3339 time such as 2026-01-31T12:00:00Z"
-                ))
-            })?;
-            Start::Time(u64::try_from(time.as_millisecond()).unwrap_or(0))
-        }
-    };
-    operate.bus(&name).await?.seek(&subscription, to).await?;
-    tracing::warn!(bus = name, subscription, ?to, "moved by an operator");
-    Ok(Json(json!({ "moved": true })))
-}
-
-/// Stop or go on.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Pause {
-    #[serde(default = "default_bus")]
-    bus: String,
-    subscription: String,
-    paused: bool,
-}
-
-pub(super) async fn pause(
-    State(operate): State<Operate>,
-    body: Result<Json<Pause>, JsonRejection>,
-) -> Answer {
-    let Json(Pause { bus: name, subscription, paused }) =
-        body.map_err(|error| Failure::bad(error.body_text()))?;
-    operate.bus(&name).await?.pause(&subscription, paused).await?;
-    tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
-    Ok(Json(json!({ "paused": paused })))
-}
-
-/// A subscription.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct OfSubscription {
-    #[serde(default = "default_bus")]
-    bus: String,
-    subscription: String,
-}
-
-/// Only what would stay away: whoever declares or consumes a subscription makes it anew, without what waited for it.
-pub(super) async fn forget(
-    State(operate): State<Operate>,
-    body: Result<Json<OfSubscription>, JsonRejection>,
-) -> Answer {
-    let Json(OfSubscription { bus: name, subscription }) =
-        body.map_err(|error| Failure::bad(error.body_text()))?;
-    let bus = operate.bus(&name).await?;
-    let found = bus.subscriptions().await?.into_iter().find(|found| found.name == subscription);
-    let Some(found) = found else {
-        return Err(ManageError::Unknown { kind: "subscription", name: subscription }.into());
-    };
-    let refused = |why: &str| ManageError::Refused(format!("{subscription}: {why}"));
-    if operate.buses.declares(&name, &subscription) {
-        return Err(refused("a Subscription resource declares it: remove that first").into());
-    }
-    if found.consumers > 0 {
-        let why = "an application consumes it and would make it anew: stop that first, or skip what waits with a \
-                   replay from latest";
-        return Err(refused(why).into());
-    }
-    bus.remove_subscription(&subscription).await?;
-    tracing::warn!(bus = name, subscription, lag = found.lag, "forgotten by an operator");
-    Ok(Json(json!({ "forgotten": true, "lag": found.lag })))
-}
-
 /// A move to where the bus is now.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -369,11 +269,15 @@ pub(super) async fn backup(
     let unreadable = |error: std::io::Error| ManageError::Failed(format!("the copy: {error}"));
     // Known first: a bus that nobody declared is not found.
     operate.bus(&bus).await?;
-    let file = operate.buses.backup(&bus).await?;
+    let Copied { file, missing_events } = operate.buses.backup(&bus).await?;
     let length = file.metadata().map_err(unreadable)?.len();
-    tracing::info!(bus, bytes = length, "backed up by an operator");
+    tracing::info!(bus, bytes = length, missing_events, "backed up by an operator");
     let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK_BYTES);
     let kind = HeaderValue::from_static("application/octet-stream");
-    let headers = AppendHeaders([(CONTENT_TYPE, kind), (CONTENT_LENGTH, length.into())]);
+    let headers = AppendHeaders([
+        (CONTENT_TYPE, kind),
+        (CONTENT_LENGTH, length.into()),
+        (MISSING_EVENTS, missing_events.into()),
+    ]);
     Ok((headers, Body::from_stream(stream)).into_response())
 }

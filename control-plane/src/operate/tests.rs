@@ -12,6 +12,8 @@ use tower::ServiceExt as _;
 
 use super::*;
 
+mod steer;
+
 /// A bus in memory that remembers what it was asked.
 #[derive(Debug, Default)]
 struct Memory {
@@ -164,7 +166,7 @@ impl Shelf for One {
         let why = format!("{name} {:?} {} {}", wanted.skip, wanted.leave_behind, wanted.limit);
         Box::pin(async { Err(ManageError::Refused(why)) })
     }
-    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<File, ManageError>> {
+    fn backup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Copied, ManageError>> {
         let why = format!("{name} is kept elsewhere");
         Box::pin(async { Err(ManageError::Refused(why)) })
     }
@@ -277,7 +279,7 @@ async fn what_is_asked_arrives_at_the_bus() {
     for start in
         [json!("earliest"), json!({"position": 5}), json!({"time": "1970-01-01T00:00:01Z"})]
     {
-        let body = json!({"subscription": "shop/fulfil", "start": start});
+        let body = json!({"subscription": "shop/fulfil", "start": start, "skipWaiting": true});
         assert_eq!(port.post("/v1/seek", body).await.0, 200);
     }
     let paused =
@@ -299,7 +301,11 @@ async fn bad_requests_are_told_what_is_wrong() {
     let port = Port::new();
     let cases = [
         (port.get("/v1/events?topic=other").await, 404, "there is no topic \"other\""),
-        (port.get("/v1/topics?bus=other").await, 404, "there is no bus \"other\""),
+        (
+            port.get("/v1/topics?bus=other").await,
+            404,
+            "there is no bus \"other\"; known are: default",
+        ),
         (
             port.get("/v1/events?topic=t&filter=nope").await,
             400,
@@ -398,23 +404,4 @@ async fn a_migration_is_asked_for_with_its_bounds() {
     assert_eq!(error(&asked), (409, "other {} true 2000"));
     let asked = port.post("/v1/migrate", json!({"to": "x"})).await;
     assert_eq!(asked.0, 400);
-}
-
-#[tokio::test]
-async fn only_a_subscription_that_would_not_come_back_is_forgotten() {
-    let port = Port::new();
-    let forget = async |name: &str| port.post("/v1/forget", json!({"subscription": name})).await;
-    let expected = json!({"forgotten": true, "lag": 3});
-    assert_eq!(forget("shop/gone").await, (200, expected));
-    assert_eq!(*port.bus.asked.lock(), ["forget shop/gone"]);
-    for (name, status, part) in [
-        ("shop/declared", 409, "a Subscription resource declares it"),
-        ("shop/fulfil", 409, "an application consumes it"),
-        ("shop/nope", 404, "there is no subscription \"shop/nope\""),
-    ] {
-        let answer = forget(name).await;
-        let (was, text) = error(&answer);
-        assert!(was == status && text.contains(part), "{answer:?}");
-    }
-    assert_eq!(port.bus.asked.lock().len(), 1, "nothing else was touched");
 }

@@ -1,6 +1,7 @@
 //! What an app's answer to a delivery means. Pure: the caller brings status, body and jitter.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use duet_api::proto;
@@ -87,11 +88,25 @@ impl AppAnswer {
     }
 }
 
+impl fmt::Display for AppAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Handled => f.write_str("SUCCESS"),
+            Self::AskedToRetry { .. } => f.write_str("RETRY"),
+            Self::Dropped { .. } => f.write_str("DROP"),
+            Self::Failed { status } => write!(f, "{status}"),
+            Self::NotReached => f.write_str("it does not accept connections"),
+            Self::NotNow => f.write_str("not now"),
+            Self::NoAnswer { reason } => f.write_str(reason),
+        }
+    }
+}
+
 /// Decides on a delivery. `attempt` is the one that got this answer, from 1; `jitter` is a random
 /// number of 0 up to 1.
 #[must_use]
 pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Settle {
-    let (reason, status) = match answer {
+    let status = match answer {
         AppAnswer::Handled => return Settle::Ack,
         AppAnswer::NotReached | AppAnswer::NotNow => {
             return Settle::Release { delay: next_delay(1, spec, jitter) };
@@ -103,13 +118,12 @@ pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitt
         AppAnswer::Failed { status: 404 } => {
             return dead_letter("the subscriber answered 404", 404);
         }
-        AppAnswer::AskedToRetry { status } => ("RETRY".to_owned(), *status),
-        AppAnswer::Failed { status } => (status.to_string(), *status),
-        AppAnswer::NoAnswer { reason } => (reason.clone(), 0),
+        AppAnswer::AskedToRetry { status } | AppAnswer::Failed { status } => *status,
+        AppAnswer::NoAnswer { .. } => 0,
     };
     match spec.max_attempts {
         Some(max) if attempt >= max.get() => {
-            dead_letter(&format!("all {max} attempts used; the last: {reason}"), status)
+            dead_letter(&format!("all {max} attempts used; the last: {answer}"), status)
         }
         _ => Settle::Retry { delay: next_delay(attempt, spec, jitter) },
     }

@@ -42,7 +42,7 @@ pub async fn answer<M: Message + Default>(
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
         let text = format!("the answer has the HTTP status {}", head.status);
-        return Err(Status::new(code(head.status), text));
+        return Err(Status::new(code_without_grpc(head.status), text));
     }
     if let Some(status) = Status::from_header_map(&head.headers)
         && status.code() != Code::Ok
@@ -78,6 +78,22 @@ fn unframe(framed: &Bytes) -> Result<Bytes, Status> {
         return Err(bad("its length is wrong"));
     }
     Ok(framed.slice(PREFIX_BYTES..))
+}
+
+/// The gRPC code of an answer that is HTTP alone, as of a server that does not know the method:
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
+fn code_without_grpc(status: StatusCode) -> Code {
+    match status {
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Unknown,
+    }
 }
 
 /// The gRPC code that says what an HTTP status does.
@@ -167,6 +183,18 @@ mod tests {
         }
         assert_eq!(read(&[0; 32], "0").await.unwrap_err().code(), Code::ResourceExhausted);
         assert_eq!(read(b"", "5").await.unwrap_err().code(), Code::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_in_http_alone_is_understood() {
+        for (status, code) in
+            [(404, Code::Unimplemented), (503, Code::Unavailable), (418, Code::Unknown)]
+        {
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            let answer = answer::<InvokeResponse>(response, 16).await;
+            assert_eq!(answer.unwrap_err().code(), code, "{status}");
+        }
     }
 
     #[test]

@@ -26,6 +26,9 @@ use crate::http::body::Body;
 /// Dapr's other way to name the service to invoke.
 pub(super) const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
 
+/// Of a path, in an error.
+const MAX_NAMED_CHARS: usize = 100;
+
 /// As metadata tells it.
 pub(super) const VERSION: &str = concat!("duet-", env!("CARGO_PKG_VERSION"));
 
@@ -73,11 +76,7 @@ impl Api {
                 _ if request.headers().contains_key(DAPR_APP_ID) => {
                     invoke::by_header(&self.invoke, &DAPR_APP_ID, request).await
                 }
-                _ => Err(Problem::new(
-                    StatusCode::NOT_FOUND,
-                    "ERR_NOT_FOUND",
-                    "no such path; known are /v1.0/publish, /v1.0/publish/bulk, /v1.0/subscribe, /v1.0/deliveries, /v1.0/invoke, /v1.0/healthz, /v1.0/metadata, /v1.0/shutdown",
-                )),
+                (_, method) => Err(unknown(method, &path)),
             }
         };
         answer.unwrap_or_else(|problem| {
@@ -217,6 +216,16 @@ fn subscription((kind, spec): (Kind, SubscriptionSpec)) -> Value {
             Kind::Streaming => "STREAMING",
         },
     })
+}
+
+/// Names what was asked for, which may be a part of Dapr's API that is not here.
+fn unknown(method: &Method, path: &str) -> Problem {
+    let asked: String = path.chars().take(MAX_NAMED_CHARS).collect();
+    let text = format!(
+        "{method} {asked} is not here; of Dapr's API, Duet serves /v1.0/publish, /v1.0/publish/bulk, /v1.0/invoke, /v1.0/healthz, \
+         /v1.0/metadata and /v1.0/shutdown, and of its own /v1.0/subscribe and /v1.0/deliveries"
+    );
+    Problem::new(StatusCode::NOT_FOUND, "ERR_NOT_FOUND", text)
 }
 
 fn no_content() -> Response<Body> {

@@ -54,7 +54,8 @@ fn entry<'a>(spec: &SubscriptionSpec, delivery: &'a Delivery) -> Entry<'a> {
     let (content_type, json) = if spec.raw_payload {
         let data = event.data().cloned().unwrap_or_default();
         let text = base64::engine::general_purpose::STANDARD.encode(data);
-        (event.data_content_type().unwrap_or("application/octet-stream"), to_raw_value(&text))
+        // Whatever the bytes are: SDKs undo base64 where they are told of bytes.
+        ("application/octet-stream", to_raw_value(&text))
     } else {
         let extra = [("pubsubname", spec.bus.as_str()), ("topic", spec.topic.as_str())];
         (STRUCTURED_CONTENT_TYPE, serde_json::from_slice(&encode_structured(event, &extra)))
@@ -161,9 +162,12 @@ mod tests {
         assert_eq!(envelope["entries"][1]["metadata"]["duet-delivery-attempt"], "1");
         let raw = SubscriptionSpec { raw_payload: true, ..spec };
         let mut one = deliveries();
-        one[0].event = one[0].event.clone().with_data("x");
+        let event = one[0].event.clone().with_data("x");
+        one[0].event = event.with_attribute("datacontenttype", "text/plain").unwrap();
         let envelope: serde_json::Value = serde_json::from_slice(&encode(&raw, &one)).unwrap();
-        assert_eq!(envelope["entries"][0]["event"], "eA==");
+        let entry = &envelope["entries"][0];
+        assert_eq!(entry["event"], "eA==");
+        assert_eq!(entry["contentType"], "application/octet-stream");
     }
 
     #[test]

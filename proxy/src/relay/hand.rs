@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use duet_events::bus::{AppAnswer, Delivery, Settle, Settler, SubscriptionSpec, on_answer};
 use duet_events::inbox::Inbox;
+use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,6 +24,9 @@ const NO_ROOM: Duration = Duration::from_secs(1);
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(5);
 /// For the application to say whether it still wants an event that it has no handler for.
 const RESOLVED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two lines of the log about one subscription's failures.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Says that there is none at this path.
 const NO_HANDLER: AppAnswer = AppAnswer::Failed { status: 404 };
@@ -64,6 +68,8 @@ pub(super) struct Hand {
     pub(super) released: IntCounter,
     dead: IntCounter,
     duplicate: IntCounter,
+    /// When a failure was last in the log.
+    logged: Mutex<Option<Instant>>,
 }
 
 impl Hand {
@@ -85,6 +91,7 @@ impl Hand {
             released: delivered("release"),
             dead: delivered("dead_letter"),
             duplicate: delivered("duplicate"),
+            logged: Mutex::new(None),
             receiver,
             extensions: aids.extensions.clone(),
             inbox: Arc::clone(&aids.inbox),
@@ -224,7 +231,24 @@ impl Hand {
     }
 
     fn decide(&self, delivery: &Delivery, answer: &AppAnswer) -> Settle {
-        self.counted(delivery, on_answer(answer, delivery.attempt, &self.spec, rand::random()))
+        let settle = on_answer(answer, delivery.attempt, &self.spec, rand::random());
+        let again = matches!(settle, Settle::Retry { .. }) || *answer == AppAnswer::NotReached;
+        if again && self.is_time_to_log() {
+            let (subscription, id, attempt) =
+                (&self.spec.name, delivery.event.id(), delivery.attempt);
+            tracing::warn!(subscription, id, attempt, %answer, "delivery failed; the event comes again");
+        }
+        self.counted(delivery, settle)
+    }
+
+    /// An application that fails does it many times a second: the metrics count, and the log says why.
+    fn is_time_to_log(&self) -> bool {
+        let mut logged = self.logged.lock();
+        let due = logged.is_none_or(|before| before.elapsed() >= FAILURE_LOG_INTERVAL);
+        if due {
+            *logged = Some(Instant::now());
+        }
+        due
     }
 
     fn counted(&self, delivery: &Delivery, settle: Settle) -> Settle {

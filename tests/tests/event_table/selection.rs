@@ -166,6 +166,14 @@ fn forms() -> Vec<Case> {
             let event = world.wait(&names.path, 1).await[0].json();
             assert_ne!(event["id"], "inner", "{event}");
         }),
+        Case::new("raw", "a subscription gets the data alone", |world, names| async move {
+            world.publish(&names, json!({"id": "own", "data": {"n": 1}})).await;
+            let event = world.wait(&names.path, 1).await[0].json();
+            // `{"n":1}`, in base64.
+            assert_eq!((&event["id"], &event["data_base64"]), (&json!("own"), &json!("eyJuIjoxfQ==")));
+            assert_eq!((event.get("data"), &event["type"]), (None, &json!("com.dapr.event.sent")));
+        })
+        .with("rawPayload: true"),
     ]
 }
 

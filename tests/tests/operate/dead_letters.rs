@@ -30,7 +30,7 @@ async fn dead_letters_are_found_moved_back_and_dropped() {
     })
     .await;
     let options = Options::service("reader", app.port());
-    let _reader = Sidecar::ready(&control_plane, options).await;
+    let reader = Sidecar::ready(&control_plane, options).await;
     let operator = Operator::of(&control_plane);
     operator.publish("a", 1);
     operator.publish("b", 2);
@@ -39,6 +39,11 @@ async fn dead_letters_are_found_moved_back_and_dropped() {
         (listed.as_array().unwrap().len() == 4).then_some(())
     })
     .await;
+    // The second failure of `b`, right after the first, is in the metrics only.
+    let log = reader.process.log();
+    let failed = log.lines().filter(|line| line.contains("delivery failed")).collect::<Vec<_>>();
+    assert_eq!(failed.len(), 1, "{log}");
+    assert!(failed[0].contains("default/read") && failed[0].contains("answer=500"), "{log}");
     // Published to such a topic by hand: no dead letter.
     operator.text(&["publish", "poison", "1", "--id", "stranger"]);
 
@@ -67,12 +72,15 @@ async fn dead_letters_are_found_moved_back_and_dropped() {
     assert_eq!(list(&["--since", "1h"]), all);
     assert_eq!(list(&["--since", "2100-01-01T00:00:00Z"]), of(&[]));
     assert_eq!(list(&["--since", "1h", "--id", "b", "--reason", "DROP"]), of(&[("picky", "b")]));
+    assert_eq!(list(&["--limit", "0"]), of(&[]));
+    assert_eq!(list(&["--limit", "3"]).len(), 3);
+    assert_eq!(list(&["--limit", "1", "--subscription", "default/picky"]).len(), 1);
     let table =
         operator.text(&["dead-letters", "list", "--subscription", "default/read", "--id", "b"]);
     let reason = "all 2 attempts used; the last: 500";
-    let position =
-        operator.json(&["dead-letters", "list", "--id", "b"])[0]["letter"]["position"].to_string();
-    let mut row = vec!["news.dead-letter", &position, "b", "default/read", "2", "500"];
+    let letter = operator.json(&["dead-letters", "list", "--id", "b"])[0]["letter"].clone();
+    let (position, since) = (letter["position"].to_string(), letter["published"].as_str().unwrap());
+    let mut row = vec!["news.dead-letter", &position, "b", "default/read", "2", "500", since];
     row.extend(reason.split(' '));
     assert_eq!(cells(&table), [row], "{table}");
 
@@ -104,6 +112,9 @@ async fn dead_letters_are_found_moved_back_and_dropped() {
     for action in ["redrive", "drop"] {
         let error = operator.fails(&["dead-letters", action]);
         assert!(error.contains("--all"), "{error}");
+        // How many is not which.
+        let error = operator.fails(&["dead-letters", action, "--limit", "1"]);
+        assert!(error.contains("--all"), "{error}");
     }
     assert_eq!(list(&[]), all, "refused, so nothing has changed");
 
@@ -117,8 +128,12 @@ async fn dead_letters_are_found_moved_back_and_dropped() {
     assert_eq!((&event["id"], again.header("duet-delivery-attempt")), (&json!("a"), "1"));
     let added = event.as_object().unwrap().keys().find(|name| name.starts_with("deadletter"));
     assert_eq!((added, event.get("redriveto")), (None, None));
-    let said = operator.text(&["dead-letters", "redrive", "--subscription", "default/read"]);
-    assert_eq!(said, "2 of 2 dead letters redriven\n");
+    // One first, as one does to see whether the repair works.
+    let redrive = ["dead-letters", "redrive", "--subscription", "default/read"];
+    let said = operator.text(&[&redrive[..], &["--limit", "1"]].concat());
+    assert_eq!(said, "1 of 1 dead letters redriven\n");
+    arrive(&app, "/read", before.0 + 1).await;
+    assert_eq!(operator.text(&redrive), "1 of 1 dead letters redriven\n");
     arrive(&app, "/read", before.0 + 2).await;
     let mut redriven = ids(&app, "/read").split_off(before.0);
     redriven.sort();

@@ -52,11 +52,15 @@ async fn topics_and_subscriptions_say_what_waits() {
     );
 
     let table = operator.text(&["subscriptions"]);
-    let head = ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "IN FLIGHT", "RETRYING", "ATTEMPTS"];
+    let head =
+        ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "AGE", "IN FLIGHT", "RETRYING", "ATTEMPTS"];
     let titles = table.lines().next().unwrap();
     assert!(head.iter().all(|title| titles.contains(title)), "{titles}");
     let oldest = stored[1]["published"].as_str().unwrap();
-    assert_eq!(cells(&table)[1], ["default/read", "news", "2", oldest, "1", "1", "1", "1", "-"]);
+    let mut row = cells(&table)[1].clone();
+    let age = row.remove(4);
+    assert!(duet_api::duration::parse(age).is_ok_and(|age| age < SOON), "{table}");
+    assert_eq!(row, ["default/read", "news", "2", oldest, "1", "1", "1", "1", "-"]);
 
     let topics = operator.json(&["topics"])["topics"].clone();
     let news = topics.as_array().unwrap().iter().find(|topic| topic["name"] == "news").unwrap();
@@ -111,6 +115,7 @@ async fn tail_shows_what_is_asked_for() {
         |stored: &Value| -> Timestamp { stored["published"].as_str().unwrap().parse().unwrap() };
     let since = all.iter().filter(|stored| published(stored) >= published(&all[2]));
     assert_eq!(shown(&["--from", time]).len(), since.count());
+    assert_eq!(shown(&["--from", "1h"]), [1, 2, 3, 4, 5]);
     assert_eq!(shown(&["--from", "2100-01-01T00:00:00Z"]), [0_u64; 0]);
     assert_eq!(shown(&[]), [0_u64; 0], "nothing is newer than the newest");
     let filter = "event.data.n > 1 && event.id != 'e4'";

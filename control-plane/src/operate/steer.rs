@@ -1,0 +1,161 @@
+//! Requests that steer one subscription: where it goes on, whether it is handed out, whether it is kept.
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use duet_events::bus::{ManageError, ManagedBus, Start, SubscriptionStatus};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::requests::{Answer, default_bus, time};
+use super::{Failure, Operate};
+
+/// Where to.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Seek {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+    start: SeekTo,
+    /// Also when events that wait are skipped by it.
+    #[serde(default)]
+    skip_waiting: bool,
+}
+
+/// As in a `Subscription`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum SeekTo {
+    Earliest,
+    Latest,
+    Time(String),
+    Position(u64),
+}
+
+impl SeekTo {
+    fn start(self) -> Result<Start, Failure> {
+        Ok(match self {
+            Self::Earliest => Start::Earliest,
+            Self::Latest => Start::Latest,
+            Self::Position(position) => Start::Position(position),
+            Self::Time(text) => {
+                let time: jiff::Timestamp = text.parse().map_err(|_error| {
+                    Failure::bad(format!(
+                        "{text:?} is not an RFC 3339 time such as 2026-01-31T12:00:00Z"
+                    ))
+                })?;
+                Start::Time(u64::try_from(time.as_millisecond()).unwrap_or(0))
+            }
+        })
+    }
+}
+
+/// What is skipped is neither delivered nor a dead letter, so nobody skips it unawares. A guard against slips: an event that
+/// comes to wait meanwhile is not seen.
+pub(super) async fn seek(
+    State(operate): State<Operate>,
+    body: Result<Json<Seek>, JsonRejection>,
+) -> Answer {
+    let Json(Seek { bus: name, subscription, start, skip_waiting }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    let to = start.start()?;
+    let bus = operate.bus(&name).await?;
+    let found = find(&*bus, &subscription).await?;
+    if !skip_waiting && skips(&*bus, &found, to).await? {
+        let oldest = found.oldest_ms.and_then(time).unwrap_or_default();
+        return Err(ManageError::Refused(format!(
+            "{subscription}: {} events wait, the oldest since {oldest}, and this start skips some of them; say \
+             --skip-waiting if it may",
+            found.lag
+        ))
+        .into());
+    }
+    bus.seek(&subscription, to).await?;
+    tracing::warn!(bus = name, subscription, ?to, "moved by an operator");
+    Ok(Json(json!({ "moved": true })))
+}
+
+/// Whether an event that is not handled yet comes before a start.
+async fn skips(
+    bus: &dyn ManagedBus,
+    found: &SubscriptionStatus,
+    to: Start,
+) -> Result<bool, ManageError> {
+    let Some(oldest) = found.oldest_ms.filter(|_oldest| found.lag > 0) else { return Ok(false) };
+    Ok(match to {
+        Start::Earliest => false,
+        Start::Latest => true,
+        Start::Time(ms) => ms > oldest,
+        Start::Position(position) => {
+            let next = bus.read(&found.topic, position, 1).await?;
+            next.first().is_none_or(|next| next.published_ms > oldest)
+        }
+    })
+}
+
+async fn find(bus: &dyn ManagedBus, name: &str) -> Result<SubscriptionStatus, ManageError> {
+    let found = bus.subscriptions().await?.into_iter().find(|found| found.name == name);
+    found.ok_or_else(|| ManageError::Unknown { kind: "subscription", name: name.to_owned() })
+}
+
+/// Stop or go on.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pause {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+    paused: bool,
+}
+
+pub(super) async fn pause(
+    State(operate): State<Operate>,
+    body: Result<Json<Pause>, JsonRejection>,
+) -> Answer {
+    let Json(Pause { bus: name, subscription, paused }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    operate.bus(&name).await?.pause(&subscription, paused).await?;
+    tracing::warn!(bus = name, subscription, paused, "paused or resumed by an operator");
+    Ok(Json(json!({ "paused": paused })))
+}
+
+/// What is kept no longer.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Forget {
+    #[serde(default = "default_bus")]
+    bus: String,
+    subscription: String,
+    /// Also when events wait for it.
+    #[serde(default)]
+    skip_waiting: bool,
+}
+
+/// Only what would stay away: whoever declares or consumes a subscription makes it anew, without what waited for it.
+pub(super) async fn forget(
+    State(operate): State<Operate>,
+    body: Result<Json<Forget>, JsonRejection>,
+) -> Answer {
+    let Json(Forget { bus: name, subscription, skip_waiting }) =
+        body.map_err(|error| Failure::bad(error.body_text()))?;
+    let bus = operate.bus(&name).await?;
+    let found = find(&*bus, &subscription).await?;
+    let refused = |why: &str| ManageError::Refused(format!("{subscription}: {why}"));
+    if operate.buses.declares(&name, &subscription) {
+        return Err(refused("a Subscription resource declares it: remove that first").into());
+    }
+    if found.consumers > 0 {
+        let why = "an application consumes it and would make it anew: stop that first, or skip what waits with a \
+                   replay from latest";
+        return Err(refused(why).into());
+    }
+    if found.lag > 0 && !skip_waiting {
+        let why =
+            format!("{} events wait for it; say --skip-waiting if nobody wants them", found.lag);
+        return Err(refused(&why).into());
+    }
+    bus.remove_subscription(&subscription).await?;
+    tracing::warn!(bus = name, subscription, lag = found.lag, "forgotten by an operator");
+    Ok(Json(json!({ "forgotten": true, "lag": found.lag })))
+}
