@@ -6,6 +6,7 @@
 
 mod accept;
 mod callback;
+mod failure;
 pub mod guard;
 mod reserved;
 pub mod revoked;
@@ -239,7 +240,7 @@ impl Inbound {
             }
             Err(failure) => {
                 let mut response = reply::failure(&failure, asked);
-                if let Some(progress) = progress(&failure) {
+                if let Some(progress) = failure::progress(&failure) {
                     let progress = HeaderValue::from_static(progress);
                     response.headers_mut().insert(headers::PROGRESS, progress);
                 }
@@ -262,22 +263,6 @@ fn refusal(head: &request::Parts, peer: &Peer) -> Option<Failure> {
         return Some(failure.with_progress(Progress::Unprocessed));
     }
     None
-}
-
-/// What the caller's sidecar has to know for its decision about another try. None where the answer is as good as the
-/// application's own, so that the caller's policy decides.
-fn progress(failure: &Failure) -> Option<&'static str> {
-    if failure.status == StatusCode::TOO_MANY_REQUESTS {
-        return None;
-    }
-    if failure.kind == ErrorType::ConnectionLimitReached {
-        return Some("shed");
-    }
-    Some(match failure.progress {
-        Progress::Unprocessed => "unprocessed",
-        Progress::Unknown => "unknown",
-        Progress::Allowed | Progress::Final => "final",
-    })
 }
 
 /// Nobody waits for an answer past the caller's deadline.
@@ -321,7 +306,7 @@ async fn forward(
         .pool
         .sender(transport, CONNECT_TIMEOUT)
         .await
-        .map_err(|failure| app_away(&failure))?;
+        .map_err(|failure| failure::app_away(&failure))?;
     match transport {
         Transport::Http1 | Transport::Upgrade => headers::for_http1(&mut head, &authority),
         Transport::Http2 => headers::for_http2(&mut head, &authority),
@@ -330,7 +315,7 @@ async fn forward(
         return Box::pin(invoke(sender, head, body, &authority)).await;
     }
     let body = if body.is_end_stream() { Body::Empty } else { Body::Incoming(body) };
-    sender.send(Request::from_parts(head, body)).await.map_err(app_died)
+    sender.send(Request::from_parts(head, body)).await.map_err(failure::app_died)
 }
 
 /// The application speaks gRPC and the caller does not: as Dapr's callback.
@@ -342,24 +327,8 @@ async fn invoke(
 ) -> Result<Response<Body>, Failure> {
     let (mut head, body) = callback::request(head, body).await?;
     headers::for_http2(&mut head, authority);
-    let answer = sender.send(Request::from_parts(head, body)).await.map_err(app_died)?;
+    let answer = sender.send(Request::from_parts(head, body)).await.map_err(failure::app_died)?;
     Ok(callback::response(answer).await)
-}
-
-/// An application that ends a connection without an answer is as unavailable as one that does not accept any.
-fn app_died(failure: Failure) -> Failure {
-    if failure.kind == ErrorType::ConnectionTerminated {
-        return failure.with_status(StatusCode::SERVICE_UNAVAILABLE);
-    }
-    failure
-}
-
-/// An application that does not accept is unavailable, for everybody who asks: 503.
-fn app_away(failure: &Failure) -> Failure {
-    let text = format!("the application does not accept connections: {}", failure.details);
-    Failure::new(ErrorType::ConnectionRefused, text)
-        .with_status(StatusCode::SERVICE_UNAVAILABLE)
-        .with_progress(failure.progress)
 }
 
 fn respond(
