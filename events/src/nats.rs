@@ -17,11 +17,14 @@ mod metrics;
 mod names;
 mod payload;
 mod publish;
+mod record;
+mod room;
 mod settle;
 mod shared;
 mod status;
 mod stream;
 mod subscription;
+mod wanted;
 mod watch;
 
 use std::collections::HashMap;
@@ -135,7 +138,7 @@ impl NatsBus {
         let hub = Hub::new(Arc::clone(&self.shared), spec.clone(), topic, queue);
         let (running, finished) = tokio::sync::watch::channel(());
         let (name, own) = (spec.name.clone(), commands.downgrade());
-        let all = Arc::downgrade(&self.hubs);
+        let (all, shared) = (Arc::downgrade(&self.hubs), Arc::clone(&self.shared));
         tokio::spawn(async move {
             Box::pin(hub.run()).await;
             // Each reader of a stream has a name of its own: without this they would add up.
@@ -143,11 +146,13 @@ impl NatsBus {
                 let mut all = all.lock();
                 if all.get(&name).is_some_and(|hub| hub.commands.same_channel(&own)) {
                     all.remove(&name);
+                    shared.wanted.lock().leave(&name);
                 }
             }
             drop(running);
         });
         let handle = HubHandle { commands, spec: spec.clone(), finished };
+        self.shared.wanted.lock().subscribe(spec);
         hubs.insert(spec.name.clone(), handle.clone());
         handle
     }
@@ -224,7 +229,9 @@ fn consume_error(spec: &SubscriptionSpec, error: &NatsError) -> ConsumeError {
         NatsError::Away(_) | NatsError::Closed => {
             ConsumeError::Unavailable { bus: spec.bus.clone(), reason }
         }
-        NatsError::Refused(_) => ConsumeError::Refused { subscription, reason },
+        NatsError::Refused(_) | NatsError::TooMany(_) => {
+            ConsumeError::Refused { subscription, reason }
+        }
         NatsError::Settings(_) | NatsError::Full(_) | NatsError::Failed(_) => {
             ConsumeError::Internal { subscription, reason }
         }

@@ -14,16 +14,28 @@
 mod behaviour;
 #[path = "nats/cluster.rs"]
 mod cluster;
+#[path = "nats/declared.rs"]
+mod declared;
 #[path = "nats/gone.rs"]
 mod gone;
+#[path = "nats/large.rs"]
+mod large;
 #[path = "nats/later.rs"]
 mod later;
+#[path = "nats/logins.rs"]
+mod logins;
+#[path = "nats/lost.rs"]
+mod lost;
 #[path = "nats/managed.rs"]
 mod managed;
+#[path = "nats/many.rs"]
+mod many;
 #[path = "nats/server.rs"]
 mod server;
 #[path = "nats/several.rs"]
 mod several;
+#[path = "nats/storm.rs"]
+mod storm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +43,7 @@ use std::time::Duration;
 use behaviour::{Bus, events, next, publish, spec};
 use duet_events::Event;
 use duet_events::bus::{EventBus as _, ManagedBus as _, PublishErrorKind, Settle, Start};
-use duet_events::nats::{NatsBus, NatsLogin, NatsOptions, NatsTls};
+use duet_events::nats::{NatsBus, NatsLogin, NatsOptions};
 use server::Server;
 
 fn options(server: &Server) -> NatsOptions {
@@ -53,27 +65,28 @@ async fn connect(options: NatsOptions) -> Arc<NatsBus> {
 
 /// Each behaviour is one test a bus.
 macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
+    ($($module:ident: $($name:ident),* $(,)?;)*) => {
         mod embedded {
-            $(#[tokio::test]
+            $($(#[tokio::test]
             async fn $name() {
                 let dir = tempfile::TempDir::new().unwrap();
                 let bus = crate::behaviour::Bus::Embedded(dir.path().to_owned());
-                crate::behaviour::$name(&bus).await;
-            })*
+                crate::$module::$name(&bus).await;
+            })*)*
         }
         mod nats {
-            $(#[tokio::test]
+            $($(#[tokio::test]
             async fn $name() {
                 let Some(server) = crate::Server::start("").await else { return };
                 let bus = crate::behaviour::Bus::Nats(crate::options(&server));
-                crate::behaviour::$name(&bus).await;
-            })*
+                crate::$module::$name(&bus).await;
+            })*)*
         }
     };
 }
 
 on_both!(
+    behaviour:
     positions_count_from_one_and_survive_a_restart,
     the_same_source_and_id_is_stored_once_also_after_a_restart,
     the_deduplication_window_ends,
@@ -85,15 +98,18 @@ on_both!(
     a_retried_event_waits_while_others_pass,
     dead_letters_carry_the_reason_and_the_original_is_handled,
     a_removed_subscription_ends_its_consumers_and_starts_anew,
+    bad_topic_names_are_invalid,
+    any_printable_topic_name_is_a_topic_of_its_own,
+    a_closed_bus_says_so,
+    ;
+    declared:
     a_declared_subscription_says_so_also_after_a_restart,
     a_topic_that_is_no_longer_declared_is_as_if_it_never_was,
     dead_letters_are_all_kept_also_where_a_subscriber_came_first,
     dead_letters_are_all_kept_also_where_their_topic_is_older,
     a_consumer_moves_nothing_and_leaves_other_topics_as_they_are,
     each_move_of_a_subscription_is_another_generation_also_after_a_restart,
-    bad_topic_names_are_invalid,
-    any_printable_topic_name_is_a_topic_of_its_own,
-    a_closed_bus_says_so,
+    ;
 );
 
 /// What the embedded bus offers under the same trait is tested with it.
@@ -176,31 +192,6 @@ async fn events_survive_a_killed_server_and_publishes_fail_fast_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_wrong_login_is_away_and_the_right_one_works_until_the_next_one() {
-    let Some(mut server) = Server::start("authorization { token: sesame }").await else { return };
-    let registry = prometheus::Registry::new();
-    let bus = NatsBus::open("default", options(&server), &registry).await.unwrap();
-    assert!(bus.connected(Duration::from_secs(1)).await.is_err());
-    let error = bus.publish("orders", events([1])).await.unwrap_err();
-    assert_eq!(error.kind, PublishErrorKind::Unavailable);
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, "sesame\n").unwrap();
-    let login = NatsLogin::Token(file.path().to_owned());
-    let bus = connect(NatsOptions { login, ..options(&server) }).await;
-    assert_eq!(publish(&*bus, [1]).await[0].position, 1);
-    // The token is renewed.
-    server.kill();
-    server.configure("authorization { token: open }");
-    server.restart().await;
-    assert!(bus.publish("orders", events([2])).await.is_err());
-    std::fs::write(&file, "open\n").unwrap();
-    behaviour::eventually("the new token is used", async || {
-        bus.publish("orders", events([2])).await.is_ok()
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn another_client_reads_the_attributes_and_its_plain_messages_are_delivered() {
     let Some(server) = Server::start("").await else { return };
     let bus = connect(options(&server)).await;
@@ -232,104 +223,6 @@ async fn another_client_reads_the_attributes_and_its_plain_messages_are_delivere
     let letter = next(&mut letters).await.event;
     assert_eq!(letter.data().unwrap().as_ref(), b"bad");
     assert!(letter.attribute("deadletterreason").unwrap().contains("not a valid event"));
-}
-
-#[tokio::test]
-async fn tls_is_checked_and_names_its_client() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let (ca, key) = authority();
-    let signed = |name: &str| {
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let own = rcgen::KeyPair::generate().unwrap();
-        let issuer = rcgen::Issuer::from_params(&ca, &key);
-        (params.signed_by(&own, &issuer).unwrap().pem(), own.serialize_pem())
-    };
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let root = file("ca.pem", &ca.self_signed(&key).unwrap().pem());
-    let (server_cert, server_key) = signed("localhost");
-    let (client_cert, client_key) = signed("client");
-    let (cert, secret) = (file("s.pem", &server_cert), file("s.key", &server_key));
-    let settings = format!(
-        "tls {{ cert_file: {cert:?}, key_file: {secret:?}, ca_file: {root:?}, verify: true }}"
-    );
-    let Some(server) = Server::start(&settings).await else { return };
-    let servers = vec![server.url().replace("nats://127.0.0.1", "tls://localhost")];
-    let client = Some((file("c.pem", &client_cert), file("c.key", &client_key)));
-    let tls = NatsTls { ca_file: Some(root), client };
-    let with = |tls| NatsOptions { servers: servers.clone(), tls, ..options(&server) };
-    let bus = connect(with(Some(tls.clone()))).await;
-    assert_eq!(publish(&*bus, [1]).await[0].position, 1);
-    for (tls, why) in [
-        (NatsTls { client: None, ..tls.clone() }, "no certificate of the client"),
-        (NatsTls { ca_file: None, ..tls }, "a server that nobody vouches for"),
-    ] {
-        let registry = prometheus::Registry::new();
-        let bus = NatsBus::open("default", with(Some(tls)), &registry).await.unwrap();
-        assert!(bus.connected(Duration::from_secs(1)).await.is_err(), "{why}");
-    }
-}
-
-fn authority() -> (rcgen::CertificateParams, rcgen::KeyPair) {
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    (params, rcgen::KeyPair::generate().unwrap())
-}
-
-#[tokio::test]
-async fn a_credentials_file_logs_in() {
-    let operator = nkeys::KeyPair::new_operator();
-    let account = nkeys::KeyPair::new_account();
-    let user = nkeys::KeyPair::new_user();
-    let limits = r#""jetstream": {}, "limits": {"subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "conn": -1, "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1, "wildcards": true}"#;
-    let account_jwt = jwt(
-        &operator,
-        &account.public_key(),
-        &format!(r#"{{{limits}, "type": "account", "version": 2}}"#),
-    );
-    let user_jwt = jwt(
-        &account,
-        &user.public_key(),
-        r#"{"subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2}"#,
-    );
-    let operator_jwt =
-        jwt(&operator, &operator.public_key(), r#"{"type": "operator", "version": 2}"#);
-    // JetStream wants one that is not ours.
-    let system = nkeys::KeyPair::new_account();
-    let system_jwt = jwt(&operator, &system.public_key(), r#"{"type": "account", "version": 2}"#);
-    let settings = format!(
-        "operator: {operator_jwt}\nresolver: MEMORY\nsystem_account: {}\nresolver_preload: {{ {}: {account_jwt}, {}: {system_jwt} }}",
-        system.public_key(),
-        account.public_key(),
-        system.public_key()
-    );
-    let Some(server) = Server::start(&settings).await else { return };
-    let credentials = format!(
-        "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------\n",
-        user.seed().unwrap()
-    );
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, credentials).unwrap();
-    let login = NatsLogin::Credentials(file.path().to_owned());
-    let bus = connect(NatsOptions { login, ..options(&server) }).await;
-    assert_eq!(publish(&*bus, [1]).await[0].position, 1);
-}
-
-/// As NATS' own tools sign them.
-fn jwt(issuer: &nkeys::KeyPair, subject: &str, claims: &str) -> String {
-    use base64::Engine as _;
-    let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
-    let head = encode(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
-    let body = format!(
-        r#"{{"jti": "x", "iat": 1700000000, "iss": "{}", "name": "test", "sub": "{subject}", "nats": {claims}}}"#,
-        issuer.public_key()
-    );
-    let signed = format!("{head}.{}", encode(body.as_bytes()));
-    let signature = encode(&issuer.sign(signed.as_bytes()).unwrap());
-    format!("{signed}.{signature}")
 }
 
 /// Values of a gauge, by subscription.

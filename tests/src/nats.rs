@@ -77,7 +77,16 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts one that flushes before it acknowledges. `None` where there is no such program: skipped.
     pub async fn start() -> Option<Self> {
-        let program = tools::find("nats-server")?;
+        Self::start_program("nats-server").await
+    }
+
+    /// The same of version 2.10, which pauses no consumers and keeps no events for later.
+    pub async fn start_old() -> Option<Self> {
+        Self::start_program("nats-server-2.10").await
+    }
+
+    async fn start_program(name: &str) -> Option<Self> {
+        let program = tools::find(name)?;
         let folder = tempfile::tempdir().unwrap();
         let ports = folder.path().join("ports");
         std::fs::create_dir(&ports).unwrap();

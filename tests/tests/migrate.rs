@@ -309,3 +309,38 @@ async fn a_subscription_of_an_application_that_is_down_moves_as_well() {
     .await;
     assert_eq!(ids(&app, "/own"), [1, 2]);
 }
+
+#[tokio::test]
+async fn a_paused_subscription_moves_to_an_older_server_only_without_its_events() {
+    let Some(nats) = NatsServer::start_old().await else { return };
+    let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
+    let app = App::replying(|_| Reply::new(200, "")).await;
+    let reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    ask(&control_plane, &["pause", "default/picky"]);
+    publish(&writer, "other", 1).await;
+    drop(reader);
+    publish(&writer, "news", 1).await;
+    control_plane.write("bus.yaml", &nats.default_bus());
+    eventually(
+        "the subscriptions are on NATS, where nothing waits and nothing rests",
+        SOON,
+        || async {
+            let all = ask(&control_plane, &["subscriptions"])["subscriptions"].clone();
+            let all = all.as_array()?.clone();
+            let fresh = all.iter().all(|it| it["lag"] == 0 && it["paused"] == false);
+            (fresh && all.len() == 3).then_some(())
+        },
+    )
+    .await;
+    let refused = duet(&control_plane, &["migrate"]);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("2.11") && why.contains("picky"), "{why}");
+    ask(&control_plane, &["migrate", "--skip", "default/picky"]);
+    let _reader = Sidecar::ready(&control_plane, Options::service("reader", app.port())).await;
+    publish(&writer, "other", 2).await;
+    eventually("what moved arrives, and what comes from then on", SOON, || async {
+        (ids(&app, "/behind") == [1] && ids(&app, "/picky") == [2]).then_some(())
+    })
+    .await;
+}

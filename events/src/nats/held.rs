@@ -39,6 +39,8 @@ pub(super) enum Stage {
 #[derive(Debug, Default)]
 pub(super) struct Hands {
     held: BTreeMap<u64, Held>,
+    /// Of all of them.
+    bytes: usize,
     ready: BTreeSet<u64>,
     /// Positions of each key, where order is kept.
     keys: HashMap<String, BTreeSet<u64>>,
@@ -47,6 +49,17 @@ pub(super) struct Hands {
 impl Hands {
     pub(super) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// About what all of it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The same of what is with consumers.
+    pub(super) fn bytes_out(&self) -> usize {
+        let out = self.held.values().filter(|held| matches!(held.stage, Stage::Out(_)));
+        out.map(|held| held.event.size()).sum()
     }
 
     pub(super) fn get(&self, position: u64) -> Option<&Held> {
@@ -66,7 +79,10 @@ impl Hands {
             self.keys.entry(key.clone()).or_default().insert(position);
         }
         let stage = held.stage;
-        self.held.insert(position, held);
+        self.bytes += held.event.size();
+        if let Some(before) = self.held.insert(position, held) {
+            self.bytes -= before.event.size();
+        }
         self.set(position, stage);
     }
 
@@ -83,6 +99,7 @@ impl Hands {
 
     pub(super) fn remove(&mut self, position: u64) -> Option<Held> {
         let held = self.held.remove(&position)?;
+        self.bytes -= held.event.size();
         self.ready.remove(&position);
         if let Some(key) = &held.key
             && let Some(positions) = self.keys.get_mut(key)
@@ -188,6 +205,9 @@ mod tests {
         }
         hands.take_back(1);
         assert_eq!(hands.next(), Some(1));
-        assert_eq!(hands.take().len(), 3);
+        let bytes = hands.bytes();
+        hands.remove(3);
+        assert_eq!(hands.bytes(), bytes / 3 * 2);
+        assert_eq!((hands.take().len(), hands.bytes()), (2, 0));
     }
 }

@@ -112,6 +112,8 @@ pub(super) struct Hub {
     newest: u64,
     doubt: Doubt,
     question: Option<Question>,
+    /// The next event is larger than what was asked for.
+    any_size: bool,
     /// Each with the turn that it is of.
     work: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
     /// Counts how often everything held became void: what comes of it then is of no interest.
@@ -146,6 +148,7 @@ impl Hub {
             newest: 0,
             doubt: Doubt::default(),
             question: None,
+            any_size: false,
             work: FuturesUnordered::new(),
             turn: 0,
             barrier: None,

@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 
 use super::hub::{Command, now_ms};
 use super::names::message_id;
+use super::record::Record;
 use super::shared::{NatsError, Shared};
 use super::status::millis;
 use super::stream::{is_declared_for, topic_of};
-use super::subscription::Record;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
     ConsumeError, Import, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
@@ -359,6 +359,7 @@ impl From<NatsError> for ManageError {
     fn from(error: NatsError) -> Self {
         match error {
             NatsError::Refused(reason) => Self::Refused(reason),
+            NatsError::TooMany(_) => Self::Refused(error.to_string()),
             NatsError::Settings(_)
             | NatsError::Away(_)
             | NatsError::Full(_)

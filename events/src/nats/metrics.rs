@@ -1,8 +1,9 @@
 //! Numbers of a NATS bus, under the names that the embedded bus has for them.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use crate::metrics::{Forget as _, Labels, Registration};
+use crate::bus::SubscriptionStatus;
+use crate::metrics::{Forget as _, Labels, Registration, SubscriptionGauges};
 
 /// Counters of one bus.
 #[derive(Clone, Debug)]
@@ -11,11 +12,10 @@ pub(super) struct NatsMetrics {
     duplicates: IntCounterVec,
     dead_letters: IntCounterVec,
     expired: IntCounterVec,
-    lag: IntGaugeVec,
-    oldest_seconds: GaugeVec,
-    in_flight: IntGaugeVec,
+    waiting: SubscriptionGauges,
     pub(super) unreadable: IntCounter,
     pub(super) connects: IntCounter,
+    remade: IntCounterVec,
     topics: Labels,
     subscriptions: Labels,
     registration: Registration,
@@ -29,20 +29,10 @@ impl NatsMetrics {
             registration.add(IntCounterVec::new(opts(metric, help), &[label])?)
         };
         let counter = |metric, help| registration.add(IntCounter::with_opts(opts(metric, help))?);
-        let gauges = |metric, help| {
-            registration.add(IntGaugeVec::new(opts(metric, help), &["subscription"])?)
-        };
-        let oldest = opts(
-            "duet_bus_subscription_oldest_event_seconds",
-            "Age of the oldest event not handled yet; 0 if there is none.",
-        );
+        let waiting = SubscriptionGauges::new(bus)?;
+        waiting.add_to(&registration)?;
         Ok(Self {
-            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
-            oldest_seconds: registration.add(GaugeVec::new(oldest, &["subscription"])?)?,
-            in_flight: gauges(
-                "duet_bus_subscription_in_flight_events",
-                "Events that a consumer has now.",
-            )?,
+            waiting,
             published: counters(
                 "duet_bus_published_events_total",
                 "Events stored, without duplicates.",
@@ -71,6 +61,11 @@ impl NatsMetrics {
                 "duet_bus_nats_connects_total",
                 "Connections to a NATS server, the first one included.",
             )?,
+            remade: counters(
+                "duet_bus_nats_remade_total",
+                "Streams and subscriptions that the cluster had lost, made anew.",
+                "kind",
+            )?,
             topics: Labels::default(),
             subscriptions: Labels::default(),
             registration,
@@ -90,6 +85,11 @@ impl NatsMetrics {
         }
     }
 
+    /// `kind` is one of two.
+    pub(super) fn remade(&self, kind: &str) {
+        self.remade.with_label_values(&[kind]).inc();
+    }
+
     pub(super) fn dead_letter(&self, subscription: &str) {
         self.dead_letters.with_label_values(&[self.subscriptions.bounded(subscription)]).inc();
     }
@@ -98,18 +98,12 @@ impl NatsMetrics {
         self.expired.with_label_values(&[self.subscriptions.bounded(subscription)]).inc();
     }
 
-    pub(super) fn subscription(&self, name: &str, lag: u64, age_ms: u64, in_flight: u64) {
-        let labels = &[self.subscriptions.bounded(name)];
-        self.lag.with_label_values(labels).set(i64::try_from(lag).unwrap_or(i64::MAX));
-        self.oldest_seconds.with_label_values(labels).set(age_ms as f64 / 1e3);
-        let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
-        self.in_flight.with_label_values(labels).set(in_flight);
+    pub(super) fn subscription(&self, status: &SubscriptionStatus, age_ms: u64) {
+        self.waiting.set(self.subscriptions.bounded(&status.name), status, age_ms);
     }
 
     pub(super) fn forget_subscription(&self, name: &str) {
-        self.lag.forget(name);
-        self.in_flight.forget(name);
-        self.oldest_seconds.forget(name);
+        self.waiting.forget(name);
         self.dead_letters.forget(name);
         self.expired.forget(name);
         self.subscriptions.forget(name);

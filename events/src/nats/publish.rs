@@ -37,6 +37,7 @@ impl Shared {
     ) -> Result<Vec<Published>, NatsError> {
         // Taken in the order of the calls, so that events are sent in that order, also while a stream is made.
         let turn = order.lock().await;
+        Box::pin(self.may_make_topic(name)).await?;
         let topic = self.topic(name, TopicConfig::undeclared(name)).await?;
         self.connected()?;
         let mut acks = Vec::with_capacity(events.len());
@@ -152,6 +153,7 @@ pub(super) fn publish_error(bus: &str, topic: &str, error: &NatsError) -> Publis
     let kind = match error {
         NatsError::Away(_) | NatsError::Closed => PublishErrorKind::Unavailable,
         NatsError::Full(_) => PublishErrorKind::Full,
+        NatsError::TooMany(_) => PublishErrorKind::UnknownTopic,
         NatsError::Refused(_) => PublishErrorKind::Invalid,
         NatsError::Settings(_) | NatsError::Failed(_) => PublishErrorKind::Internal,
     };

@@ -15,7 +15,9 @@ use tokio::sync::watch;
 
 use super::login::NatsLogin;
 use super::metrics::NatsMetrics;
+use super::room::Counts;
 use super::stream::Topic;
+use super::wanted::Wanted;
 
 /// Bound on one request, and on the acknowledgement of a publish.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +63,11 @@ pub enum NatsError {
     /// The cluster has no room.
     #[error("the NATS cluster is full: {0}")]
     Full(String),
+    /// Workloads have made as many without a resource as they may.
+    #[error(
+        "there are too many {0} that no resource declares, and no more are made: declare this one"
+    )]
+    TooMany(&'static str),
     /// The cluster said no.
     #[error("{0}")]
     Failed(String),
@@ -78,6 +85,10 @@ pub(super) struct Shared {
     pub(super) metrics: NatsMetrics,
     /// A cache: short, and never held across an await.
     pub(super) topics: Mutex<HashMap<String, Topic>>,
+    /// What is to be there. Short, and never held across an await.
+    pub(super) wanted: Mutex<Wanted>,
+    /// Likewise.
+    pub(super) counts: Mutex<Counts>,
     /// The bucket of state, as far as it is known to be there. Short, and never held across an await.
     state: Mutex<Option<Arc<kv::Store>>>,
     /// Counts connections.
@@ -123,6 +134,8 @@ impl Shared {
             js,
             metrics,
             topics: Mutex::default(),
+            wanted: Mutex::default(),
+            counts: Mutex::default(),
             state: Mutex::default(),
             connects,
             closed: watch::Sender::new(false),
@@ -198,7 +211,13 @@ impl Shared {
     /// needed.
     pub(super) fn state_error(&self, what: &str, error: &dyn std::error::Error) -> NatsError {
         *self.state.lock() = None;
-        self.error(what, error)
+        let error = self.error(what, error);
+        if let NatsError::Failed(text) = &error
+            && code(text) == Some(NO_STREAM)
+        {
+            return NatsError::Away(text.clone());
+        }
+        error
     }
 }
 
@@ -231,6 +250,8 @@ pub(super) async fn reach(options: &NatsOptions, wait: Duration) -> Result<(), N
     made
 }
 
+/// There is no such stream.
+const NO_STREAM: u64 = 10_059;
 /// The same event is being stored: it is known whether that worked a moment later.
 const IN_PROCESS: u64 = 10_158;
 

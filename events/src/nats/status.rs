@@ -7,8 +7,8 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 
 use super::hub::now_ms;
+use super::record::Record;
 use super::shared::{NatsError, Shared};
-use super::subscription::Record;
 use crate::bus::{ManageError, SubscriptionStatus, TopicConfig};
 
 /// How long somebody who has events in hand may take for one, to be seen from elsewhere.

@@ -8,8 +8,8 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 
 use super::later;
 use super::names::token;
+use super::record::Recorded;
 use super::shared::{NatsError, Shared};
-use super::subscription::Recorded;
 use crate::bus::{Start, TopicConfig, check_name};
 
 /// What a server takes as shortest deduplication window and age.
@@ -40,7 +40,7 @@ pub(super) fn topic_of(config: &stream::Config) -> Option<&str> {
 }
 
 /// Whether a resource declared a stream's topic.
-fn is_declared(config: &stream::Config) -> bool {
+pub(super) fn is_declared(config: &stream::Config) -> bool {
     config.metadata.contains_key(DECLARED)
 }
 
@@ -70,16 +70,19 @@ impl Shared {
     async fn make(&self, name: &str, default: TopicConfig) -> Result<Topic, NatsError> {
         check_name(name).map_err(|why| NatsError::Refused(format!("the topic's name {why}")))?;
         self.connected()?;
-        let wanted = self.config(name, &default);
-        let mut found = self.js.get_or_create_stream(wanted).await;
+        let wanted = match self.wanted.lock().topic(name) {
+            Some(declared) => self.declared(name, &declared),
+            None => self.config(name, &default),
+        };
+        let mut found = self.js.get_or_create_stream(wanted.clone()).await;
         if found.is_err() {
             // Somebody else may have made it meanwhile, with other settings.
-            found = self.js.get_or_create_stream(self.config(name, &default)).await;
+            found = self.js.get_or_create_stream(wanted).await;
         }
         let found = found.map_err(|error| self.error("the topic's stream", &error))?;
-        let info = found.cached_info();
-        let config = self.brought_up_to_date(name, info.config.clone()).await;
-        self.met(name, &config, &info.state).await
+        let mut info = found.cached_info().clone();
+        info.config = self.brought_up_to_date(name, info.config).await;
+        self.met(name, &info).await
     }
 
     /// A stream that was made by an older server, by an older version of this program or for another number of copies
@@ -118,19 +121,22 @@ impl Shared {
 
     /// Knows a topic from here on. Where its stream was removed and is a new one, what comes next is for the subscriptions
     /// that were there.
-    async fn met(
-        &self,
-        name: &str,
-        config: &stream::Config,
-        state: &stream::State,
-    ) -> Result<Topic, NatsError> {
-        let topic = self.read_config(name, config);
-        if state.last_sequence == 0 && state.consumer_count == 0 {
+    async fn met(&self, name: &str, info: &stream::Info) -> Result<Topic, NatsError> {
+        let topic = self.read_config(name, &info.config);
+        if info.state.last_sequence == 0 && info.state.consumer_count == 0 {
             for Recorded { record, .. } in Box::pin(self.records()).await? {
-                if record.topic == name && !record.may_expire() {
+                if record.topic == name && record.is_kept() {
                     Box::pin(self.recreate(&topic, &record.name, None, Start::Earliest)).await?;
                 }
             }
+        }
+        if self.wanted.lock().met(name, info.created) {
+            tracing::error!(
+                bus = self.name,
+                topic = name,
+                "the topic's stream was removed or lost, with all its events; there is a new one"
+            );
+            self.metrics.remade("stream");
         }
         self.topics.lock().insert(name.to_owned(), topic.clone());
         Ok(topic)
@@ -149,8 +155,7 @@ impl Shared {
     ) -> Result<(), NatsError> {
         check_name(name).map_err(|why| NatsError::Refused(format!("the topic's name {why}")))?;
         self.connected()?;
-        let mut wanted = self.config(name, config);
-        wanted.metadata.insert(DECLARED.to_owned(), "true".to_owned());
+        let wanted = self.declared(name, config);
         if !config.drop_unhandled && (wanted.max_bytes > 0 || !wanted.max_age.is_zero()) {
             tracing::warn!(
                 bus = self.name,
@@ -161,7 +166,9 @@ impl Shared {
         }
         let made = self.js.create_or_update_stream(wanted).await;
         let made = made.map_err(|error| self.error("the topic's stream", &error))?;
-        Box::pin(self.met(name, &made.config, &made.state)).await.map(drop)
+        Box::pin(self.met(name, &made)).await?;
+        self.wanted.lock().declare_topic(name, config);
+        Ok(())
     }
 
     /// Makes a topic that keeps everything and takes everything, or makes one that exists such, unless a resource says
@@ -189,6 +196,7 @@ impl Shared {
 
     /// Gives a topic that exists the settings of those that nobody declares.
     pub(super) async fn reset_topic(&self, name: &str) -> Result<(), NatsError> {
+        self.wanted.lock().reset_topic(name);
         let records = self.records().await?;
         let named = records.iter().any(|recorded| recorded.record.dead_letter_topic() == name);
         let config = match named {
@@ -217,6 +225,13 @@ impl Shared {
             keeps_later: later::allowed(config, &self.subject(name)),
             order_by: metadata(ORDER_BY).unwrap_or(crate::cloudevent::PARTITION_KEY).to_owned(),
         }
+    }
+
+    /// What a resource declares.
+    fn declared(&self, name: &str, config: &TopicConfig) -> stream::Config {
+        let mut wanted = self.config(name, config);
+        wanted.metadata.insert(DECLARED.to_owned(), "true".to_owned());
+        wanted
     }
 
     fn config(&self, name: &str, config: &TopicConfig) -> stream::Config {

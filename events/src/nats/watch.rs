@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::Hubs;
 use super::hub::{Command, now_ms};
 use super::payload::payload_warning;
+use super::record::Recorded;
 use super::shared::{NatsError, Shared};
 
 /// How often it is asked.
@@ -72,7 +73,9 @@ async fn measure(
     gone: &BTreeMap<String, u64>,
 ) -> Result<Known, NatsError> {
     let mut now = Known::default();
-    for recorded in shared.records().await? {
+    let records = shared.records().await?;
+    Box::pin(remake(shared, &records)).await?;
+    for recorded in records {
         let name = recorded.record.name.clone();
         match shared.status(recorded.record.clone()).await? {
             Some((status, born)) => {
@@ -81,18 +84,31 @@ async fn measure(
                     hub.commands.send(Command::Seen { born, paused: status.paused }).ok();
                 }
                 let age_ms = status.oldest_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
-                shared.metrics.subscription(&name, status.lag, age_ms, status.in_flight);
+                shared.metrics.subscription(&status, age_ms);
                 now.measured.insert(name);
             }
             // At the second look only: one that is being moved has no consumer for a moment.
             None if gone.get(&name) == Some(&recorded.revision) => {
                 shared.forget_expired(&recorded).await?;
             }
-            None if recorded.record.may_expire() => {
+            None if !recorded.record.is_kept() => {
                 now.gone.insert(name, recorded.revision);
             }
             None => {}
         }
     }
     Ok(now)
+}
+
+/// Makes what the cluster has lost.
+async fn remake(shared: &Shared, records: &[Recorded]) -> Result<(), NatsError> {
+    let there = records.iter().map(|recorded| recorded.record.name.as_str()).collect();
+    let missing = shared.wanted.lock().missing(&there);
+    for spec in missing {
+        // It may have been forgotten meanwhile.
+        if shared.wanted.lock().subscription(&spec.name).is_some() {
+            shared.ensure(&spec).await?;
+        }
+    }
+    Ok(())
 }

@@ -43,24 +43,6 @@ async fn what_comes_after_a_stream_was_removed_is_for_those_who_subscribed_befor
 }
 
 #[tokio::test]
-async fn a_bus_goes_on_where_the_servers_lost_everything() {
-    let Some(mut server) = Server::start("").await else { return };
-    let bus = connect(options(&server)).await;
-    bus.ensure_subscription(spec("a/s")).await.unwrap();
-    publish(&*bus, [1]).await;
-    server.kill();
-    server.wipe();
-    server.restart().await;
-    eventually("it is subscribed again", async || {
-        bus.ensure_subscription(spec("a/s")).await.is_ok()
-    })
-    .await;
-    eventually("it is published", async || bus.publish("orders", events([2])).await.is_ok()).await;
-    let mut consumer = bus.consume(spec("a/s")).await.unwrap();
-    assert_eq!(next(&mut consumer).await.event.id(), "2");
-}
-
-#[tokio::test]
 async fn a_machine_that_vanishes_is_known_to_be_gone() {
     let Some(server) = Server::start("").await else { return };
     let bus = connect(options(&server)).await;

@@ -68,8 +68,17 @@ impl Server {
 
     /// As if the machine vanished: connections stay, and nothing comes.
     pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// It is back, with all that it had in memory.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
     pub(crate) async fn restart(&mut self) {

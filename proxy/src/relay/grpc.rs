@@ -2,6 +2,7 @@
 //! in `api/proto/dapr`; all others of Dapr's are answered with `UNIMPLEMENTED`.
 
 mod callback;
+mod down;
 mod invoke;
 mod labels;
 mod publish;

@@ -23,7 +23,12 @@ pub(super) struct Doubt {
 impl Hub {
     /// Finds the consumer. Where it is another one than before, everything held is void. Returns whether it is.
     pub(super) async fn find(&mut self) -> Result<bool, NatsError> {
-        let Some(consumer) = self.shared.consumer(&self.topic, &self.spec.name).await? else {
+        let mut found = self.shared.consumer(&self.topic, &self.spec.name).await?;
+        if found.is_none() && self.shared.is_lost(&self.spec.name).await? {
+            self.topic = Box::pin(self.shared.ensure(&self.spec)).await?;
+            found = self.shared.consumer(&self.topic, &self.spec.name).await?;
+        }
+        let Some(consumer) = found else {
             self.over = Some("the subscription was removed".to_owned());
             return Ok(false);
         };

@@ -10,25 +10,43 @@ use tokio::time::{Instant, sleep};
 use super::super::held::{Held, Stage};
 use super::super::message;
 use super::super::shared::NatsError;
-use super::super::subscription::MAX_ORDERED_PENDING;
-use super::question::Question;
+use super::super::subscription::{ACK_WAIT, MAX_ORDERED_PENDING};
+use super::question::{Question, Room};
 use super::{Done, HEARTBEAT, Hub, PAUSE, now_ms};
 use crate::bus::{Settle, dead_letter};
 use crate::cloudevent::Event;
 
 /// Events of one pull.
 const MAX_PULL: usize = 500;
+/// Bytes of events with which a consumer has its hands full, however few they are: as many as on the embedded bus.
+const FULL_HANDS: usize = 16 << 20;
 /// How often an ordered hub asks whether it has everything that was handed out before it.
 const ASK: Duration = Duration::from_millis(200);
 
 impl Hub {
     /// When the next pull may be made, where one is to be made.
     pub(super) fn pull_at(&self) -> Option<Instant> {
-        (self.question.is_none() && self.room() > 0).then_some(self.rest_until)
+        (self.question.is_none() && self.room().is_some()).then_some(self.rest_until)
     }
 
-    fn room(&self) -> usize {
-        let credit: usize = self.members.values().map(|member| member.credit).sum();
+    /// What there is room for.
+    fn room(&self) -> Option<Room> {
+        let members = self.members.values().filter(|member| member.credit > 0);
+        let (credit, count) = members.fold((0_usize, 0), |(credit, count), member| {
+            (credit.saturating_add(member.credit), count + 1)
+        });
+        let full = FULL_HANDS.saturating_mul(count);
+        let events = if credit == 0 { 0 } else { self.events(credit) };
+        let bytes = self.bytes(full).filter(|bytes| *bytes > 0)?;
+        let room = match self.any_size {
+            true => Room { events: events.min(1), bytes: None },
+            false => Room { events: events.min(MAX_PULL), bytes: Some(bytes) },
+        };
+        Some(room).filter(|room| room.events > 0)
+    }
+
+    /// How many events more may be in hand.
+    fn events(&self, credit: usize) -> usize {
         let pending = usize::try_from(MAX_ORDERED_PENDING).unwrap_or_default();
         let window = match (self.spec.ordered, &self.barrier) {
             (true, Some(_)) => pending,
@@ -40,15 +58,32 @@ impl Hub {
             }
             (false, _) => credit,
         };
-        if credit == 0 { 0 } else { window.saturating_sub(self.hands.len()).min(MAX_PULL) }
+        window.saturating_sub(self.hands.len())
+    }
+
+    /// How many bytes more may be in hand. One event may be larger than that.
+    fn bytes(&self, full: usize) -> Option<usize> {
+        let (held, most) = (self.hands.bytes(), full.saturating_mul(4));
+        let window = match &self.barrier {
+            // From `ACK_WAIT` on, what others had comes before anything new.
+            Some(barrier) if Instant::now() + ACK_WAIT >= barrier.until => most,
+            None if self.spec.ordered && held >= full && self.hands.next().is_none() => {
+                // As above.
+                let waits = held.saturating_sub(self.hands.bytes_out());
+                full.saturating_add(waits).min(most)
+            }
+            Some(_) | None => full,
+        };
+        window.checked_sub(held)
     }
 
     /// Asks for as many events as there is room for, where no question is open.
     pub(super) async fn pull(&mut self) {
-        let room = self.room();
-        if self.question.is_some() || room == 0 || Instant::now() < self.rest_until {
+        if self.question.is_some() || Instant::now() < self.rest_until {
             return;
         }
+        self.ask_pending();
+        let Some(room) = self.room() else { return };
         if let Err(error) = self.try_pull(room).await {
             tracing::debug!(subscription = self.spec.name, %error, "cannot pull");
             self.consumer = None;
@@ -56,7 +91,7 @@ impl Hub {
         }
     }
 
-    async fn try_pull(&mut self, room: usize) -> Result<(), NatsError> {
+    async fn try_pull(&mut self, room: Room) -> Result<(), NatsError> {
         self.shared.connected()?;
         if self.consumer.is_none() {
             self.find().await?;
@@ -88,7 +123,11 @@ impl Hub {
                 self.consumer = None;
                 self.rest_until = Instant::now() + PAUSE;
             }
-            None => self.question = None,
+            None => {
+                let question = self.question.take();
+                // Then one that is larger than all the room there is comes alone.
+                self.any_size = question.is_some_and(|question| question.was_too_small());
+            }
         }
     }
 

@@ -8,15 +8,14 @@ use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::Subscrib
 use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
 use duet_api::dapr::runtime::v1::{
     SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
-    SubscribeTopicEventsResponseAlpha1, SubscribeTopicEventsResponseInitialAlpha1,
+    SubscribeTopicEventsResponseInitialAlpha1,
 };
 use duet_api::proto::Subscription;
 use duet_events::bus::{AppAnswer, ConsumeError, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -27,6 +26,7 @@ use super::super::hand::Ties;
 use super::super::programmatic::{DEFAULT_ATTEMPTS, name};
 use super::super::publish::options::flag;
 use super::super::receive::{Receiver, Work};
+use super::down::{self, Down, Room};
 use super::sent::Sent;
 use super::topic_event;
 
@@ -37,10 +37,7 @@ const NO_ANSWER: &str = "no answer in time";
 /// The application must say what it wants within this time.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
 
-type Message = Result<SubscribeTopicEventsResponseAlpha1, Status>;
-
-/// What the application reads.
-pub(super) type Events = ReceiverStream<Message>;
+pub(super) use super::down::Events;
 
 /// Opens a subscription as the first message says.
 pub(super) async fn open(
@@ -55,17 +52,10 @@ pub(super) async fn open(
     check_allowed(api, &spec).await?;
     // One message for each delivery that is open, and the first.
     let room = usize::try_from(spec.max_in_flight).unwrap_or(64).saturating_add(1);
-    let (events, receiver) = mpsc::channel(room);
-    let initial = SubscribeTopicEventsResponseInitialAlpha1 {};
-    events.try_send(message(Said::InitialResponse(initial))).ok();
+    let (down, events) = down::new(room);
+    down.send(Said::InitialResponse(SubscribeTopicEventsResponseInitialAlpha1 {}), None);
     tracing::info!(subscription = spec.name, topic = spec.topic, "a stream subscribed");
-    let stream = Arc::new(Stream {
-        spec: spec.clone(),
-        events,
-        extensions: api.aids.extensions.clone(),
-        sent: Mutex::new(Some(Sent::default())),
-        answered: Notify::new(),
-    });
+    let stream = Arc::new(Stream::new(spec.clone(), down, api.aids.extensions.clone()));
     let end = CancellationToken::new();
     let listed = api.active.stream(spec.clone());
     let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
@@ -82,7 +72,7 @@ pub(super) async fn open(
         let left = tokio::select! {
             () = &mut consume => return,
             left = stream.listen(&mut answers) => left,
-            () = stream.events.closed() => Left::Gone,
+            () = stream.down.closed() => Left::Gone,
             () = drain.cancelled() => Left::Draining,
             () = force.cancelled() => return,
         };
@@ -93,12 +83,12 @@ pub(super) async fn open(
                 tokio::select! {
                     () = &mut consume => return,
                     _ = stream.listen(&mut answers) => stream.release(),
-                    () = stream.events.closed() => stream.release(),
+                    () = stream.down.closed() => stream.release(),
                     () = force.cancelled() => return,
                 }
             }
             Left::Wrong(status) => {
-                stream.events.try_send(Err(status)).ok();
+                stream.down.fail(status);
                 stream.release();
             }
         }
@@ -106,7 +96,7 @@ pub(super) async fn open(
         tracing::info!(subscription = spec.name, "a stream ended");
         drop(ready);
     });
-    Ok(ReceiverStream::new(receiver))
+    Ok(events)
 }
 
 /// What the application wants: its first message.
@@ -130,10 +120,6 @@ enum Left {
     Gone,
     Draining,
     Wrong(Status),
-}
-
-fn message(said: Said) -> Message {
-    Ok(SubscribeTopicEventsResponseAlpha1 { subscribe_topic_events_response_type: Some(said) })
 }
 
 /// As for a programmatic subscription of the same application: replicas and both kinds share the events.
@@ -184,7 +170,7 @@ async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status>
 #[derive(Debug)]
 struct Stream {
     spec: SubscriptionSpec,
-    events: mpsc::Sender<Message>,
+    down: Down,
     extensions: Extensions,
     // Never held across an await. `None` once the application has left.
     sent: Mutex<Option<Sent>>,
@@ -193,6 +179,11 @@ struct Stream {
 }
 
 impl Stream {
+    fn new(spec: SubscriptionSpec, down: Down, extensions: Extensions) -> Self {
+        let sent = Mutex::new(Some(Sent::default()));
+        Self { spec, down, extensions, sent, answered: Notify::new() }
+    }
+
     /// Hears answers until the application leaves or talks nonsense.
     async fn listen(&self, answers: &mut Streaming<SubscribeTopicEventsRequestAlpha1>) -> Left {
         loop {
@@ -215,11 +206,17 @@ impl Stream {
     /// Everything unanswered goes back.
     fn release(&self) {
         *self.sent.lock() = None;
+        self.down.close();
         self.answered.notify_waiters();
     }
 
     /// Sends an event down, in its turn.
-    fn send(&self, delivery: &Delivery, token: &str) -> Result<Answering, Unsent> {
+    fn send(
+        &self,
+        delivery: &Delivery,
+        token: &str,
+        room: &mut Option<Room>,
+    ) -> Result<Answering, Unsent> {
         let mut sent = self.sent.lock();
         let sent = sent.as_mut().ok_or(Unsent::Away)?;
         let now = Instant::now();
@@ -228,18 +225,21 @@ impl Stream {
         }
         let event = topic_event::streamed(delivery, token, &self.spec);
         // Full: the application reads slower than its time to answer. Not its fault that this one is too much.
-        self.events.try_send(message(Said::EventMessage(event))).map_err(|_full| Unsent::Away)?;
-        Ok(sent.add(&delivery.event, now))
+        match self.down.send(Said::EventMessage(event), room.take()) {
+            true => Ok(sent.add(&delivery.event, now)),
+            false => Err(Unsent::Away),
+        }
     }
 
-    /// Sends an event down once no other of its id is there: the application's answers name ids, and nothing else.
+    /// Sends an event down once there is room and no other of its id: the application's answers name ids, and nothing else.
     async fn send_in_turn(&self, delivery: &Delivery, token: &str) -> Result<Answering, AppAnswer> {
+        let mut room = self.down.room(delivery.event.size()).await;
         let limit = Instant::now() + SAME_ID_WAIT;
         loop {
             let mut answered = std::pin::pin!(self.answered.notified());
             // From here on no answer goes unheard.
             answered.as_mut().enable();
-            match self.send(delivery, token) {
+            match self.send(delivery, token, &mut room) {
                 Ok(answering) => return Ok(answering),
                 Err(Unsent::Away) => return Err(AppAnswer::NotReached),
                 Err(Unsent::Waits) if Instant::now() >= limit => return Err(AppAnswer::NotNow),
@@ -283,3 +283,6 @@ impl Receiver for Stream {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests;
