@@ -20,8 +20,8 @@ const ATTRIBUTES: u32 = 5;
 /// What an event takes in memory besides its bytes: the structure, as long as it is converted twice, and what the
 /// allocator adds to its strings and to the first node of its attributes.
 const EVENT_OVERHEAD: usize = 1024;
-/// The same for one attribute.
-const ATTRIBUTE_OVERHEAD: usize = 160;
+/// The same for one attribute, also where it is noted that it is no string.
+const ATTRIBUTE_OVERHEAD: usize = 200;
 
 /// Events to publish to one topic, all or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -203,6 +203,7 @@ mod tests {
             source: "/here".into(),
             spec_version: "1.0".into(),
             r#type: "made".into(),
+            typed: attributes.keys().next().cloned().unwrap_or_default(),
             attributes,
             data: data.map(Bytes::from),
             ..Event::default()

@@ -11,6 +11,7 @@ mod bounds;
 mod data;
 mod patterns;
 mod subject;
+mod texts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock};
@@ -23,6 +24,9 @@ use duet_events::bus::{MAX_EXPRESSION_BYTES, SubscriptionSpec};
 
 use patterns::Patterns;
 use subject::Subject;
+
+/// The one variable.
+const EVENT: &str = "event";
 
 /// Longest together, of one subscription: what it takes to parse them.
 const MAX_TOTAL_BYTES: usize = 16 << 10;

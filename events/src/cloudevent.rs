@@ -11,8 +11,9 @@ mod members;
 mod schedule;
 mod show;
 mod trace;
+mod typed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use duet_api::proto;
@@ -24,6 +25,7 @@ use schedule::LocalTimes;
 pub use schedule::{DELIVER_AT, EXPIRY_TIME, PARTITION_KEY};
 pub(crate) use schedule::{millis, order_key};
 pub use show::shown;
+pub use typed::AttributeValue;
 
 /// Content type of one structured event.
 pub const STRUCTURED_CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -37,6 +39,8 @@ pub struct Event {
     source: String,
     event_type: String,
     attributes: BTreeMap<String, String>,
+    /// Names of the attributes that are numbers or booleans in JSON, see [`typed`].
+    typed: BTreeSet<String>,
     data: Option<Bytes>,
     local: LocalTimes,
 }
@@ -55,11 +59,12 @@ impl Event {
         attribute::check("id", &id)?;
         attribute::check("source", &source)?;
         attribute::check("type", &event_type)?;
-        let (attributes, local) = (BTreeMap::new(), LocalTimes::default());
-        Ok(Self { id, source, event_type, attributes, data: None, local })
+        let (attributes, typed) = (BTreeMap::new(), BTreeSet::new());
+        let local = LocalTimes::default();
+        Ok(Self { id, source, event_type, attributes, typed, data: None, local })
     }
 
-    /// With one more attribute, optional or extension; replaces an older value.
+    /// With one more attribute, optional or extension, as a string; replaces an older value.
     ///
     /// # Errors
     /// When name or value are not valid, or when the name is one of a required attribute or of the data.
@@ -96,13 +101,20 @@ impl Event {
     fn set_attribute(&mut self, name: &str, value: String) -> Result<(), EnvelopeError> {
         attribute::check_name(name)?;
         attribute::check(name, &value)?;
-        self.attributes.insert(name.to_owned(), value);
+        self.put(name, value);
         Ok(())
+    }
+
+    /// Sets an attribute that needs no look.
+    fn put(&mut self, name: &str, value: String) {
+        self.typed.remove(name);
+        self.attributes.insert(name.to_owned(), value);
     }
 
     /// Without an optional attribute or extension.
     pub(crate) fn remove_attribute(&mut self, name: &str) {
         self.attributes.remove(name);
+        self.typed.remove(name);
     }
 
     /// Attribute `id`.
@@ -151,8 +163,9 @@ impl Event {
     #[must_use]
     pub fn size(&self) -> usize {
         let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len() + 4).sum();
+        let typed: usize = self.typed.iter().map(|name| name.len() + 1).sum();
         let data = self.data.as_ref().map_or(0, Bytes::len);
-        self.id.len() + self.source.len() + self.event_type.len() + attributes + data + 16
+        self.id.len() + self.source.len() + self.event_type.len() + attributes + typed + data + 16
     }
 }
 
@@ -167,6 +180,7 @@ impl TryFrom<proto::Event> for Event {
         for (name, value) in raw.attributes {
             event.set_attribute(&name, value)?;
         }
+        event.note_typed(&raw.typed);
         event.data = raw.data;
         event.local = LocalTimes { expiry: raw.local_expiry, delivery: raw.local_delivery };
         Ok(event)
@@ -175,6 +189,7 @@ impl TryFrom<proto::Event> for Event {
 
 impl From<Event> for proto::Event {
     fn from(event: Event) -> Self {
+        let typed = event.typed_names();
         Self {
             id: event.id,
             source: event.source,
@@ -185,6 +200,7 @@ impl From<Event> for proto::Event {
             local_expiry: event.local.expiry,
             local_delivery: event.local.delivery,
             sent_ms: 0,
+            typed,
         }
     }
 }

@@ -175,19 +175,18 @@ fn check_topic(topic: &str) -> Result<(), RowError> {
     Ok(())
 }
 
-/// The attributes of a JSON object, each in its canonical form as a string.
+/// The attributes of a JSON object. Numbers and booleans stay what they are.
 fn with_all(mut event: Event, json: &str) -> Result<Event, RowError> {
     let Ok(Value::Object(attributes)) = serde_json::from_str(json) else {
         return Err(RowError::Attributes);
     };
     for (name, value) in attributes {
-        let value = match value {
+        event = match value {
             Value::Null => continue,
-            Value::String(text) => text,
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            Value::String(text) => event.with_attribute(&name, &text)?,
+            Value::Bool(_) | Value::Number(_) => event.with_literal(&name, &value.to_string())?,
             Value::Array(_) | Value::Object(_) => return Err(RowError::Attributes),
         };
-        event = event.with_attribute(&name, &value)?;
     }
     Ok(event)
 }
@@ -200,6 +199,11 @@ fn rfc3339(time: &str) -> String {
     };
     let utc = if clock.ends_with(['Z', 'z']) || clock.contains(['+', '-']) { "" } else { "Z" };
     format!("{date}T{clock}{utc}")
+}
+
+/// A text of a database that does not promise UTF-8; `Err`: it is not.
+pub(crate) fn utf8(bytes: Option<Vec<u8>>) -> Result<Option<String>, ()> {
+    bytes.map(|bytes| String::from_utf8(bytes).map_err(drop)).transpose()
 }
 
 /// Why a row is no event.

@@ -26,6 +26,7 @@ mod event_table {
     pub(crate) mod order;
     pub(crate) mod selection;
     pub(crate) mod time;
+    pub(crate) mod types;
     pub(crate) mod world;
 }
 
@@ -35,7 +36,7 @@ use std::sync::Arc;
 use duet_tests::nats::Backend;
 use event_table::case::Case;
 use event_table::world::World;
-use event_table::{answers, envelopes, operate, order, selection, time};
+use event_table::{answers, envelopes, operate, order, selection, time, types};
 use futures::{FutureExt as _, StreamExt as _};
 
 /// Cases at once: most of each is waiting.
@@ -48,6 +49,7 @@ fn table() -> Vec<Case> {
     table.extend(time::cases());
     table.extend(selection::cases());
     table.extend(operate::cases());
+    table.extend(types::cases());
     let only = std::env::var("DUET_EVENT_CASES").unwrap_or_default();
     table.retain(|case| case.name.contains(&only));
     table

@@ -72,7 +72,7 @@ fn ask(control_plane: &ControlPlane, arguments: &[&str]) -> Value {
 async fn publish(writer: &Sidecar, topic: &str, id: u32) {
     let event = json!({
         "specversion": "1.0", "id": id.to_string(), "source": "/test", "type": "t",
-        "partitionkey": "k", "data": {"n": id},
+        "partitionkey": "k", "number": id, "data": {"n": id},
     });
     let url = format!("http://{}/v1.0/publish/default/{topic}", writer.ports.api);
     let request = http::client().post(url).header("content-type", "application/cloudevents+json");
@@ -82,7 +82,13 @@ async fn publish(writer: &Sidecar, topic: &str, id: u32) {
 
 fn ids(app: &App, path: &str) -> Vec<u32> {
     let asked = app.asked().into_iter().filter(|asked| asked.path == path);
-    asked.map(|asked| asked.json()["id"].as_str().unwrap().parse().unwrap()).collect()
+    let id = |asked: duet_tests::app::Asked| -> u32 {
+        let event = asked.json();
+        let id = event["id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(event["number"], json!(id), "it is no string anywhere: {event}");
+        id
+    };
+    asked.map(id).collect()
 }
 
 /// It subscribes itself, and is content with everything.

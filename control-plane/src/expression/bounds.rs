@@ -8,9 +8,7 @@ use cel::common::types::CelInt;
 
 use super::account::{ALL, COPIED_BYTES, LOOP, MATCHES, SEARCH, TEXT};
 use super::patterns::Patterns;
-
-/// The one variable.
-pub(super) const EVENT: &str = "event";
+use super::{EVENT, texts};
 
 /// Deepest tree: each level costs some of the stack when it is evaluated.
 const MAX_DEPTH: usize = 64;
@@ -126,9 +124,14 @@ impl Walk<'_> {
                 } else {
                     self.paid(left, ALL, depth)?;
                 }
-                self.visit(right, depth)
+                self.visit(right, depth)?;
+                if texts::or_value(node) {
+                    self.price += texts::STEPS * (1 + self.scopes);
+                }
+                Ok(())
             }
             (operators::IN, [item, container]) => {
+                texts::and_values(item, container);
                 self.paid(item, ALL, depth)?;
                 self.paid(container, SEARCH, depth)
             }

@@ -8,11 +8,11 @@ use cel::common::types::{CelBool, CelMap, CelMapKey, CelString};
 use cel::common::value::Val;
 use cel::{Context, Env, ExecutionError, Value};
 use duet_events::Event;
+use duet_events::cloudevent::AttributeValue;
 
 use super::account::Account;
-use super::bounds::EVENT;
-use super::data;
 use super::patterns::Patterns;
+use super::{EVENT, data};
 
 /// One event, for any number of expressions, which pay from one account.
 pub(super) struct Subject<'v> {
@@ -71,9 +71,11 @@ fn value(event: &Event, with_data: bool) -> CelMap<'_> {
         ("type", event.event_type()),
         ("specversion", "1.0"),
     ];
-    let others = event.attributes().iter().map(|(name, text)| (name.as_str(), text.as_str()));
-    for (name, text) in required.into_iter().chain(others) {
+    for (name, text) in required {
         map.insert(name.into(), Box::new(CelString::from(text)));
+    }
+    for (name, value) in event.values() {
+        map.insert(name.into(), attribute(value));
     }
     let bytes = event.data().filter(|_| with_data);
     let data = bytes.and_then(|bytes| data::value(event.data_content_type(), bytes));
@@ -81,4 +83,15 @@ fn value(event: &Event, with_data: bool) -> CelMap<'_> {
         map.insert("data".into(), data);
     }
     CelMap::from(map)
+}
+
+/// A number is what it is in data.
+fn attribute(value: AttributeValue<'_>) -> Box<dyn Val + '_> {
+    match value {
+        AttributeValue::String(text) => Box::new(CelString::from(text)),
+        AttributeValue::Boolean(yes) => Box::new(CelBool::from(yes)),
+        AttributeValue::Number(json) => {
+            data::value(None, json.as_bytes()).unwrap_or_else(|| Box::new(CelString::from(json)))
+        }
+    }
 }

@@ -69,6 +69,46 @@ fn expressions_see_attributes_and_data() {
 }
 
 #[test]
+fn an_attribute_is_a_number_or_a_boolean_where_its_publisher_says_so() {
+    let typed = event().with_literal("priority", "5").unwrap();
+    let typed = typed.with_literal("urgent", "true").unwrap();
+    let typed = typed.with_literal("rate", "0.5").unwrap().with_literal("huge", "1e999").unwrap();
+    let texts = event().with_attribute("priority", "5").unwrap();
+    let texts = texts.with_attribute("urgent", "true").unwrap();
+    // Expression, of a number and a boolean, of texts.
+    let cases = [
+        ("event.priority > 3", true, false),
+        ("event.priority == 5 && event.urgent", true, false),
+        ("type(event.priority) == int && event.urgent == true", true, false),
+        ("event.rate < 1", true, false),
+        ("event.huge == '1e999'", true, false),
+        ("int(event.priority) > 3", true, true),
+        ("string(event.priority) == '5' && string(event.urgent) == 'true'", true, true),
+        // As before attributes had types.
+        ("event.priority == '5'", true, true),
+        ("'5' == event['priority']", true, true),
+        ("event.priority == '6' || event.urgent == 'false'", false, false),
+        ("event.priority == '05'", false, false),
+        ("event.urgent == 'true' && event.urgent != 'false'", true, true),
+        ("event.priority != '5'", false, false),
+        ("event.priority != '6'", true, true),
+        ("event.priority in ['4', '5']", true, true),
+        ("event['urgent'] in ['true']", true, true),
+        ("event.priority in ['4', '6']", false, false),
+        ("event.priority.startsWith('5')", false, true),
+        ("event.data.items.exists(i, event.priority == '5')", true, true),
+        // Of nothing else.
+        ("event.data.total == '120'", false, false),
+        ("event.missing == '5' || true", true, true),
+        ("event.missing != '5'", false, false),
+    ];
+    for (filter, of_typed, of_texts) in cases {
+        let passes = |event| choose(filter, event).0 == Choice::Deliver(None);
+        assert_eq!((passes(&typed), passes(&texts)), (of_typed, of_texts), "{filter}");
+    }
+}
+
+#[test]
 fn what_cannot_be_evaluated_does_not_match_and_says_why() {
     let cases = [
         ("event.data.missing > 1", "the event has no \"missing\" there"),

@@ -13,6 +13,9 @@ const MAX_COUNT: usize = 256;
 pub(super) const RESERVED: [&str; 6] =
     ["id", "source", "type", "specversion", "data", "data_base64"];
 
+/// Optional attributes that are strings, or what is written as one.
+pub(super) const STRINGS: [&str; 4] = ["time", "subject", "dataschema", "datacontenttype"];
+
 /// Checks how many attributes an event brings.
 pub(super) fn check_count(count: usize) -> Result<(), EnvelopeError> {
     if count <= MAX_COUNT {
@@ -129,5 +132,5 @@ fn is_rfc3339(value: &str) -> bool {
     let tail_fits =
         bytes.iter().skip(shape.len()).all(|b| b".:+-Zz".contains(b) || b.is_ascii_digit());
     let offset_is_named = value.ends_with(['Z', 'z']) || bytes.get(bytes.len() - 3) == Some(&b':');
-    head_fits && tail_fits && offset_is_named && value.parse::<jiff::Timestamp>().is_ok()
+    head_fits && tail_fits && offset_is_named && super::schedule::time(value).is_some()
 }

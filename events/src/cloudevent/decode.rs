@@ -222,7 +222,7 @@ fn decode_members(members: &Members<'_>, missing: Missing<'_>) -> Result<Event, 
     attribute::check_count(members.0.len())?;
     for (Name(name), raw) in &members.0 {
         if !attribute::RESERVED.contains(&&**name) {
-            event.set_attribute(name, attribute_value(name, raw)?)?;
+            set_member(&mut event, name, raw)?;
         }
     }
     event.data = match (members.get("data"), members.get("data_base64")) {
@@ -236,23 +236,14 @@ fn decode_members(members: &Members<'_>, missing: Missing<'_>) -> Result<Event, 
     Ok(event)
 }
 
-/// The canonical string of a JSON member: a string as it is, a number if it is an integer, or a boolean.
-fn attribute_value(name: &str, raw: &RawValue) -> Result<String, EnvelopeError> {
-    if let Some(text) = string(raw) {
-        return Ok(text.into_owned());
-    }
-    let core = ["time", "subject", "dataschema", "datacontenttype"].contains(&name);
-    match serde_json::from_str::<serde_json::Value>(raw.get()) {
-        Ok(_) if core => Err(EnvelopeError::invalid(name, "is not a string")),
-        Ok(serde_json::Value::Bool(flag)) => Ok(flag.to_string()),
-        Ok(serde_json::Value::Number(number)) => match number.as_i64().map(i32::try_from) {
-            Some(Ok(integer)) => Ok(integer.to_string()),
-            _ => Err(EnvelopeError::invalid(name, "is not a 32-bit integer")),
-        },
-        _ => {
-            let reason = "is not a string, an integer or a boolean";
-            Err(EnvelopeError::invalid(name, reason))
+/// A JSON member as what it is: a string, a number as it is written, or a boolean.
+fn set_member(event: &mut Event, name: &str, raw: &RawValue) -> Result<(), EnvelopeError> {
+    match string(raw) {
+        Some(text) => event.set_attribute(name, text.into_owned()),
+        None if attribute::STRINGS.contains(&name) => {
+            Err(EnvelopeError::invalid(name, "is not a string"))
         }
+        None => event.set_literal(name, raw.get()),
     }
 }
 

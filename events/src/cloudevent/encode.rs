@@ -102,9 +102,9 @@ impl Serialize for Envelope<'_> {
         map.serialize_entry("id", &event.id)?;
         map.serialize_entry("source", &event.source)?;
         map.serialize_entry("type", &event.event_type)?;
-        let given = |name: &String| self.extra.iter().any(|(extra, _)| extra == name);
-        for (name, value) in event.attributes.iter().filter(|(name, _)| !given(name)) {
-            map.serialize_entry(name, value)?;
+        let given = |name: &str| self.extra.iter().any(|(extra, _)| *extra == name);
+        for (name, value) in event.values().filter(|(name, _)| !given(name)) {
+            map.serialize_entry(name, &value)?;
         }
         for (name, value) in self.extra {
             map.serialize_entry(name, value)?;

@@ -47,7 +47,7 @@ impl Event {
     /// No longer delivered from a time on that this machine's clock will have.
     #[must_use]
     pub fn expiring(mut self, at: Timestamp) -> Self {
-        self.attributes.insert(EXPIRY_TIME.to_owned(), at.to_string());
+        self.put(EXPIRY_TIME, at.to_string());
         self.local.expiry = true;
         self
     }
@@ -55,7 +55,7 @@ impl Event {
     /// Not delivered before this machine's clock has a time.
     #[must_use]
     pub fn delayed(mut self, until: Timestamp) -> Self {
-        self.attributes.insert(DELIVER_AT.to_owned(), until.to_string());
+        self.put(DELIVER_AT, until.to_string());
         self.local.delivery = true;
         self
     }
@@ -126,9 +126,19 @@ pub(crate) fn order_key<'a>(
     }
 }
 
+/// A time. The last two days of the year 9999, which people write for ever, end after the last time that can be counted:
+/// then they are that one.
+pub(super) fn time(text: &str) -> Option<Timestamp> {
+    text.parse().ok().or_else(|| {
+        let day = text.strip_prefix("9999-12-3").filter(|day| day.starts_with(['0', '1']))?;
+        // What is wrong with it otherwise shows on another day as well.
+        format!("9999-12-2{day}").parse::<Timestamp>().ok().map(|_| Timestamp::MAX)
+    })
+}
+
 /// A time, in milliseconds since the epoch; one before it is 0.
 pub(crate) fn millis(text: &str) -> Option<u64> {
-    let time: Timestamp = text.parse().ok()?;
+    let time = time(text)?;
     Some(u64::try_from(time.as_millisecond()).unwrap_or(0))
 }
 
@@ -188,6 +198,18 @@ mod tests {
         let event = event.with_attribute(EXPIRY_TIME, "1970-01-01T00:00:01.5Z").unwrap();
         assert_eq!(event.expires_ms(), Some(1500));
         assert_eq!(event.check_schedule(), Ok(()));
+        for last in ["9999-12-31T23:59:59Z", "9999-12-30t23:00:00.5-12:00"] {
+            let event = event.clone().with_attribute(EXPIRY_TIME, last).unwrap();
+            let event = event.with_attribute("time", last).unwrap();
+            assert_eq!(
+                (event.expires_ms(), event.check_schedule()),
+                (Some(253_402_207_200_999), Ok(()))
+            );
+        }
+        for none in ["9999-12-32T00:00:00Z", "9999-12-31T25:00:00Z", "9999-12-31T23:59:59"] {
+            assert_eq!(millis(none), None, "{none}");
+            assert!(event.clone().with_attribute("time", none).is_err(), "{none}");
+        }
         let event = event.with_attribute(DELIVER_AT, "tomorrow").unwrap();
         let error = event.check_schedule().unwrap_err();
         assert_eq!(error.attribute(), Some(DELIVER_AT));

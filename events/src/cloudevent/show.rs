@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 100;
 
 /// The event as a JSON object. A publisher's data has to be JSON, but what JSON allows is more than libraries read (half of
 /// a surrogate pair, `1e999`, hundreds of levels): such data is shown as `data_base64`, so that it hides neither itself nor
-/// others.
+/// others. So is that of an event with an attribute that is such a number.
 #[must_use]
 pub fn shown(event: &Event) -> Map<String, Value> {
     let shown = serde_json::from_slice::<Map<String, Value>>(&encode_structured(event, &[]));
@@ -24,10 +24,17 @@ pub fn shown(event: &Event) -> Map<String, Value> {
 fn as_bytes(event: &Event) -> Map<String, Value> {
     let (id, source, event_type) = (event.id(), event.source(), event.event_type());
     let required = [("specversion", "1.0"), ("id", id), ("source", source), ("type", event_type)];
-    let others = event.attributes().iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let data = STANDARD.encode(event.data().map(AsRef::as_ref).unwrap_or_default());
-    let members = required.into_iter().chain(others).chain([("data_base64", data.as_str())]);
-    members.map(|(name, value)| (name.to_owned(), value.into())).collect()
+    let strings = required.into_iter().chain([("data_base64", data.as_str())]);
+    let mut members: Map<String, Value> =
+        strings.map(|(name, value)| (name.to_owned(), value.into())).collect();
+    for (name, value) in event.values() {
+        // A number that libraries do not read is shown as text.
+        let text = || event.attribute(name).unwrap_or_default().into();
+        let value = serde_json::to_value(value).unwrap_or_else(|_unread| text());
+        members.insert(name.to_owned(), value);
+    }
+    members
 }
 
 /// Whether nothing nests deeper.
@@ -66,6 +73,18 @@ mod tests {
             assert_eq!(shown.get("data_base64"), None);
         }
         assert_eq!(shown(&Event::new("1", "/s", "a").unwrap()).get("data"), None);
+    }
+
+    #[test]
+    fn numbers_and_booleans_are_shown_as_what_they_are() {
+        let event = event(&nested(MAX_DEPTH + 1)).with_literal("urgent", "true").unwrap();
+        let event = event.with_literal("priority", "5").unwrap();
+        for event in [event.clone().with_data("1"), event.clone()] {
+            let shown = shown(&event);
+            assert_eq!((&shown["priority"], &shown["urgent"]), (&json!(5), &json!(true)));
+        }
+        let shown = shown(&event.with_literal("huge", "1e999").unwrap());
+        assert_eq!((&shown["priority"], &shown["huge"]), (&json!(5), &json!("1e999")));
     }
 
     #[test]

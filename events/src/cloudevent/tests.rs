@@ -179,6 +179,13 @@ fn structured_members_become_attributes_and_data() {
     .unwrap();
     assert_eq!((event.attribute("n"), event.attribute("b")), (Some("-7"), Some("true")));
     assert_eq!(event.attribute("none"), None);
+    let values: Vec<_> = event.values().collect();
+    let expected = [
+        ("b", AttributeValue::Boolean(true)),
+        ("datacontenttype", AttributeValue::String("text/plain")),
+        ("n", AttributeValue::Number("-7")),
+    ];
+    assert_eq!(values, expected);
     assert_eq!(event.data().unwrap(), "hi €");
     let cases = [
         (r#","data":{"a": [1, 2]}"#, Some(r#"{"a": [1, 2]}"#)),
@@ -199,16 +206,37 @@ fn structured_members_become_attributes_and_data() {
 }
 
 #[test]
+fn numbers_and_booleans_are_sent_as_they_were_written() {
+    let body = envelope(
+        r#","big":18446744073709551616,"huge":1e999,"no":false,"note":"5","rate":1.50,"yes":true,"zero":-0"#,
+    );
+    let event = structured(&body).unwrap();
+    assert_eq!(encode_structured(&event, &[]), body);
+    assert_eq!(encode_batch(&[event.clone()], &[]), format!("[{body}]"));
+    let batch = [("content-type", BATCH_CONTENT_TYPE)];
+    assert_eq!(read(&batch, &format!("[{body}]")), Ok(vec![event.clone()]));
+    // A header says only text.
+    let (headers, data) = encode_binary(&event);
+    assert_eq!(
+        (&headers["ce-rate"], &headers["ce-yes"]),
+        (&HeaderValue::from_static("1.50"), &HeaderValue::from_static("true"))
+    );
+    let binary = decode(&headers, data, &wrap()).unwrap().remove(0);
+    assert_eq!(binary.attributes(), event.attributes());
+    assert!(binary.values().all(|(_, value)| matches!(value, AttributeValue::String(_))));
+}
+
+#[test]
 fn bad_structured_envelopes_name_the_attribute() {
     let cases = [
         (r#","data":1,"data_base64":"eA==""#, "data_base64"),
         (r#","data_base64":"*""#, "data_base64"),
         (r#","data_base64":7"#, "data_base64"),
-        (r#","x":1.5"#, "x"),
-        (r#","x":2147483648"#, "x"),
         (r#","x":{}"#, "x"),
         (r#","x":[]"#, "x"),
         (r#","X":"1""#, "X"),
+        (r#","x":"\ud800""#, "x"),
+        (r#","datacontenttype":true"#, "datacontenttype"),
         (r#","time":7"#, "time"),
         (r#","time":"x""#, "time"),
         (r#","subject":true"#, "subject"),

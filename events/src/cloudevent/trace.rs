@@ -24,7 +24,7 @@ impl Event {
                 // A state says nothing without its parent, which comes first.
                 return;
             };
-            self.attributes.insert(name.to_owned(), value.to_owned());
+            self.put(name, value.to_owned());
         }
     }
 

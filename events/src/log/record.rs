@@ -184,7 +184,43 @@ pub(super) fn unseal(place: Place, frame: &[u8]) -> Option<Record> {
 mod tests {
     use proptest::prelude::*;
 
+    use std::collections::BTreeMap;
+
     use super::*;
+
+    /// As it was before attributes had types.
+    #[derive(Clone, PartialEq, Message)]
+    struct OlderRecord {
+        #[prost(uint64, tag = "1")]
+        published_ms: u64,
+        #[prost(message, optional, tag = "2")]
+        event: Option<OlderEvent>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct OlderEvent {
+        #[prost(string, tag = "1")]
+        id: String,
+        #[prost(btree_map = "string, string", tag = "5")]
+        attributes: BTreeMap<String, String>,
+    }
+
+    #[test]
+    fn records_are_read_by_older_and_newer_versions_and_no_larger_without_types() {
+        let attributes = BTreeMap::from([("priority".to_owned(), "5".to_owned())]);
+        let event = OlderEvent { id: "1".into(), attributes: attributes.clone() };
+        let older = OlderRecord { published_ms: 7, event: Some(event) };
+        let event = proto::Event { id: "1".into(), attributes, ..proto::Event::default() };
+        let record = |event| Record { published_ms: 7, event: Some(event), route: String::new() };
+        let untyped = record(event.clone());
+        assert_eq!(Record::decode(&*older.encode_to_vec()), Ok(untyped.clone()));
+        let frame = Unsealed::new(&untyped).seal((1, 1));
+        assert_eq!(frame[SEAL..], older.encode_to_vec());
+        let typed = record(proto::Event { typed: "priority".into(), ..event });
+        let frame = Unsealed::new(&typed).seal((1, 1));
+        assert_eq!(unseal((1, 1), &frame), Some(typed));
+        assert_eq!(OlderRecord::decode(&frame[SEAL..]), Ok(older));
+    }
 
     proptest! {
         #[test]

@@ -11,6 +11,10 @@ use duet_api::proto;
 
 const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
 
+/// Names of the attributes that are numbers or booleans, separated by commas: a header says only text. Messages of other
+/// clients have none, unless they know of it.
+const TYPED: &str = "duet-typed";
+
 /// The event's attributes as headers, and its data. Data that is an envelope itself travels in structured mode: to a
 /// reader its type would say that it is the event.
 pub(super) fn encode(event: &Event) -> (HeaderMap, Bytes) {
@@ -23,6 +27,10 @@ pub(super) fn encode(event: &Event) -> (HeaderMap, Bytes) {
     for (name, value) in &attributes {
         // Encoding leaves visible ASCII only.
         headers.insert(name.as_str(), value.to_str().unwrap_or_default());
+    }
+    let typed = event.typed_names();
+    if !typed.is_empty() {
+        headers.insert(TYPED, typed.as_str());
     }
     (headers, data)
 }
@@ -71,7 +79,13 @@ pub(super) fn event(
     let now = jiff::Timestamp::UNIX_EPOCH;
     let wrap = WrapContext { source: subject, bus: "", topic: "", now };
     let mut events = decode(&attributes, payload, &wrap)?;
-    events.pop().ok_or_else(|| EnvelopeError::Body { reason: "holds no event".to_owned() })
+    let event = events.pop();
+    let mut event =
+        event.ok_or_else(|| EnvelopeError::Body { reason: "holds no event".to_owned() })?;
+    if let Some(typed) = headers.and_then(|headers| headers.get(TYPED)) {
+        event.note_typed(typed.as_str());
+    }
+    Ok(event)
 }
 
 fn is_envelope(content_type: &str) -> bool {
@@ -103,6 +117,7 @@ pub(super) fn edit(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloudevent::AttributeValue;
 
     #[test]
     fn an_event_survives_the_way_through_headers() {
@@ -115,11 +130,52 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_booleans_survive_headers_and_the_buss_own_changes() {
+        let event = Event::new("1", "/s", "t").unwrap().with_attribute("note", "7").unwrap();
+        let event = event.with_literal("urgent", "true").unwrap();
+        let event = event.with_literal("priority", "5").unwrap().with_data("x");
+        let (headers, data) = encode(&event);
+        assert_eq!(headers.get("ce-priority").unwrap().as_str(), "5", "other clients read it");
+        let read = super::event("duet.t", 1, Some(&headers), data.clone());
+        assert_eq!(read, Ok(event.clone()));
+        let edited = edit(event.clone(), |attributes| {
+            attributes.insert("deadletterattempts".into(), "3".into());
+            attributes.remove("urgent");
+        });
+        let values = edited.unwrap();
+        let values: Vec<_> = values.values().collect();
+        let expected = [
+            ("deadletterattempts", AttributeValue::String("3")),
+            ("note", AttributeValue::String("7")),
+            ("priority", AttributeValue::Number("5")),
+        ];
+        assert_eq!(values, expected);
+        // Of another client, or of a version that does not know it.
+        let mut without = HeaderMap::new();
+        for (name, values) in headers.iter() {
+            if AsRef::<str>::as_ref(name) != TYPED {
+                without.insert(name.clone(), values[0].clone());
+            }
+        }
+        let read = super::event("duet.t", 1, Some(&without), data).unwrap();
+        assert_eq!(read.attributes(), event.attributes());
+        assert!(read.values().all(|(_, value)| matches!(value, AttributeValue::String(_))));
+    }
+
+    #[test]
+    fn an_event_without_types_has_no_header_for_them() {
+        let event = Event::new("1", "/s", "t").unwrap().with_attribute("note", "7").unwrap();
+        let (headers, _) = encode(&event);
+        assert!(headers.get(TYPED).is_none(), "{headers:?}");
+    }
+
+    #[test]
     fn an_envelope_as_data_stays_data() {
         let inner = r#"{"specversion": "1.0", "id": "inner", "source": "/s", "type": "t"}"#;
         let event = Event::new("outer", "/s", "t").unwrap();
         let event = event.with_attribute("datacontenttype", "application/cloudevents+json");
         let event = event.unwrap().with_data(inner);
+        let event = event.with_literal("priority", "5").unwrap();
         let (headers, data) = encode(&event);
         let read = super::event("duet.t", 1, Some(&headers), data);
         assert_eq!(read, Ok(event));

@@ -1,4 +1,5 @@
 use duet_api::proto;
+use duet_events::cloudevent::AttributeValue;
 
 use super::*;
 
@@ -31,7 +32,7 @@ fn a_row_becomes_an_event() {
     let row = Row {
         key: Some("c1".to_owned()),
         time: Some("2026-01-31 12:00:00".to_owned()),
-        attributes: Some(r#"{"tenant": "a", "tries": 3, "gone": null, "last": true}"#.to_owned()),
+        attributes: Some(r#"{"tenant": "4", "tries": 3, "gone": null, "last": true}"#.to_owned()),
         traceparent: Some("00-1-2-01".to_owned()),
         data: Some(b"{}".to_vec()),
         ..row()
@@ -41,9 +42,14 @@ fn a_row_becomes_an_event() {
     assert_eq!((event.id(), event.source(), event.event_type()), ("7", "/shop/orders", "placed"));
     let attributes: Vec<String> =
         event.attributes().iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let expected = "datacontenttype=application/json last=true partitionkey=c1 tenant=a \
+    let expected = "datacontenttype=application/json last=true partitionkey=c1 tenant=4 \
                     time=2026-01-31T12:00:00Z traceparent=00-1-2-01 tries=3";
     assert_eq!(attributes.join(" "), expected);
+    let typed: Vec<_> =
+        event.values().filter(|(_, value)| !matches!(value, AttributeValue::String(_))).collect();
+    let expected =
+        [("last", AttributeValue::Boolean(true)), ("tries", AttributeValue::Number("3"))];
+    assert_eq!(typed, expected);
     assert_eq!(event.data().unwrap(), &b"{}"[..]);
 }
 
@@ -93,6 +99,10 @@ fn times_of_databases_are_utc() {
     ] {
         assert_eq!(rfc3339(text), expected);
     }
+    // As people write it for ever.
+    let forever = Row { time: Some("9999-12-31 23:59:59".to_owned()), ..row() };
+    let (_, event) = forever.event(&spec()).unwrap();
+    assert_eq!(event.attribute("time"), Some("9999-12-31T23:59:59Z"));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use duet_api::dapr::runtime::v1::dapr_client::DaprClient;
 use duet_api::dapr::runtime::v1::subscribe_topic_events_request_alpha1::SubscribeTopicEventsRequestType as Asked;
 use duet_api::dapr::runtime::v1::subscribe_topic_events_response_alpha1::SubscribeTopicEventsResponseType as Said;
 use duet_api::dapr::runtime::v1::{
-    SubscribeTopicEventsRequestAlpha1, SubscribeTopicEventsRequestInitialAlpha1,
-    SubscribeTopicEventsRequestProcessedAlpha1, TopicEventRequest, TopicEventResponse,
+    PublishEventRequest, SubscribeTopicEventsRequestAlpha1,
+    SubscribeTopicEventsRequestInitialAlpha1, SubscribeTopicEventsRequestProcessedAlpha1,
+    TopicEventRequest, TopicEventResponse,
 };
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::nats::Backend;
@@ -163,6 +164,31 @@ async fn an_event_says_how_to_ask_for_more_time_and_which_attempt_it_is() {
         assert_eq!(http::client().post(&url).send().await.unwrap().status(), 204);
         // RETRY: it comes again.
         answers.send(processed("a", 1)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn numbers_and_booleans_among_the_attributes_come_as_such() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let sidecar = Sidecar::ready(&control_plane, Options::client("streamer")).await;
+    let mut dapr = DaprClient::new(channel(&sidecar).await);
+    let (_answers, mut events) = open(&mut dapr, "orders").await;
+    let event = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","priority":5,"urgent":true,"note":"5"}"#;
+    let request = PublishEventRequest {
+        pubsub_name: "default".into(),
+        topic: "orders".into(),
+        data: event.into(),
+        data_content_type: "application/cloudevents+json".into(),
+        ..Default::default()
+    };
+    dapr.publish_event(request).await.unwrap();
+    let said = next_event(&mut events).await.extensions.unwrap().fields;
+    for (name, kind) in [
+        ("priority", Kind::NumberValue(5.0)),
+        ("urgent", Kind::BoolValue(true)),
+        ("note", Kind::StringValue("5".to_owned())),
+    ] {
+        assert_eq!(said[name].kind, Some(kind), "{name}");
     }
 }
 

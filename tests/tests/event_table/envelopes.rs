@@ -129,7 +129,7 @@ const TAKEN: &[Taken] = &[
         STRUCTURED,
         &[],
         r#"{"specversion":"1.0","id":"s6","source":"/s","type":"t","count":7,"flag":true}"#,
-        r#"{"id":"s6"}"#,
+        r#"{"id":"s6","count":7,"flag":true}"#,
     ),
     Taken(
         "batch of one",

@@ -27,8 +27,15 @@ fn data() -> impl Strategy<Value = (Option<&'static str>, Option<Vec<u8>>)> {
 fn event() -> impl Strategy<Value = Event> {
     let required = (text(), "[a-z:/._-]{1,30}", text());
     let extensions = prop::collection::btree_map("x[a-z0-9]{0,18}", text(), 0..6);
+    let literals = "true|false|-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,5})?([eE][+-]?[0-9]{1,4})?";
+    let literals = prop::collection::btree_map("x[a-z0-9]{0,3}", literals, 0..4);
+    let extensions = (extensions, literals);
     (required, extensions, data()).prop_map(|((id, source, kind), extensions, (kind_of, data))| {
         let mut event = Event::new(format!("i{id}"), source, format!("t{kind}")).unwrap();
+        let (extensions, literals) = extensions;
+        for (name, value) in literals {
+            event = event.with_literal(&name, &value).unwrap();
+        }
         for (name, value) in extensions {
             event = event.with_attribute(&name, &value).unwrap();
         }
@@ -83,7 +90,8 @@ proptest! {
         let back = decode(&headers, body, &wrap()).unwrap().remove(0);
         // An empty body and no body are one thing in HTTP.
         let data = event.data().filter(|data| !data.is_empty()).cloned();
-        prop_assert_eq!(back, Event { data, ..event });
+        let typed = BTreeSet::new();
+        prop_assert_eq!(back, Event { data, typed, ..event });
     }
 
     #[test]

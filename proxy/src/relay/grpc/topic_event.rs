@@ -9,7 +9,7 @@ use duet_api::dapr::runtime::v1::{
     TopicEventRequest, TopicEventResponse,
 };
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
-use duet_events::cloudevent::STRUCTURED_CONTENT_TYPE;
+use duet_events::cloudevent::{AttributeValue, STRUCTURED_CONTENT_TYPE};
 use http::StatusCode;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -19,12 +19,14 @@ use uuid::Uuid;
 use super::super::receive::{ATTEMPT, DELIVERY};
 use crate::http::grpc;
 
+/// A number of `google.protobuf.Struct` has each whole number below this, and not each above.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// The message for one delivery.
 pub(super) fn request(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEventRequest {
     let event = &delivery.event;
     let own = ["datacontenttype", "topic", "pubsubname"];
-    let extensions = event.attributes().iter().filter(|(name, _)| !own.contains(&name.as_str()));
-    let value = |text: &String| Value { kind: Some(Kind::StringValue(text.clone())) };
+    let extensions = event.values().filter(|(name, _)| !own.contains(name));
     TopicEventRequest {
         id: event.id().to_owned(),
         source: event.source().to_owned(),
@@ -37,8 +39,28 @@ pub(super) fn request(delivery: &Delivery, spec: &SubscriptionSpec) -> TopicEven
         pubsub_name: spec.bus.clone(),
         path: delivery.path.clone().unwrap_or_else(|| spec.path.clone()),
         extensions: Some(Struct {
-            fields: extensions.map(|(name, text)| (name.clone(), value(text))).collect(),
+            fields: extensions.map(|(name, value)| (name.to_owned(), extension(value))).collect(),
         }),
+    }
+}
+
+fn extension(value: AttributeValue<'_>) -> Value {
+    let kind = match value {
+        AttributeValue::String(text) => Kind::StringValue(text.to_owned()),
+        AttributeValue::Boolean(yes) => Kind::BoolValue(yes),
+        AttributeValue::Number(json) => number(json),
+    };
+    Value { kind: Some(kind) }
+}
+
+/// A whole number that would become another one, and one that is too large, stays the text that it was written as.
+fn number(json: &str) -> Kind {
+    let whole = !json.contains(['.', 'e', 'E']);
+    match json.parse::<f64>() {
+        Ok(number) if number.abs() < EXACT || (number.is_finite() && !whole) => {
+            Kind::NumberValue(number)
+        }
+        Ok(_) | Err(_) => Kind::StringValue(json.to_owned()),
     }
 }
 
@@ -185,6 +207,41 @@ mod tests {
         assert_eq!(request.data, "{}");
         let fields = request.extensions.unwrap().fields;
         assert_eq!(fields.keys().collect::<Vec<_>>(), ["subject"]);
+    }
+
+    #[test]
+    fn extensions_keep_their_types() {
+        let mut delivery = delivery(1);
+        for (name, json) in [
+            ("urgent", "true"),
+            ("priority", "5"),
+            ("rate", "-1.50"),
+            ("mass", "1e30"),
+            ("serial", "9007199254740993"),
+            ("huge", "1e999"),
+        ] {
+            delivery.event = delivery.event.with_literal(name, json).unwrap();
+        }
+        delivery.event = delivery.event.with_attribute("note", "5").unwrap();
+        let spec = SubscriptionSpec::new("shop/a", "default", "news").unwrap();
+        let text = |text: &str| Kind::StringValue(text.to_owned());
+        let expected = [
+            ("urgent", Kind::BoolValue(true)),
+            ("priority", Kind::NumberValue(5.0)),
+            ("rate", Kind::NumberValue(-1.5)),
+            ("mass", Kind::NumberValue(1e30)),
+            ("serial", text("9007199254740993")),
+            ("huge", text("1e999")),
+            ("note", text("5")),
+        ];
+        let streamed = streamed(&delivery, "token", &spec).extensions.unwrap().fields;
+        let bulk = bulk(&[delivery], &spec).entries.remove(0).event;
+        let Some(Entry::CloudEvent(bulk)) = bulk else { panic!("{bulk:?}") };
+        let bulk = bulk.extensions.unwrap().fields;
+        for (name, kind) in expected {
+            assert_eq!(streamed[name].kind, Some(kind.clone()), "{name}");
+            assert_eq!(bulk[name].kind, Some(kind), "{name}");
+        }
     }
 
     #[test]
