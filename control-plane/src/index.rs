@@ -6,17 +6,16 @@
 //! that shapes a service is found from its name.
 
 mod references;
+mod replica;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use duet_api::resource::{EndpointSlice, Located, Metadata, ObjectKey, Resource, Service};
-use duet_api::spiffe::SpiffeId;
-use serde::{Deserialize, Serialize};
 
 use references::references;
 pub use references::{parent_service, route_parents, target_object};
+pub use replica::{Replica, ReplicaKey, ReplicaPort};
 
 /// Annotation of a Service: the accounts that may register replicas of it, comma-separated.
 pub const ACCOUNTS_ANNOTATION: &str = "duet.dev/service-accounts";
@@ -56,65 +55,6 @@ impl std::fmt::Display for ServiceKey {
 #[must_use]
 pub fn object(kind: &'static str, namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
-}
-
-/// Names a replica. The account is part of it, so that no other can be in its way by taking the instance's name first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ReplicaKey {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its instance.
-    pub instance: String,
-    /// Its service account.
-    pub account: String,
-}
-
-/// One registered replica of services.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replica {
-    /// Who registered it; what callers must find in its certificate.
-    pub identity: SpiffeId,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name, unique among those of its account.
-    pub instance: String,
-    /// Services that it is a replica of.
-    pub services: Vec<String>,
-    /// Its sidecar's inbound listener.
-    pub address: SocketAddr,
-    /// The application's ports.
-    pub ports: Vec<ReplicaPort>,
-    /// Its zone; may be empty.
-    pub zone: String,
-    /// Whether it takes traffic.
-    pub ready: bool,
-}
-
-/// One port of a replica's application.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaPort {
-    /// As a `targetPort` may name it; may be empty.
-    pub name: String,
-    /// Number.
-    pub port: u16,
-    /// As in a Service's `appProtocol`; may be empty.
-    pub app_protocol: String,
-}
-
-impl Replica {
-    /// Its name.
-    #[must_use]
-    pub fn key(&self) -> ReplicaKey {
-        ReplicaKey {
-            namespace: self.namespace.clone(),
-            instance: self.instance.clone(),
-            account: self.identity.account().to_owned(),
-        }
-    }
-
-    fn service_keys(&self) -> impl Iterator<Item = ServiceKey> + '_ {
-        self.services.iter().map(|name| ServiceKey::new(&self.namespace, name))
-    }
 }
 
 /// One change.

@@ -19,7 +19,8 @@ pub use answer::{AppAnswer, Settle, next_delay, on_answer};
 pub use consumer::{Consumer, ConsumerBackend, Delivery, Settler};
 pub use error::{ConsumeError, PublishError, PublishErrorKind};
 pub use managed::{
-    Backup, Import, ManageError, ManagedBus, StoredEvent, SubscriptionStatus, TopicStatus,
+    Backup, FirstWaiting, Import, ManageError, ManagedBus, StoredEvent, SubscriptionStatus,
+    TopicStatus,
 };
 pub(crate) use spec::check_name;
 pub use spec::{Bulk, MAX_EXPRESSION_BYTES, Route, Start, SubscriptionError, SubscriptionSpec};

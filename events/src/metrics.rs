@@ -58,6 +58,7 @@ forget!(GaugeVec, IntCounterVec, IntGaugeVec);
 #[derive(Clone, Debug)]
 pub(crate) struct SubscriptionGauges {
     lag: IntGaugeVec,
+    scheduled: IntGaugeVec,
     oldest_seconds: GaugeVec,
     in_flight: IntGaugeVec,
     retrying: IntGaugeVec,
@@ -72,10 +73,17 @@ impl SubscriptionGauges {
         let gauges = |metric, help| IntGaugeVec::new(opts(metric, help), &["subscription"]);
         let oldest = opts(
             "duet_bus_subscription_oldest_event_seconds",
-            "Age of the oldest event not handled yet; 0 if there is none.",
+            "How long the oldest event waits that is due and not handled yet; 0 if there is none.",
         );
         Ok(Self {
-            lag: gauges("duet_bus_subscription_lag_events", "Events not handled yet.")?,
+            lag: gauges(
+                "duet_bus_subscription_lag_events",
+                "Events that are due and not handled yet.",
+            )?,
+            scheduled: gauges(
+                "duet_bus_subscription_scheduled_events",
+                "Events that were published for a later time, which has not come.",
+            )?,
             oldest_seconds: GaugeVec::new(oldest, &["subscription"])?,
             in_flight: gauges(
                 "duet_bus_subscription_in_flight_events",
@@ -103,20 +111,23 @@ impl SubscriptionGauges {
         Ok(())
     }
 
-    fn whole_numbers(&self) -> [&IntGaugeVec; 5] {
-        [&self.lag, &self.in_flight, &self.retrying, &self.consumers, &self.paused]
+    fn whole_numbers(&self) -> [&IntGaugeVec; 6] {
+        let Self { lag, scheduled, in_flight, retrying, consumers, paused, .. } = self;
+        [lag, scheduled, in_flight, retrying, consumers, paused]
     }
 
-    /// `age_ms` is that of the oldest event not handled yet, 0 without one.
+    /// `age_ms` is how long the oldest event of the lag waits, 0 without one.
     pub(crate) fn set(&self, label: &str, status: &SubscriptionStatus, age_ms: u64) {
         let numbers = [
-            status.lag,
-            status.in_flight,
-            status.retrying,
-            status.consumers,
-            u64::from(status.paused),
+            Some(status.lag),
+            status.scheduled,
+            Some(status.in_flight),
+            Some(status.retrying),
+            Some(status.consumers),
+            Some(u64::from(status.paused)),
         ];
         for (gauge, number) in self.whole_numbers().into_iter().zip(numbers) {
+            let Some(number) = number else { continue };
             gauge.with_label_values(&[label]).set(i64::try_from(number).unwrap_or(i64::MAX));
         }
         self.oldest_seconds.with_label_values(&[label]).set(age_ms as f64 / 1e3);
@@ -198,7 +209,9 @@ mod tests {
             topic: "t".to_owned(),
             dead_letter_topic: "d".to_owned(),
             lag: 6,
+            scheduled: Some(7),
             oldest_ms: Some(1),
+            first: None,
             in_flight: 2,
             retrying: 3,
             attempts: 4,
@@ -222,6 +235,7 @@ mod tests {
             ("duet_bus_subscription_lag_events", 6.0),
             ("duet_bus_subscription_oldest_event_seconds", 1.5),
             ("duet_bus_subscription_retrying_events", 3.0),
+            ("duet_bus_subscription_scheduled_events", 7.0),
         ];
         assert_eq!(shown(), expected.map(|(name, value)| (name.to_owned(), value)));
         gauges.forget("a/b");

@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Ro
 use self::sql::Sql;
 use crate::columns::quoted_table;
 use crate::excluded::Excluded;
-use crate::row::{Read, Row, RowKey, Settled};
+use crate::row::{Read, Row, RowKey, Settled, utf8};
 use crate::spec::{SourceError, SourceSpec};
 
 /// A row that the application has locked must not hold up the others for ever; and a server should notice soon that
@@ -177,7 +177,7 @@ fn row(raw: &PgRow) -> Result<Row, SourceError> {
     let sequence = raw.try_get(0).map_err(&failed)?;
     let mut texts = [const { Ok(None) }; 11];
     for (number, text) in texts.iter_mut().enumerate() {
-        *text = Ok(raw.try_get(number + 1).map_err(&failed)?);
+        *text = utf8(raw.try_get(number + 1).map_err(&failed)?);
     }
     let data = raw.try_get(12).map_err(&failed)?;
     let bytes = raw.try_get(13).map_err(&failed)?;

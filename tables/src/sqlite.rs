@@ -19,7 +19,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _, SqliteConnection};
 pub(crate) use self::place::Place;
 use self::sql::Sql;
 use crate::excluded::Excluded;
-use crate::row::{Read, Row, RowKey, Settled};
+use crate::row::{Read, Row, RowKey, Settled, utf8};
 use crate::spec::{SourceError, SourceSpec};
 
 /// How long the application may hold the write lock.
@@ -202,8 +202,7 @@ fn row(raw: &SqliteRow) -> Result<Row, SourceError> {
     let sequence = raw.try_get(0).map_err(&failed)?;
     let mut texts = [const { Ok(None) }; 11];
     for (number, text) in texts.iter_mut().enumerate() {
-        let bytes: Option<Vec<u8>> = raw.try_get(number + 1).map_err(&failed)?;
-        *text = bytes.map(|bytes| String::from_utf8(bytes).map_err(drop)).transpose();
+        *text = utf8(raw.try_get(number + 1).map_err(&failed)?);
     }
     let data = raw.try_get(12).map_err(&failed)?;
     let bytes = raw.try_get(13).map_err(&failed)?;

@@ -28,7 +28,8 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         let rows = answer.get_mut("subscriptions").and_then(Value::as_array_mut);
         let now = Timestamp::now();
         rows.into_iter().flatten().filter_map(Value::as_object_mut).for_each(|row| {
-            let age = row.get("oldest").and_then(Value::as_str).and_then(|oldest| age(oldest, now));
+            let since = row.get("waitingSince").and_then(Value::as_str);
+            let age = since.and_then(|since| age(since, now));
             row.extend(age.map(|age| ("age".to_owned(), Value::from(age))));
         });
     }
@@ -36,6 +37,7 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         ("SUBSCRIPTION", "name"),
         ("TOPIC", "topic"),
         ("LAG", "lag"),
+        ("LATER", "scheduled"),
         ("OLDEST", "oldest"),
         ("AGE", "age"),
         ("IN FLIGHT", "inFlight"),

@@ -82,7 +82,7 @@ impl Moves {
                 spec.idle_expiry = before.idle_expiry;
                 new.adopt(spec).await?;
             }
-            if before.lag == 0 && !before.paused {
+            if before.waiting() == 0 && !before.paused {
                 old.bus.remove_subscription(&before.name).await?;
             }
         }
@@ -117,7 +117,7 @@ impl Moves {
                 return Err(failed(LogError::Store(error.to_string())));
             }
         };
-        let lag: u64 = subscriptions.iter().map(|subscription| subscription.lag).sum();
+        let lag: u64 = subscriptions.iter().map(SubscriptionStatus::waiting).sum();
         let paused = subscriptions.iter().filter(|subscription| subscription.paused).count();
         if lag > 0 || paused > 0 {
             tracing::warn!(
@@ -194,8 +194,8 @@ impl Old {
             there.iter().any(|new| new.name == old.name && new.topic == old.topic)
         };
         let before = self.bus.subscriptions().await?;
-        let unknown =
-            before.iter().filter(|old| old.lag > 0 && !known(old) && !skip.contains(&old.name));
+        let waits = |old: &&SubscriptionStatus| old.waiting() > 0 && !skip.contains(&old.name);
+        let unknown = before.iter().filter(waits).filter(|old| !known(old));
         let unknown: Vec<_> = unknown.map(|old| old.name.as_str()).collect();
         if !unknown.is_empty() {
             return Err(ManageError::Refused(format!(

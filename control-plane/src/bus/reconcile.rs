@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use duet_api::resource::{Resource, TopicSpec};
 use duet_events::bus::{ConsumeError, SubscriptionSpec, TopicConfig};
+use futures::future::join_all;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,26 @@ impl Kept {
     }
 }
 
+/// What a bus keeps because resources declared it, as of an opening.
+#[derive(Debug)]
+struct OnBus {
+    opening: Option<u64>,
+    kept: Vec<Kept>,
+}
+
+/// Names, what is declared of them, and what became of declaring it.
+type Outcomes<'w, T> = Vec<(&'w String, &'w T, anyhow::Result<()>)>;
+
+/// What became of bringing one bus to what is declared.
+#[derive(Debug)]
+struct Brought<'w> {
+    /// It is where its resource has it, or waits for a restart.
+    there: bool,
+    found: anyhow::Result<Option<OnBus>>,
+    topics: Outcomes<'w, TopicSpec>,
+    subscriptions: Outcomes<'w, SubscriptionSpec>,
+}
+
 /// Brings buses to what is declared, and keeps them there.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -158,20 +179,7 @@ impl Reconciler {
 
     /// Returns whether everything is as declared now.
     async fn bring_to(&mut self, wanted: Declared) -> bool {
-        let mut settled = true;
-        let mut unknown = BTreeSet::new();
         self.compared.retain(|bus, _| wanted.buses.contains(bus));
-        for name in &wanted.buses {
-            match Box::pin(self.buses.follow_backend(name)).await {
-                Ok(there) => settled &= there,
-                Err(error) => settled &= succeeded("bus", name, Err(error)),
-            }
-            let compared = self.compare(name, &wanted).await;
-            if !succeeded("bus", name, compared) {
-                settled = false;
-                unknown.insert(name.clone());
-            }
-        }
         let topics = self.done.topics.iter().map(|(name, topic)| Kept::topic(&topic.bus, name));
         let subscriptions = self.done.subscriptions.iter();
         let subscriptions = subscriptions.map(|(name, spec)| Kept::subscription(&spec.bus, name));
@@ -179,17 +187,63 @@ impl Reconciler {
         for kept in gone {
             self.undeclare(kept);
         }
-        settled &= self.topics(&wanted).await;
-        settled & self.subscriptions(&wanted, &unknown).await
+        self.undeclared.retain(|kept, _| !wanted.has(kept));
+        // At once: one that takes its time to open, or to answer, holds up no other.
+        let mut buses = Vec::with_capacity(wanted.buses.len());
+        for bus in &wanted.buses {
+            buses.push(Box::pin(self.bring(bus, &wanted)));
+        }
+        let brought = join_all(buses).await;
+        let mut settled = true;
+        let mut unknown = BTreeSet::new();
+        let mut held_back = BTreeMap::new();
+        for (bus, brought) in wanted.buses.iter().zip(brought) {
+            settled &= brought.there;
+            let compared = self.compare(bus, brought.found, &wanted);
+            if !succeeded("bus", bus, compared) {
+                settled = false;
+                unknown.insert(bus.clone());
+            }
+            settled &= self.note_topics(brought.topics);
+            let (done, missed) = self.note_subscriptions(brought.subscriptions);
+            settled &= done;
+            if !missed.is_empty() {
+                held_back.insert(bus.clone(), missed);
+            }
+        }
+        self.buses.hold_back(held_back, &unknown);
+        settled
     }
 
-    /// Looks, once, for what a bus keeps for resources that are gone: they went while nobody followed them.
-    async fn compare(&mut self, name: &str, wanted: &Declared) -> anyhow::Result<()> {
+    /// Brings one bus to what is declared.
+    async fn bring<'w>(&self, bus: &str, wanted: &'w Declared) -> Brought<'w> {
+        let there = match Box::pin(self.buses.follow_backend(bus)).await {
+            Ok(there) => there,
+            Err(error) => succeeded("bus", bus, Err(error)),
+        };
+        let found = self.look_at(bus).await;
         // Also if it cannot be opened: what was done counts for the one before.
-        self.still_compared(name);
+        let anew = !self.is_compared(bus);
+        let mut topics = Vec::new();
+        for (name, topic) in wanted.topics.iter().filter(|(_, topic)| topic.bus == bus) {
+            if anew || self.done.topics.get(name) != Some(topic) {
+                topics.push((name, topic, self.topic(name, topic).await));
+            }
+        }
+        let mut subscriptions = Vec::new();
+        for (name, spec) in wanted.subscriptions.iter().filter(|(_, spec)| spec.bus == bus) {
+            if anew || self.done.subscriptions.get(name) != Some(spec) {
+                subscriptions.push((name, spec, self.subscription(spec).await));
+            }
+        }
+        Brought { there, found, topics, subscriptions }
+    }
+
+    /// What a bus keeps for resources, once for each opening: some may have gone while nobody followed them.
+    async fn look_at(&self, name: &str) -> anyhow::Result<Option<OnBus>> {
         let bus = self.buses.get(name).await?;
-        if self.still_compared(name) {
-            return Ok(());
+        if self.is_compared(name) {
+            return Ok(None);
         }
         let opening = self.buses.opening(name);
         self.buses.moves.adopt(name, &*bus).await?;
@@ -197,22 +251,33 @@ impl Reconciler {
         let topics = topics.filter(|topic| topic.declared).map(|it| Kept::topic(name, &it.name));
         let subscriptions = bus.subscriptions().await?.into_iter().filter(|it| it.declared);
         let subscriptions = subscriptions.map(|it| Kept::subscription(name, &it.name));
-        for kept in topics.chain(subscriptions).filter(|kept| !wanted.has(kept)) {
-            self.undeclare(kept);
-        }
-        self.compared.insert(name.to_owned(), opening);
-        Ok(())
+        Ok(Some(OnBus { opening, kept: topics.chain(subscriptions).collect() }))
     }
 
-    /// Whether a bus is the one that was compared. Of another one it forgets all that was done.
-    fn still_compared(&mut self, name: &str) -> bool {
-        let same = self.compared.get(name) == Some(&self.buses.opening(name));
-        if !same {
+    /// Takes note of what a bus keeps. Of another one than before, all is forgotten that was done.
+    fn compare(
+        &mut self,
+        name: &str,
+        found: anyhow::Result<Option<OnBus>>,
+        wanted: &Declared,
+    ) -> anyhow::Result<()> {
+        if !self.is_compared(name) {
             self.done.topics.retain(|_, topic| topic.bus != name);
             self.done.subscriptions.retain(|_, spec| spec.bus != name);
             self.undeclared.retain(|kept, _| kept.parts().0 != name);
         }
-        same
+        if let Some(OnBus { opening, kept }) = found? {
+            for kept in kept.into_iter().filter(|kept| !wanted.has(kept)) {
+                self.undeclare(kept);
+            }
+            self.compared.insert(name.to_owned(), opening);
+        }
+        Ok(())
+    }
+
+    /// Whether a bus is the one that was compared.
+    fn is_compared(&self, name: &str) -> bool {
+        self.compared.get(name) == Some(&self.buses.opening(name))
     }
 
     /// Starts the time that a bus still keeps something for.
@@ -230,43 +295,39 @@ impl Reconciler {
         self.undeclared.insert(kept, Instant::now() + UNDECLARED_GRACE);
     }
 
-    async fn topics(&mut self, wanted: &Declared) -> bool {
+    /// Returns whether all are there.
+    fn note_topics(&mut self, topics: Outcomes<'_, TopicSpec>) -> bool {
         let mut settled = true;
-        for (name, topic) in &wanted.topics {
-            self.undeclared.remove(&Kept::topic(&topic.bus, name));
-            if self.done.topics.get(name) != Some(topic) {
-                let outcome = self.topic(name, topic).await;
-                if succeeded("topic", name, outcome) {
-                    self.done.topics.insert(name.clone(), topic.clone());
-                } else {
-                    settled = false;
-                }
+        for (name, topic, outcome) in topics {
+            if succeeded("topic", name, outcome) {
+                self.done.topics.insert(name.clone(), topic.clone());
+            } else {
+                settled = false;
             }
         }
         settled
     }
 
-    async fn subscriptions(&mut self, wanted: &Declared, unknown: &BTreeSet<String>) -> bool {
+    /// Returns whether all are there, and the topics of those that may come and would miss what is published.
+    fn note_subscriptions(
+        &mut self,
+        subscriptions: Outcomes<'_, SubscriptionSpec>,
+    ) -> (bool, BTreeSet<String>) {
         let mut settled = true;
-        let mut held_back: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        for (name, spec) in &wanted.subscriptions {
-            self.undeclared.remove(&Kept::subscription(&spec.bus, name));
-            if self.done.subscriptions.get(name) != Some(spec) {
-                let outcome = self.subscription(spec).await;
-                // What the bus will never take must not stop the topic's publishers.
-                let comes = outcome.as_ref().is_err_and(may_come);
-                if succeeded("subscription", name, outcome) {
-                    self.done.subscriptions.insert(name.clone(), spec.clone());
-                } else {
-                    settled = false;
-                }
-                if comes {
-                    held_back.entry(spec.bus.clone()).or_default().insert(spec.topic.clone());
-                }
+        let mut missed = BTreeSet::new();
+        for (name, spec, outcome) in subscriptions {
+            // What the bus will never take must not stop the topic's publishers.
+            let comes = outcome.as_ref().is_err_and(may_come);
+            if succeeded("subscription", name, outcome) {
+                self.done.subscriptions.insert(name.clone(), spec.clone());
+            } else {
+                settled = false;
+            }
+            if comes {
+                missed.insert(spec.topic.clone());
             }
         }
-        self.buses.hold_back(held_back, unknown);
-        settled
+        (settled, missed)
     }
 
     async fn topic(&self, name: &str, spec: &TopicSpec) -> anyhow::Result<()> {

@@ -1,4 +1,5 @@
 use duet_api::resource::parse;
+use duet_api::spiffe::SpiffeId;
 
 use super::*;
 

@@ -62,12 +62,12 @@ pub(super) async fn seek(
     let to = start.start()?;
     let bus = operate.bus(&name).await?;
     let found = find(&*bus, &subscription).await?;
-    if !skip_waiting && skips(&*bus, &found, to).await? {
-        let oldest = found.oldest_ms.and_then(time).unwrap_or_default();
+    if !skip_waiting && skips(&found, to) {
+        let oldest = found.first.and_then(|first| time(first.published_ms)).unwrap_or_default();
         return Err(ManageError::Refused(format!(
             "{subscription}: {} events wait, the oldest since {oldest}, and this start skips some of them; say \
              --skip-waiting if it may",
-            found.lag
+            found.waiting()
         ))
         .into());
     }
@@ -77,21 +77,14 @@ pub(super) async fn seek(
 }
 
 /// Whether an event that is not handled yet comes before a start.
-async fn skips(
-    bus: &dyn ManagedBus,
-    found: &SubscriptionStatus,
-    to: Start,
-) -> Result<bool, ManageError> {
-    let Some(oldest) = found.oldest_ms.filter(|_oldest| found.lag > 0) else { return Ok(false) };
-    Ok(match to {
+fn skips(found: &SubscriptionStatus, to: Start) -> bool {
+    let Some(first) = found.first.filter(|_first| found.waiting() > 0) else { return false };
+    match to {
         Start::Earliest => false,
         Start::Latest => true,
-        Start::Time(ms) => ms > oldest,
-        Start::Position(position) => {
-            let next = bus.read(&found.topic, position, 1).await?;
-            next.first().is_none_or(|next| next.published_ms > oldest)
-        }
-    })
+        Start::Time(ms) => ms > first.published_ms,
+        Start::Position(position) => position > first.position,
+    }
 }
 
 async fn find(bus: &dyn ManagedBus, name: &str) -> Result<SubscriptionStatus, ManageError> {
@@ -150,12 +143,12 @@ pub(super) async fn forget(
                    replay from latest";
         return Err(refused(why).into());
     }
-    if found.lag > 0 && !skip_waiting {
-        let why =
-            format!("{} events wait for it; say --skip-waiting if nobody wants them", found.lag);
+    let waiting = found.waiting();
+    if waiting > 0 && !skip_waiting {
+        let why = format!("{waiting} events wait for it; say --skip-waiting if nobody wants them");
         return Err(refused(&why).into());
     }
     bus.remove_subscription(&subscription).await?;
-    tracing::warn!(bus = name, subscription, lag = found.lag, "forgotten by an operator");
-    Ok(Json(json!({ "forgotten": true, "lag": found.lag })))
+    tracing::warn!(bus = name, subscription, waiting, "forgotten by an operator");
+    Ok(Json(json!({ "forgotten": true, "lag": waiting })))
 }

@@ -141,10 +141,16 @@ pub struct SubscriptionStatus {
     pub topic: String,
     /// Where its dead letters go.
     pub dead_letter_topic: String,
-    /// Events that it has yet to handle, those in flight included.
+    /// Events that it has yet to handle and that are due, those in flight included.
     pub lag: u64,
-    /// When the oldest of those was published, in milliseconds since the epoch; `None` without any.
+    /// Events that were published for a later time, which has not come; `None` where the bus does not tell. Those that
+    /// nobody was there for to be handed to count as lag.
+    pub scheduled: Option<u64>,
+    /// Since when the oldest event of the lag waits, in milliseconds since the epoch: when it was published or, if later,
+    /// the time that it was published for. `None` without any.
     pub oldest_ms: Option<u64>,
+    /// The first event in the topic that it has yet to handle, due or not.
+    pub first: Option<FirstWaiting>,
     /// Deliveries without an answer yet.
     pub in_flight: u64,
     /// Events that wait after a failed attempt.
@@ -159,6 +165,23 @@ pub struct SubscriptionStatus {
     pub declared: bool,
     /// Without a consumer for this long it is forgotten; `None`: never.
     pub idle_expiry: Option<Duration>,
+}
+
+impl SubscriptionStatus {
+    /// Events that it has yet to handle, due or not, as far as the bus tells.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.lag.saturating_add(self.scheduled.unwrap_or(0))
+    }
+}
+
+/// Where the events begin that a subscription has yet to handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstWaiting {
+    /// Its position.
+    pub position: u64,
+    /// When it was published, in milliseconds since the epoch.
+    pub published_ms: u64,
 }
 
 /// An event in its topic.

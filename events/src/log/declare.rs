@@ -59,6 +59,8 @@ impl Engine {
         config: &TopicConfig,
         now_ms: u64,
     ) -> Result<(), LogError> {
+        // What is in the current batch could not be found for another deduplication window.
+        self.commit()?;
         self.topic(name, config)?;
         let Some(topic) = self.topics.get_mut(name) else {
             return Err(LogError::Closed);
@@ -75,6 +77,7 @@ impl Engine {
 
     /// Gives a topic the settings of those that nobody declares.
     pub(super) fn reset_topic(&mut self, name: &str, now_ms: u64) -> Result<(), LogError> {
+        self.commit()?;
         let config = self.undeclared_settings(name);
         let Some(topic) = self.topics.get_mut(name) else {
             return Ok(());

@@ -216,7 +216,8 @@ impl Engine {
                 return Ok(false);
             };
             let Some((position, attempt)) = subscription.progress.take(end) else {
-                return Ok(more);
+                // One that was passed over may have been the one that its key waited for.
+                return Ok(more || subscription.progress.refill().is_some());
             };
             match self.find(&topic, position)? {
                 Found::Record(mut record, bytes) => {

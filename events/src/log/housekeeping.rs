@@ -21,7 +21,7 @@ impl Engine {
         for (topic, dropped) in std::mem::take(&mut self.dropped) {
             tracing::warn!(topic, dropped, "retention took events that were not handled yet");
         }
-        for status in self.subscription_statuses()? {
+        for status in self.subscription_statuses(now_ms)? {
             let age_ms = now_ms.saturating_sub(status.oldest_ms.unwrap_or(now_ms));
             self.metrics.subscription(&status, age_ms);
         }

@@ -10,8 +10,8 @@ use super::engine::Engine;
 use super::progress::RowChange;
 use super::record::Record;
 use super::store::{Found, Snapshot};
-use crate::bus::{Start, SubscriptionStatus, TopicStatus, dead_letter};
-use crate::cloudevent::{EXPIRY_TIME, millis};
+use crate::bus::{FirstWaiting, Start, SubscriptionStatus, TopicStatus, dead_letter};
+use crate::cloudevent::{DELIVER_AT, EXPIRY_TIME, millis};
 
 /// Bytes of dead letters that are moved in one batch, so that it fits into memory.
 const MOST_MOVED: u64 = 8 << 20;
@@ -34,20 +34,26 @@ impl Engine {
     }
 
     /// All subscriptions, by name.
-    pub(super) fn subscription_statuses(&mut self) -> Result<Vec<SubscriptionStatus>, LogError> {
+    pub(super) fn subscription_statuses(
+        &mut self,
+        now_ms: u64,
+    ) -> Result<Vec<SubscriptionStatus>, LogError> {
         let names: Vec<String> = self.subscriptions.keys().cloned().collect();
         let mut statuses = Vec::with_capacity(names.len());
         for name in names {
-            let oldest_ms = self.oldest_ms(&name)?;
+            let (first, oldest_ms) = self.first_waiting(&name, now_ms)?;
             let Some(subscription) = self.subscriptions.get(&name) else {
                 continue;
             };
             let row = &subscription.row;
+            let scheduled = subscription.progress.not_due(now_ms);
             statuses.push(SubscriptionStatus {
                 topic: row.topic.clone(),
                 dead_letter_topic: row.dead_letter_topic.clone(),
-                lag: self.lag(subscription),
+                lag: self.lag(subscription).saturating_sub(scheduled),
+                scheduled: Some(scheduled),
                 oldest_ms,
+                first,
                 in_flight: subscription.consumers.in_flight() as u64,
                 retrying: subscription.progress.retrying(),
                 attempts: subscription.progress.most_spent(),
@@ -61,21 +67,35 @@ impl Engine {
         Ok(statuses)
     }
 
-    /// When the oldest event was published that a subscription has yet to handle.
-    pub(super) fn oldest_ms(&mut self, name: &str) -> Result<Option<u64>, LogError> {
+    /// The first event that a subscription has yet to handle, and since when the oldest waits of those that are due. One
+    /// that was published for later waits since then.
+    fn first_waiting(
+        &mut self,
+        name: &str,
+        now_ms: u64,
+    ) -> Result<(Option<FirstWaiting>, Option<u64>), LogError> {
         let Some(subscription) = self.subscriptions.get(name) else {
-            return Ok(None);
+            return Ok((None, None));
         };
-        let floor = subscription.progress.floor();
+        let progress = &subscription.progress;
+        let (floor, floor_of_due) = (progress.floor(), progress.floor_of_due());
+        let due_since = progress.due_since(now_ms);
         let Some(topic) = self.topics.get(&subscription.row.topic) else {
-            return Ok(None);
+            return Ok((None, None));
         };
-        let (from, end) = (topic.place(floor), topic.end());
-        if floor >= end {
-            return Ok(None);
-        }
-        let found = self.store.first(from, end)?;
-        Ok(found.map(|(_, record)| record.published_ms))
+        let (id, end) = (topic.row().id, topic.end());
+        let first = if floor < end { self.store.first((id, floor), end)? } else { None };
+        let told = first.as_ref().map(|(position, record)| FirstWaiting {
+            position: *position,
+            published_ms: record.published_ms,
+        });
+        // What comes before is for later, or was.
+        let due = match first.filter(|(position, _)| *position >= floor_of_due) {
+            None if floor_of_due < end => self.store.first((id, floor_of_due), end)?,
+            due => due,
+        };
+        let since = due.map(|(_, record)| waits_since(&record, now_ms));
+        Ok((told, since.into_iter().chain(due_since).min()))
     }
 
     /// A view of everything that is on disk, for work off this thread; and the id of a topic in it.
@@ -220,4 +240,13 @@ impl Engine {
             subscription.changed(position, change, &mut self.batch);
         }
     }
+}
+
+/// Since when an event could be delivered. One that is for later, and that nobody was there for to be handed to, counts
+/// from its publication.
+fn waits_since(record: &Record, now_ms: u64) -> u64 {
+    let attributes = record.event.as_ref().map(|event| &event.attributes);
+    let due = attributes.and_then(|attributes| attributes.get(DELIVER_AT));
+    let due = due.and_then(|text| millis(text)).filter(|due_ms| *due_ms <= now_ms);
+    due.unwrap_or(0).max(record.published_ms)
 }

@@ -7,6 +7,7 @@ use super::record::AttemptRow;
 
 mod lanes;
 mod rows;
+mod summary;
 
 pub(super) use lanes::Refill;
 use lanes::{Claim, Lanes};
@@ -51,6 +52,8 @@ struct Unsettled {
     key: u64,
     /// Reading the topic again would not find it, so it must not be forgotten.
     stays: bool,
+    /// The time that it was published for; 0 for none. Not known of one that was tried before a restart.
+    meant_for_ms: u64,
 }
 
 /// What a settled delivery changes in the rows of the store.
@@ -201,7 +204,7 @@ impl Progress {
         {
             self.scheduled.pop_first();
             self.scheduled_at.remove(&position);
-            let state = Unsettled { has_row: true, ..Unsettled::default() };
+            let state = Unsettled { has_row: true, meant_for_ms: at, ..Unsettled::default() };
             self.unsettled.insert(position, state);
             self.ready.insert(position);
         }
@@ -334,31 +337,6 @@ impl Progress {
             || self.unsettled.get(&position).is_some_and(|state| {
                 state.due_ms.is_some() || self.lanes.holds(state.key, position)
             })
-    }
-
-    /// Most attempts that an unsettled event has spent.
-    pub(super) fn most_spent(&self) -> u32 {
-        self.unsettled.values().map(|state| state.spent).max().unwrap_or(0)
-    }
-
-    /// Events that wait after a failed attempt.
-    pub(super) fn retrying(&self) -> u64 {
-        let failed = self.delayed.iter().filter(|(_, position)| self.spent(*position) > 0);
-        failed.count() as u64
-    }
-
-    /// Lowest position that is still needed.
-    pub(super) fn floor(&self) -> u64 {
-        let unsettled = self.unsettled.first_key_value().map(|(position, _)| *position);
-        let scheduled = self.scheduled_at.first_key_value().map(|(position, _)| *position);
-        let lowest = [unsettled, scheduled, self.lanes.floor()].into_iter().flatten().min();
-        lowest.unwrap_or(self.cursor)
-    }
-
-    /// Events not settled yet; `end` is one past the topic's last.
-    pub(super) fn lag(&self, end: u64) -> u64 {
-        let known = (self.unsettled.len() + self.scheduled.len()) as u64;
-        end.saturating_sub(self.cursor) + known + self.lanes.put_off_events()
     }
 }
 

@@ -21,8 +21,11 @@ use crate::bus::Start;
 mod clock;
 mod declare;
 mod full_disk;
+mod model;
+mod redriven;
 mod retention;
 mod rows;
+mod scheduled;
 mod turns;
 
 /// What a test does to the disk.
@@ -208,8 +211,11 @@ fn a_longer_window_remembers_what_the_topic_holds() {
     engine.ensure_topic("t", &TopicConfig::keep_all(), 0).unwrap();
     engine.append("t", prepared([1], 0), 0).unwrap();
     engine.commit().unwrap();
+    // Also of the turn in which it is told of the window.
+    engine.append("t", prepared([2], 10), 10).unwrap();
     engine.ensure_topic("t", &TopicConfig::default(), 10).unwrap();
-    assert!(engine.append("t", prepared([1], 10), 10).unwrap()[0].duplicate);
+    let published = engine.append("t", prepared([1, 2], 10), 10).unwrap();
+    assert!(published.iter().all(|published| published.duplicate), "{published:?}");
 }
 
 /// Turns a bit of a block of the journal.

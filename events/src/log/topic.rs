@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use duet_api::proto;
+
 use super::dedup::{Dedup, Fingerprint};
 use super::record::{Place, TopicRow, Unsealed};
 use super::store::{Batch, Found, Store};
 use super::{LogError, Prepared, TopicConfig};
-use crate::bus::Published;
+use crate::bus::{Published, dead_letter};
 
 /// Most records that one trim looks at, so that publishers do not wait for it. The next one comes in the next turn.
 pub(super) const TRIM_STEP: u64 = 2048;
@@ -83,7 +85,8 @@ impl Topic {
             if record.published_ms < horizon {
                 break;
             }
-            let Some(event) = record.event else {
+            // One that was moved back is for a single subscription: others are to get what is published anew.
+            let Some(event) = record.event.filter(|event| !is_redriven(event)) else {
                 continue;
             };
             let print = self.dedup.fingerprint(&event.source, &event.id);
@@ -94,7 +97,8 @@ impl Topic {
         Ok(())
     }
 
-    /// Takes new settings, and whether a resource has them. True if they differ from the old ones, and have to be written.
+    /// Takes new settings, and whether a resource has them, while none of its events is in the batch. True if they differ
+    /// from the old ones, and have to be written.
     pub(super) fn configure(
         &mut self,
         config: &TopicConfig,
@@ -136,14 +140,10 @@ impl Topic {
         row.next.saturating_sub(row.first).saturating_sub(row.holes)
     }
 
-    /// After a change of the window: what the store holds of it.
+    /// After a change of the window: what the store holds of it, which is everything.
     fn reread_window(&mut self, store: &mut Store, now_ms: u64) -> Result<(), LogError> {
         self.dedup = Dedup::new(self.row.dedup_window_ms);
-        self.remember_window(store, now_ms)?;
-        for (position, (source, id)) in &self.unwritten {
-            self.dedup.insert(self.dedup.fingerprint(source, id), *position, now_ms);
-        }
-        Ok(())
+        self.remember_window(store, now_ms)
     }
 
     pub(super) fn row(&self) -> &TopicRow {
@@ -219,8 +219,19 @@ impl Topic {
     /// Takes an event out that is in the store.
     pub(super) fn remove(&mut self, position: u64, length: u64, batch: &mut Batch) {
         batch.trims.push((self.row.id, Range { start: position, end: position + 1 }));
-        self.row.bytes = self.row.bytes.saturating_sub(length);
+        self.give_up_bytes(length);
         self.row.holes += 1;
+    }
+
+    /// One event goes. What lies on a page that cannot be read has no length any more, and is taken for one like the
+    /// others: retention by size would count it for ever.
+    fn give_up_bytes(&mut self, length: u64) {
+        let bytes = self.row.bytes;
+        self.row.bytes = match (self.events(), length) {
+            (0 | 1, _) => 0,
+            (events, 0) => bytes - bytes / events,
+            (_, length) => bytes.saturating_sub(length),
+        };
     }
 
     fn duplicate_of(
@@ -241,9 +252,7 @@ impl Topic {
             let Found::Record(record, _) = store.find(self.place(position))? else {
                 continue;
             };
-            let same = |event: &duet_api::proto::Event| {
-                event.source == entry.source && event.id == entry.id
-            };
+            let same = |event: &proto::Event| event.source == entry.source && event.id == entry.id;
             if record.published_ms >= horizon && record.event.as_ref().is_some_and(same) {
                 return Ok(Some(position));
             }
@@ -297,8 +306,8 @@ impl Topic {
             if !self.may_go(published_ms, now_ms) {
                 break;
             }
+            self.give_up_bytes(length);
             self.row.first += 1;
-            self.row.bytes = self.row.bytes.saturating_sub(length);
         }
         if self.row.first == start {
             return Ok(false);
@@ -325,6 +334,10 @@ impl Topic {
         let from_the_future = published_ms > now_ms.saturating_add(FUTURE_MS);
         (too_old || too_large) && (age >= self.row.dedup_window_ms || from_the_future)
     }
+}
+
+fn is_redriven(event: &proto::Event) -> bool {
+    event.attributes.contains_key(dead_letter::REDRIVE_TO)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 use super::hub::now_ms;
 use super::record::Record;
 use super::shared::{NatsError, Shared};
-use crate::bus::{ManageError, SubscriptionStatus, TopicConfig};
+use crate::bus::{FirstWaiting, ManageError, SubscriptionStatus, TopicConfig};
 
 /// How long somebody who has events in hand may take for one, to be seen from elsewhere.
 const BUSY: Duration = Duration::from_secs(60);
@@ -28,18 +28,23 @@ impl Shared {
         let info = consumer.cached_info();
         let in_flight = info.num_ack_pending as u64;
         let lag = info.num_pending.saturating_add(in_flight);
-        let mut oldest_ms = None;
+        let mut first = None;
         if lag > 0 {
             let stream = self.js.get_stream(&topic.stream).await;
             let stream = stream.map_err(|error| self.error("the topic's stream", &error))?;
             let floor = info.ack_floor.stream_sequence.saturating_add(1);
             let oldest = self.message(&stream, &record.topic, floor).await?;
-            oldest_ms = oldest.map(|oldest| millis(oldest.time));
+            first = oldest.map(|oldest| FirstWaiting {
+                position: oldest.sequence,
+                published_ms: millis(oldest.time),
+            });
         }
         let born = info.created.to_string();
         let status = SubscriptionStatus {
             lag,
-            oldest_ms,
+            scheduled: None,
+            oldest_ms: first.map(|first| first.published_ms),
+            first,
             in_flight,
             retrying: info.num_redelivered as u64,
             attempts: 0,

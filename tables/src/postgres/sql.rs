@@ -87,7 +87,8 @@ impl Sql {
                 }
             },
         };
-        let sql = Self::of(&spec.table, &columns, &Selected::of(&columns, kind), mark.as_ref());
+        let selected = Selected::of(&columns, kind, encoding(connection).await?);
+        let sql = Self::of(&spec.table, &columns, &selected, mark.as_ref());
         Ok(Self { shape, ..sql })
     }
 
@@ -166,11 +167,21 @@ async fn shape(
         .map_err(SourceError::database("reading the table's columns"))
 }
 
+/// The encoding to ask texts in. A database in `SQL_ASCII` knows of none and takes any bytes: it fails a whole answer in UTF-8
+/// over one text that is not, so such a database is asked for the bytes as they are.
+async fn encoding(connection: &mut PgConnection) -> Result<&'static str, SourceError> {
+    let encoding: String = sqlx::query_scalar("SELECT getdatabaseencoding()::text")
+        .fetch_one(connection)
+        .await
+        .map_err(SourceError::database("reading the database's encoding"))?;
+    Ok(if encoding == "SQL_ASCII" { "SQL_ASCII" } else { "UTF8" })
+}
+
 /// What is read of a row.
 struct Selected {
     /// The columns, each once: a user may have no right to others.
     columns: String,
-    /// Values as text and bytes, each NULL where it is too large.
+    /// Values as bytes, each NULL where it is too large.
     values: String,
     /// The bytes of all values.
     bytes: String,
@@ -179,7 +190,8 @@ struct Selected {
 }
 
 impl Selected {
-    fn of<'a>(columns: &'a Columns, kind: impl Fn(&'a String) -> &'a str) -> Self {
+    fn of<'a>(columns: &'a Columns, kind: impl Fn(&'a String) -> &'a str, encoding: &str) -> Self {
+        let bytes = |text: &str| format!("convert_to({text}, '{encoding}')");
         let texts = columns.texts();
         let used = texts.iter().flatten().copied().chain(&columns.data).chain([&columns.sequence]);
         let used: BTreeSet<String> = used.map(|name| quoted(name)).collect();
@@ -187,7 +199,7 @@ impl Selected {
         let mut sizes = Vec::new();
         for name in texts {
             let Some(name) = name else {
-                values.push("NULL".to_owned());
+                values.push("NULL::bytea".to_owned());
                 continue;
             };
             let value = text(name, kind(name));
@@ -195,7 +207,7 @@ impl Selected {
             let most = if attributes { MAX_EVENT_BYTES } else { MAX_TEXT_BYTES };
             // The size of a large text is known without reading it.
             let size = format!("octet_length({value})");
-            values.push(bounded(&value, &size, most));
+            values.push(bounded(&bytes(&value), &size, most));
             sizes.push((size, most));
         }
         values.push(match &columns.data {
@@ -206,7 +218,7 @@ impl Selected {
                     "bytea" => (format!("octet_length({name_quoted})"), name_quoted),
                     _ => (
                         format!("octet_length({name_quoted}::text)"),
-                        format!("convert_to({name_quoted}::text, 'UTF8')"),
+                        bytes(&format!("{name_quoted}::text")),
                     ),
                 };
                 let value = bounded(&value, &size, MAX_EVENT_BYTES);

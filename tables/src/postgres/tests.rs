@@ -23,6 +23,11 @@ struct Server {
 impl Server {
     /// `None` where there is no PostgreSQL: the test is skipped.
     fn start() -> Option<Self> {
+        Self::start_in("UTF8")
+    }
+
+    /// The same in another encoding.
+    fn start_in(encoding: &str) -> Option<Self> {
         if program("initdb").is_none() {
             eprintln!("SKIPPED: no PostgreSQL");
             return None;
@@ -37,7 +42,8 @@ impl Server {
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let server = Self { folder, account, port };
-        server.run("initdb", &["--auth=trust", "--username=app", "--encoding=UTF8", "--no-sync"]);
+        let encoding = format!("--encoding={encoding}");
+        server.run("initdb", &["--auth=trust", "--username=app", &encoding, "--no-sync"]);
         let options = format!(
             "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         );
@@ -309,4 +315,22 @@ async fn a_strict_isolation_of_the_database_is_not_the_relays() {
         app.execute("COMMIT").await.unwrap();
     });
     assert_eq!(settled.unwrap().rows, 1);
+}
+
+#[tokio::test]
+async fn text_that_is_not_utf8_is_a_bad_row_and_not_a_bad_table() {
+    let Some(server) = Server::start_in("SQL_ASCII") else { return };
+    let mut app = server.app().await;
+    let table = "CREATE TABLE outbox (seq bigint GENERATED ALWAYS AS IDENTITY, id text, type text, payload text); \
+        INSERT INTO outbox (id, type, payload) VALUES ('a', E'\\xff', ''), ('b', 'x', E'\\xff'), ('c', 'ü', 'ü')";
+    app.execute(table).await.unwrap();
+    let mut table = server.table("app").await.unwrap();
+    let rows = table.read(&Excluded::default(), 10).await.unwrap().rows;
+    assert_eq!(ids(&rows), ["a", "b", "c"]);
+    assert!(rows[0].unreadable && !rows[1].unreadable && !rows[2].unreadable);
+    // Data may be any bytes.
+    assert_eq!(rows[1].data.as_deref(), Some(&[0xff][..]));
+    assert_eq!(rows[2].event_type.as_deref(), Some("ü"));
+    assert_eq!(table.settle(&keys(&rows[1..])).await.unwrap().rows, 2);
+    assert_eq!(table.waiting(10).await.unwrap(), 1);
 }

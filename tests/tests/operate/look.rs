@@ -40,7 +40,7 @@ async fn topics_and_subscriptions_say_what_waits() {
     let stored = operator.json_lines(&["tail", "news", "--from", "earliest", "--no-follow"]);
     let expected = json!({
         "name": "default/read", "topic": "news", "deadLetterTopic": "news.dead-letter", "lag": 2,
-        "oldest": stored[1]["published"], "inFlight": 1, "retrying": 1, "attempts": 1, "consumers": 1,
+        "scheduled": 0, "oldest": stored[1]["published"], "waitingSince": stored[1]["published"], "inFlight": 1, "retrying": 1, "attempts": 1, "consumers": 1,
         "paused": false, "declared": true,
     });
     assert_eq!(read, expected);
@@ -52,15 +52,24 @@ async fn topics_and_subscriptions_say_what_waits() {
     );
 
     let table = operator.text(&["subscriptions"]);
-    let head =
-        ["SUBSCRIPTION", "TOPIC", "LAG", "OLDEST", "AGE", "IN FLIGHT", "RETRYING", "ATTEMPTS"];
+    let head = [
+        "SUBSCRIPTION",
+        "TOPIC",
+        "LAG",
+        "LATER",
+        "OLDEST",
+        "AGE",
+        "IN FLIGHT",
+        "RETRYING",
+        "ATTEMPTS",
+    ];
     let titles = table.lines().next().unwrap();
     assert!(head.iter().all(|title| titles.contains(title)), "{titles}");
     let oldest = stored[1]["published"].as_str().unwrap();
     let mut row = cells(&table)[1].clone();
-    let age = row.remove(4);
+    let age = row.remove(5);
     assert!(duet_api::duration::parse(age).is_ok_and(|age| age < SOON), "{table}");
-    assert_eq!(row, ["default/read", "news", "2", oldest, "1", "1", "1", "1", "-"]);
+    assert_eq!(row, ["default/read", "news", "2", "0", oldest, "1", "1", "1", "1", "-"]);
 
     let topics = operator.json(&["topics"])["topics"].clone();
     let news = topics.as_array().unwrap().iter().find(|topic| topic["name"] == "news").unwrap();

@@ -99,7 +99,10 @@ async fn a_pause_survives_a_restart_of_the_control_plane(backend: &Backend) {
     let status = operator.becomes("default/read", "consumers", json!(1)).await;
     assert_eq!((&status["paused"], &status["lag"]), (&json!(true), &json!(2)));
     let table = operator.text(&["subscriptions"]);
-    assert!(cells(&table).iter().any(|row| row[0] == "default/read" && row[9] == "yes"), "{table}");
+    assert!(
+        cells(&table).iter().any(|row| row[0] == "default/read" && row[10] == "yes"),
+        "{table}"
+    );
     assert_eq!(ids(&app, "/read"), [""; 0]);
     assert_eq!(operator.text(&["resume", "default/read"]), "default/read is resumed\n");
     arrive(&app, "/read", 2).await;

@@ -186,3 +186,26 @@ async fn a_topic_whose_resource_went_gets_the_defaults_after_the_grace() {
     reconciler.forget_undeclared(after_grace()).await;
     assert!(!declared(&state).await);
 }
+
+#[tokio::test]
+async fn a_bus_that_opens_slowly_holds_up_no_other() {
+    // It takes connections, and says nothing. By its name it is the first.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = silent.local_addr().unwrap();
+    let slow = OTHER_BUS.replace("other", "a-slow");
+    let slow = slow.replace("embedded: {}", &format!("nats: {{servers: ['nats://{server}']}}"));
+    let (state, mut reconciler) = State::start("").await;
+    state.say(&format!("{slow}\n---\n{OTHER_BUS}\n---\n{}", on("other")));
+    let declared = async {
+        let bus = state.buses.get("other").await.unwrap();
+        while bus.subscriptions().await.unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(state.buses.opening("a-slow"), None, "it is still being opened");
+    };
+    tokio::select! {
+        biased;
+        () = declared => {}
+        () = reconciler.look() => panic!("it was to be slow"),
+    }
+}

@@ -30,13 +30,8 @@ async fn only_a_subscription_that_would_not_come_back_is_forgotten() {
 #[tokio::test]
 async fn what_waits_is_skipped_only_when_somebody_says_so() {
     let port = Port::new();
-    // At 1 and 2 seconds; the subscription has yet to handle what is older than 1.5 seconds.
-    for id in ["1", "2"] {
-        let event = json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t"});
-        let body = Body::from(event.to_string());
-        let request = request("POST", "/v1/publish?topic=t", "application/cloudevents+json", body);
-        assert_eq!(port.send(request).await.0, 200);
-    }
+    // The first that the subscription has yet to handle is at position 1, of 1.5 seconds. Whatever else is published in
+    // the same millisecond, the place alone decides.
     let seek = async |start: &Value| {
         port.post("/v1/seek", json!({"subscription": "shop/fulfil", "start": start})).await
     };

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::super::tests::{events, lag, next, next_ids, open, publish, spec};
 use super::*;
-use crate::bus::{Consumer, EventBus as _, Settle, dead_letter};
+use crate::bus::{Consumer, EventBus as _, FirstWaiting, Settle, dead_letter};
 use crate::cloudevent::Event;
 
 const LETTERS: &str = "orders.dead-letter";
@@ -55,7 +55,9 @@ async fn the_status_says_how_a_subscription_is() {
         topic: "orders".into(),
         dead_letter_topic: LETTERS.into(),
         lag: 3,
+        scheduled: Some(0),
         oldest_ms: Some(published_ms),
+        first: Some(FirstWaiting { position: 2, published_ms }),
         in_flight: 2,
         retrying: 1,
         attempts: 1,

@@ -33,7 +33,14 @@ impl Progress {
             let due_ms = Some(due_ms);
             let first = attempt.key != 0 && progress.lanes.occupy(attempt.key, *position);
             let key = if first { attempt.key } else { 0 };
-            let state = Unsettled { spent: attempt.spent, has_row: true, due_ms, key, stays: true };
+            let state = Unsettled {
+                spent: attempt.spent,
+                has_row: true,
+                due_ms,
+                key,
+                stays: true,
+                meant_for_ms: 0,
+            };
             progress.unsettled.insert(*position, state);
         }
         progress

@@ -149,3 +149,19 @@ fn what_is_redriven_and_then_taken_by_retention_in_one_turn_counts_once() {
     assert_eq!((row.first, row.holes, row.bytes), (4, 0, 0));
     assert_eq!(engine.backlogs()["a/s"].events, 2);
 }
+
+#[test]
+fn what_cannot_be_read_any_more_is_not_counted_for_ever() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    engine.append("t", prepared(1..=4, 0), 0).unwrap();
+    let each = engine.topics["t"].row().bytes / 4;
+    let topic = engine.topics.get_mut("t").unwrap();
+    // Nobody knows its length any more.
+    topic.remove(2, 0, &mut engine.batch);
+    assert_eq!(topic.row().bytes, 3 * each);
+    for position in [1, 3, 4] {
+        topic.remove(position, 0, &mut engine.batch);
+    }
+    assert_eq!(topic.row().bytes, 0);
+}

@@ -136,3 +136,29 @@ fn a_turn_without_news_looks_at_nothing() {
     assert_eq!(served.engine.next_wake(), Some(9_000));
     assert_eq!(served.engine.served.take(9_000).len(), 1);
 }
+
+#[test]
+fn what_was_put_off_goes_on_when_the_one_before_it_has_expired() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    let many = u32::try_from(progress::MAX_UNSETTLED).unwrap() + 10;
+    // More of one key than are kept in memory. The second, which is not put off, expires while it waits.
+    let events = entries(1..=many).into_iter().map(|entry| {
+        let mut event = entry.event.with_attribute("partitionkey", "k").unwrap();
+        if event.id() == "2" {
+            event = event.with_attribute("deliverat", "1970-01-01T00:00:00Z").unwrap();
+            event = event.with_attribute("expirytime", "1970-01-01T00:00:01Z").unwrap();
+        }
+        Prepared::new(Entry { event, ..entry }, 0)
+    });
+    engine.append("t", events.collect(), 0).unwrap();
+    let (sender, mut deliveries) = mpsc::channel(64);
+    engine.consume(1, &ordered(), false, sender).unwrap();
+    engine.commit().unwrap();
+    while engine.hand_out(0).unwrap() {}
+    let first = deliveries.try_recv().unwrap();
+    engine.settle(1, first.id, &Settle::Ack, 1_000).unwrap();
+    engine.commit().unwrap();
+    while engine.hand_out(1_000).unwrap() {}
+    assert_eq!(deliveries.try_recv().map(|delivery| delivery.position), Ok(3));
+}
