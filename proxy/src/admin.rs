@@ -104,8 +104,7 @@ impl Admin {
             && let Some(why) = refusal(&head, loopback)
         {
             self.refused.inc();
-            let (host, origin) = (head.headers.get(header::HOST), head.headers.get(header::ORIGIN));
-            tracing::info!(method = %head.method, ?host, ?origin, "a web page's request is refused");
+            browser::log_refusal(&head.method, &head.headers);
             return text(StatusCode::FORBIDDEN, format!("{why}\n"));
         }
         match (&head.method, head.uri.path(), access) {

@@ -79,6 +79,7 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
     let args = &config.args;
     let drain = Drain::default();
     let store = Store::open(&args.state)?;
+    let kept = revoked::Kept::load(store.clone());
     let (identity, svid) =
         Identity::load(&args.control_plane, config.token.clone(), store, &registry)?;
     let channel = uplink::channel(&args.control_plane, svid.clone())?;
@@ -91,8 +92,8 @@ async fn control(config: Arc<Config>, sockets: Sockets) -> anyhow::Result<()> {
     let (discovery, inputs, workload) = discovery::new(node, destination::compile, &registry)?;
     let (guard, guards) = watch::channel(Arc::default());
     drain.background.spawn(guard::follow(workload.clone(), guard, drain.force.clone()));
-    let (shut_out, revoked) = watch::channel(revoked::Identities::new());
-    drain.background.spawn(revoked::follow(workload.clone(), shut_out, drain.force.clone()));
+    let (shut_out, revoked) = watch::channel(kept.list());
+    drain.background.spawn(revoked::follow(workload.clone(), shut_out, kept, drain.force.clone()));
     let shared = Shared {
         config: Arc::clone(&config),
         svid: svid.clone(),

@@ -109,6 +109,9 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// What a gRPC caller gets; else what the HTTP status maps to.
     pub grpc_status: Option<u16>,
+    /// A connection that had carried requests before ended without a word: probably it was closed while this one was on its
+    /// way, and no more is known than [`Progress::Unknown`].
+    pub stale: bool,
 }
 
 impl fmt::Display for Failure {
@@ -130,6 +133,7 @@ impl Failure {
             progress: Progress::Final,
             retry_after: None,
             grpc_status: None,
+            stale: false,
         }
     }
 

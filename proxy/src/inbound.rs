@@ -44,6 +44,7 @@ use crate::identity::{Svid, SvidWatch};
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
+use crate::telemetry::sparse::Sparse;
 
 use guard::{Guard, Guards, Permit};
 
@@ -62,6 +63,7 @@ pub struct Inbound {
     revoked: watch::Receiver<revoked::Identities>,
     metrics: CallMetrics,
     access_log: AccessLog,
+    refusals: Sparse,
     force: CancellationToken,
 }
 
@@ -126,6 +128,7 @@ impl Inbound {
             revoked,
             metrics: metrics.clone(),
             access_log,
+            refusals: Sparse::default(),
             force,
         }
     }
@@ -144,16 +147,19 @@ impl Inbound {
                 let guard = self.guard(peer.port.number);
                 let counted = guard.as_ref().map(|guard| guard.connect());
                 if matches!(counted, Some(None)) {
-                    self.metrics.refused.with_label_values(&["inbound", "connection_limit"]).inc();
-                    tracing::info!(peer = %peer.name, "too many connections: one refused");
+                    self.refused("connection_limit", &format!("{} has too many", peer.name));
                     return;
                 }
                 Box::pin(self.serve(stream, peer, ending)).await;
             }
-            Err((reason, details)) => {
-                self.metrics.refused.with_label_values(&["inbound", reason]).inc();
-                tracing::info!(reason, details, "inbound connection refused");
-            }
+            Err((reason, details)) => self.refused(reason, &details),
+        }
+    }
+
+    fn refused(&self, reason: &'static str, details: &str) {
+        self.metrics.refused.with_label_values(&["inbound", reason]).inc();
+        if let Some(left_out) = self.refusals.pass(reason) {
+            tracing::info!(reason, details, left_out, "inbound connection refused");
         }
     }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::metrics::CallMetrics;
+use crate::telemetry::sparse::Sparse;
 
 /// Connections that one listener of one worker holds open.
 const MAX_CONNECTIONS: usize = 50_000;
@@ -25,6 +26,7 @@ pub struct Acceptor {
     accepted: IntCounter,
     open: IntGauge,
     refused: IntCounter,
+    log: Sparse,
 }
 
 impl Acceptor {
@@ -38,6 +40,7 @@ impl Acceptor {
             accepted: metrics.accepted.with_label_values(&[name]),
             open: metrics.open.with_label_values(&[name]),
             refused: metrics.refused.with_label_values(&[name, "accept_error"]),
+            log: Sparse::default(),
         }
     }
 
@@ -76,7 +79,9 @@ impl Acceptor {
                 }
                 Err(error) => {
                     self.refused.inc();
-                    tracing::warn!(%error, listener = self.name, "cannot accept");
+                    if let Some(left_out) = self.log.pass("") {
+                        tracing::warn!(%error, listener = self.name, left_out, "cannot accept");
+                    }
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }

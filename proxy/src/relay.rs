@@ -19,6 +19,7 @@ mod grpc;
 mod hand;
 mod in_hand;
 mod invoke;
+mod leftover;
 mod metrics;
 mod post;
 mod problem;
@@ -57,6 +58,7 @@ use crate::http::server::{self, Ending};
 use crate::http::{browser, headers};
 use crate::listen::Acceptor;
 use crate::telemetry::metrics::CallMetrics;
+use crate::telemetry::sparse::Sparse;
 
 use active::Active;
 use api::Api;
@@ -160,6 +162,7 @@ pub async fn start(
             instance: config.instance.clone(),
             drain: drain.clone(),
             doubts: Doubts::default(),
+            log: Sparse::default(),
         };
         // Part of phase one: what is in flight is finished before the phase ends.
         drain.inbound_tasks.spawn(subscriptions.run());
@@ -263,9 +266,7 @@ async fn connection(api: Arc<Api>, stream: TcpStream, ending: Ending, metrics: C
 /// Answers what a web page sent, and ends its connection.
 fn refuse(request: &Request<Incoming>, why: &'static str, refused: &IntCounter) -> Response<Body> {
     refused.inc();
-    let (method, headers) = (request.method(), request.headers());
-    let (host, origin) = (headers.get(header::HOST), headers.get(header::ORIGIN));
-    tracing::info!(%method, ?host, ?origin, "a web page's request is refused");
+    browser::log_refusal(request.method(), request.headers());
     let mut response = Problem::new(StatusCode::FORBIDDEN, "ERR_FORBIDDEN", why).response();
     if request.version() < Version::HTTP_2 {
         let close = HeaderValue::from_static("close");

@@ -142,3 +142,38 @@ async fn other_sidecars_cut_off_who_is_revoked() {
     })
     .await;
 }
+
+/// Nobody can tell it who is shut out: it has to know.
+#[tokio::test]
+async fn a_sidecar_that_restarts_while_the_control_plane_is_away_knows_who_is_revoked() {
+    let app = App::echo("payments").await;
+    let mut control_plane = ControlPlane::start(&[]).await;
+    let mut payments =
+        Sidecar::ready(&control_plane, Options::service("payments", app.port())).await;
+    let orders = Sidecar::ready(&control_plane, Options::client("orders")).await;
+    let carts = Sidecar::ready(&control_plane, Options::client("carts")).await;
+    let status = async |caller: &Sidecar| {
+        http::get(caller.ports.outbound, "payments", "/").await.status().as_u16()
+    };
+    assert_eq!((status(&orders).await, status(&carts).await), (200, 200));
+    assert!(token(&control_plane, &["revoke", "--identity", "default/orders"]).status.success());
+    eventually("it is shut out", SOON, async || (status(&orders).await == 502).then_some(())).await;
+    let list = payments.state.join("revoked");
+    eventually("that is on disk", SOON, async || list.exists().then_some(())).await;
+    control_plane.kill();
+    payments.restart().await;
+    eventually("it is back", SOON, async || (status(&carts).await == 200).then_some(())).await;
+    assert_eq!(status(&orders).await, 502, "after the restart as well");
+
+    payments.process.kill();
+    std::fs::write(&list, "damaged").unwrap();
+    payments.restart().await;
+    eventually("it goes on", SOON, async || (status(&carts).await == 200).then_some(())).await;
+    control_plane.restart().await;
+    eventually("it is told again", SOON, async || (status(&orders).await == 502).then_some(()))
+        .await;
+    eventually("that is on disk", SOON, async || {
+        std::fs::read_to_string(&list).ok()?.ends_with("default/orders\n").then_some(())
+    })
+    .await;
+}

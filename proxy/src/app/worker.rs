@@ -2,11 +2,10 @@
 //! crosses a thread.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::header::HOST;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,6 +31,7 @@ use crate::outbound::replica::Healths;
 use crate::outbound::{Outbound, destination};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::CallMetrics;
+use crate::telemetry::sparse::Sparse;
 
 use super::ports::WorkerSockets;
 
@@ -180,10 +180,14 @@ async fn serve_outbound(
         Ok(Protocol::Http1) | Err(NotDetected::Silent) => false,
         Ok(Protocol::Tls | Protocol::Opaque) => {
             metrics.refused.with_label_values(&["outbound", "not_http"]).inc();
-            tracing::info!(
-                "a client of the outbound port does not speak HTTP in plaintext; point it at the \
-                 service itself, or use http:// and let the sidecar encrypt"
-            );
+            static LOG: LazyLock<Sparse> = LazyLock::new(Sparse::default);
+            if let Some(left_out) = LOG.pass("") {
+                tracing::info!(
+                    left_out,
+                    "a client of the outbound port does not speak HTTP in plaintext; point it at the \
+                     service itself, or use http:// and let the sidecar encrypt"
+                );
+            }
             return;
         }
         Err(NotDetected::Closed) => return,
@@ -213,7 +217,7 @@ async fn serve_outbound(
 }
 
 fn denied(request: &Request<Incoming>) -> Response<Body> {
-    tracing::info!(host = ?request.headers().get(HOST), "a web page's request is refused");
+    browser::log_refusal(request.method(), request.headers());
     let text = "the Host is a name that DNS may point anywhere, so that a web page could have sent this: \
                 say localhost or 127.0.0.1 beside duet-destination";
     let failure = Failure::new(ErrorType::HttpRequestDenied, text);

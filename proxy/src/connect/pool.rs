@@ -83,6 +83,23 @@ impl Pool {
         }
     }
 
+    /// The same, but no connection that is idle.
+    ///
+    /// # Errors
+    /// As [`Self::sender`].
+    pub async fn fresh(
+        self: &Arc<Self>,
+        transport: Transport,
+        timeout: Duration,
+    ) -> Result<Sender, Failure> {
+        match transport {
+            Transport::Http1 | Transport::Upgrade => {
+                Box::pin(self.connector.open(self, transport, timeout)).await
+            }
+            Transport::Http2 => self.sender(transport, timeout).await,
+        }
+    }
+
     /// Closes idle connections that are old or that the other end has closed; to be called every few seconds.
     pub fn sweep(&self) {
         self.idle.sweep();
@@ -112,6 +129,7 @@ impl Pool {
             progress: Progress::Unprocessed,
             retry_after: None,
             grpc_status: None,
+            stale: false,
         })
     }
 

@@ -10,12 +10,14 @@
 //! page can send only after a preflight: a preflight from elsewhere is refused like any other request.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::LazyLock;
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Method, Version};
 use tokio::net::TcpStream;
 
 use super::headers::{DESTINATION, FORWARDED_FOR, has_ours};
+use crate::telemetry::sparse::Sparse;
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a page cannot send without being asked first, and what passes requests on does.
@@ -59,6 +61,15 @@ pub fn chose_destination(version: Version, headers: &HeaderMap, local: SocketAdd
         && local.ip().to_canonical().is_loopback()
         && headers.get_all(header::HOST).iter().any(ours)
         && !has_safe_host(headers)
+}
+
+/// Tells the log of a request that was refused.
+pub fn log_refusal(method: &Method, headers: &HeaderMap) {
+    static LOG: LazyLock<Sparse> = LazyLock::new(Sparse::default);
+    if let Some(left_out) = LOG.pass("") {
+        let (host, origin) = (headers.get(header::HOST), headers.get(header::ORIGIN));
+        tracing::info!(%method, ?host, ?origin, left_out, "a web page's request is refused");
+    }
 }
 
 /// Where there is none, it is no browser.

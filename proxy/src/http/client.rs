@@ -112,7 +112,7 @@ fn lost() -> Failure {
 
 /// An HTTP/1 connection that broke before the response.
 fn broken(unanswered: &http1::Unanswered) -> Failure {
-    let http1::Unanswered { error, unsent } = unanswered;
+    let http1::Unanswered { error, unsent, stale } = unanswered;
     if *unsent {
         let details = format!("the connection took no request: {error}");
         return Failure::new(ErrorType::ConnectionTerminated, details)
@@ -123,7 +123,8 @@ fn broken(unanswered: &http1::Unanswered) -> Failure {
         WireError::Parse(_) | WireError::Framing(_) => ErrorType::HttpProtocolError,
         WireError::Request => ErrorType::HttpResponseIncomplete,
     };
-    Failure::new(kind, format!("no response: {error}")).with_progress(Progress::Unknown)
+    let failure = Failure::new(kind, format!("no response: {error}"));
+    Failure { stale: *stale, ..failure.with_progress(Progress::Unknown) }
 }
 
 /// A stream that ended without a response.

@@ -15,14 +15,14 @@ const PREFIX_BYTES: usize = 5;
 
 /// A request for `path` (`/package.Service/Method`) with one message.
 #[must_use]
-pub fn request<M: Message>(path: &'static str, message: &M) -> Request<Body> {
+pub fn request<M: Message>(path: &'static str, message: &M) -> Request<Bytes> {
     let length = message.encoded_len();
     let mut framed = BytesMut::with_capacity(PREFIX_BYTES + length);
     framed.put_u8(0);
     // Messages are bounded far below 4 GiB where they come in.
     framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     framed.put_slice(&message.encode_to_vec());
-    let mut request = Request::new(Body::Full(framed.freeze()));
+    let mut request = Request::new(framed.freeze());
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(path);
     let headers = request.headers_mut();

@@ -57,6 +57,9 @@ pub struct Unanswered {
     pub error: WireError,
     /// Not a byte of the request went out.
     pub unsent: bool,
+    /// The connection had carried requests before, and ended without a word: its other end probably closed it while this
+    /// one was on its way.
+    pub stale: bool,
 }
 
 /// Idle connections to one target.
@@ -68,6 +71,7 @@ pub struct Idle(Mutex<Vec<(Connection, Instant)>>);
 pub struct Connection {
     stream: TcpStream,
     home: Weak<Idle>,
+    used: bool,
 }
 
 impl Idle {
@@ -96,7 +100,7 @@ impl Idle {
     fn keep(&self, connection: Connection) {
         let mut idle = self.0.lock();
         if idle.len() < MAX_IDLE {
-            idle.push((connection, Instant::now()));
+            idle.push((Connection { used: true, ..connection }, Instant::now()));
         }
     }
 }
@@ -105,7 +109,7 @@ impl Connection {
     /// A new connection, which goes to `home` when it is idle.
     #[must_use]
     pub fn new(stream: TcpStream, home: &Arc<Idle>) -> Self {
-        Self { stream, home: Arc::downgrade(home) }
+        Self { stream, home: Arc::downgrade(home), used: false }
     }
 
     /// Nothing came while nothing was asked: neither a byte nor the end.
@@ -124,11 +128,18 @@ impl Connection {
         let mut exchange = Exchange {
             upload: Upload::new(&head, body),
             reader: Reader { buffer: BytesMut::new(), room: *READ_BYTES.start() },
+            heard: false,
             connection: self,
         };
         match poll_fn(|cx| exchange.head(cx, &head.method)).await {
             Ok(found) => Ok(exchange.answer(found)),
-            Err(error) => Err(Unanswered { error, unsent: !exchange.upload.is_begun() }),
+            Err(error) => Err(Unanswered {
+                unsent: !exchange.upload.is_begun(),
+                stale: exchange.connection.used
+                    && !exchange.heard
+                    && matches!(error, WireError::Io(_) | WireError::Closed),
+                error,
+            }),
         }
     }
 }
@@ -139,6 +150,8 @@ struct Exchange {
     connection: Connection,
     upload: Upload,
     reader: Reader,
+    /// Something came.
+    heard: bool,
 }
 
 impl Exchange {
@@ -157,6 +170,7 @@ impl Exchange {
             if ready!(self.reader.fill(&mut self.connection.stream, cx))? == 0 {
                 return Poll::Ready(Err(WireError::Closed));
             }
+            self.heard = true;
             if let Some(head) = decode::head(&mut self.reader.buffer, method)? {
                 return Poll::Ready(Ok(head));
             }

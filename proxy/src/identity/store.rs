@@ -18,8 +18,8 @@ const SVID: &str = "svid.pem";
 /// Roots.
 const BUNDLE: &str = "trust-bundle.pem";
 
-/// A folder of mode 0700 that keeps the certificate.
-#[derive(Debug)]
+/// A folder of mode 0700 that keeps the certificate, and what else a restart must not forget.
+#[derive(Clone, Debug)]
 pub struct Store {
     folder: PathBuf,
 }
@@ -90,7 +90,11 @@ impl Store {
         self.write(SVID, &text)
     }
 
-    fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
+    /// Replaces a file, whole or not at all; a machine that crashes afterwards has the new one.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         let temporary = self.folder.join(format!("{name}.{}.tmp", std::process::id()));
         let mut file = fs::OpenOptions::new()
             .create(true)
@@ -102,6 +106,7 @@ impl Store {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, self.folder.join(name))?;
+        fs::File::open(&self.folder)?.sync_all()?;
         Ok(())
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn request(
     head.headers = metadata;
     head.method = callback.method;
     head.uri = callback.uri;
-    Ok((head, body))
+    Ok((head, Body::Full(body)))
 }
 
 /// Makes an HTTP response of the callback's answer. A gRPC status stays in the headers beside the HTTP status that it

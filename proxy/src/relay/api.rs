@@ -8,7 +8,7 @@ use duet_events::bus::SubscriptionSpec;
 use duet_events::outbox::Outbox;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -16,6 +16,7 @@ use super::active::{Active, Kind};
 use super::buses::Buses;
 use super::grpc::Labels;
 use super::hand::Aids;
+use super::leftover::Coming;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
 use super::sse::Streams;
@@ -51,22 +52,25 @@ impl Api {
     /// Answers one request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let body_on_its_way =
-            request.version() < Version::HTTP_2 && !request.body().is_end_stream();
+        let http1 = request.version() < Version::HTTP_2;
+        let mut request = Coming::of(request);
         let bulk = ["/v1.0/publish/bulk/", "/v1.0-alpha1/publish/bulk/"];
         let answer = if let Some(rest) = bulk.iter().find_map(|bulk| bulk_path(&path, bulk)) {
-            self.publish(rest, true, request).await
+            self.publish(rest, true, &mut request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/publish/") {
-            self.publish(rest, false, request).await
+            self.publish(rest, false, &mut request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/subscribe/") {
             self.streams.answer(rest, &request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/deliveries/") {
             let query = request.uri().query().unwrap_or_default();
             self.aids.extensions.answer(rest, request.method(), query)
         } else if let Some(key) = path.strip_prefix("/v1.0/metadata/") {
-            self.set_metadata(key, request).await
+            self.set_metadata(key, &mut request).await
         } else if let Some(rest) = path.strip_prefix("/v1.0/invoke/") {
-            invoke::by_path(&self.invoke, rest, request).await
+            match invoke::by_path(rest, &mut request) {
+                Ok(()) => return self.carry(request).await,
+                Err(problem) => Err(problem),
+            }
         } else {
             match (path.as_str(), request.method()) {
                 ("/v1.0/healthz", &Method::GET) => Ok(self.health(true)),
@@ -74,28 +78,34 @@ impl Api {
                 ("/v1.0/metadata", &Method::GET) => Ok(self.metadata()),
                 ("/v1.0/shutdown", &Method::POST) => self.shutdown(&request),
                 _ if request.headers().contains_key(DAPR_APP_ID) => {
-                    invoke::by_header(&self.invoke, &DAPR_APP_ID, request).await
+                    match invoke::by_header(&DAPR_APP_ID, &mut request) {
+                        Ok(()) => return self.carry(request).await,
+                        Err(problem) => Err(problem),
+                    }
                 }
                 (_, method) => Err(unknown(method, &path)),
             }
         };
-        answer.unwrap_or_else(|problem| {
-            let mut response = problem.response();
-            if body_on_its_way {
-                // What is left of the body is not read: the next request has to take another connection (RFC 9112
-                // section 9.6), and the client must know before it sends one.
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
-            }
-            response
-        })
+        let mut response = answer.unwrap_or_else(Problem::response);
+        if http1 && !request.into_body().discard(&self.drain.outbound_tasks).await {
+            // The next request has to take another connection (RFC 9112 section 9.6), and the client must know before it
+            // sends one.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    }
+
+    /// Into the mesh.
+    async fn carry(&self, request: Request<Coming<Incoming>>) -> Response<Body> {
+        (self.invoke)(request.map(|body| body.whole().into())).await
     }
 
     async fn publish(
         &self,
         rest: &str,
         bulk: bool,
-        request: Request<Incoming>,
+        request: &mut Request<Coming<Incoming>>,
     ) -> Result<Response<Body>, Problem> {
         if !matches!(*request.method(), Method::POST | Method::PUT) {
             let text = "publish with POST";
@@ -114,13 +124,13 @@ impl Api {
     async fn set_metadata(
         &self,
         key: &str,
-        request: Request<Incoming>,
+        request: &mut Request<Coming<Incoming>>,
     ) -> Result<Response<Body>, Problem> {
         if *request.method() != Method::PUT {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             return Err(Problem::new(status, "ERR_METHOD_NOT_ALLOWED", "set metadata with PUT"));
         }
-        let (value, _room) = self.publishing.body(request.into_body()).await?.split();
+        let (value, _room) = self.publishing.body(request.body_mut()).await?.split();
         let key = percent_encoding::percent_decode_str(key).decode_utf8();
         let (Ok(key), Ok(value)) = (key, std::str::from_utf8(&value)) else {
             let text = "the key or its value is not UTF-8";
@@ -130,7 +140,7 @@ impl Api {
         Ok(no_content())
     }
 
-    fn shutdown(&self, request: &Request<Incoming>) -> Result<Response<Body>, Problem> {
+    fn shutdown<B>(&self, request: &Request<B>) -> Result<Response<Body>, Problem> {
         if request.headers().contains_key(header::ORIGIN) {
             // No page ends a sidecar, of this machine either; no application has an origin.
             let text = "a web page cannot end this sidecar";

@@ -2,6 +2,7 @@
 //! in `api/proto/dapr`; all others of Dapr's are answered with `UNIMPLEMENTED`.
 
 mod callback;
+mod counted;
 mod down;
 mod invoke;
 mod labels;
@@ -33,6 +34,8 @@ use super::api::{Api, DAPR_APP_ID};
 use super::problem::Problem;
 use crate::http::body::Body;
 use crate::http::grpc;
+
+use counted::Counted;
 
 pub(super) use callback::{Callback, ask};
 pub(super) use labels::Labels;
@@ -70,7 +73,7 @@ pub(super) async fn answer(
     let limit = api.config.max_body_bytes.saturating_add(ENVELOPE_BYTES);
     let service = DaprServer::new(Server(Arc::clone(api)));
     let mut service = service.max_decoding_message_size(limit).max_encoding_message_size(limit);
-    let Ok(response) = service.call(request).await;
+    let Ok(response) = service.call(Counted::of(request, &api.publishing)).await;
     response.map(Body::Served)
 }
 

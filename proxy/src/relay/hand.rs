@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use duet_events::bus::{AppAnswer, Delivery, Settle, Settler, SubscriptionSpec, on_answer};
 use duet_events::inbox::Inbox;
-use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -17,6 +16,7 @@ use super::extend::Extensions;
 use super::in_hand::{InHand, Taken};
 use super::metrics::EventMetrics;
 use super::receive::{Receiver, Work};
+use crate::telemetry::sparse::Sparse;
 
 /// How long an event waits for room before it goes back, unspent.
 const NO_ROOM: Duration = Duration::from_secs(1);
@@ -25,8 +25,9 @@ const UNKNOWN_PAUSE: Duration = Duration::from_secs(5);
 /// For the application to say whether it still wants an event that it has no handler for.
 const RESOLVED_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two lines of the log about one subscription's failures.
-const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// An application that leaves with its replica may go a little before the sidecar hears of it: where sidecars are native
+/// ones, Kubernetes tells them when the application has gone.
+const LEAVES: Duration = Duration::from_secs(2);
 
 /// Says that there is none at this path.
 const NO_HANDLER: AppAnswer = AppAnswer::Failed { status: 404 };
@@ -49,6 +50,8 @@ pub(super) struct Ties {
     pub(super) doubts: Doubts,
     /// Of a subscription that the application made in code: cancelled once it does not want it like this any more.
     pub(super) unwanted: Option<CancellationToken>,
+    /// Cancelled when this replica leaves.
+    pub(super) leaving: CancellationToken,
 }
 
 /// Hands events of one subscription to its receiver, and decides what becomes of them.
@@ -68,8 +71,7 @@ pub(super) struct Hand {
     pub(super) released: IntCounter,
     dead: IntCounter,
     duplicate: IntCounter,
-    /// When a failure was last in the log.
-    logged: Mutex<Option<Instant>>,
+    log: Sparse,
 }
 
 impl Hand {
@@ -91,7 +93,7 @@ impl Hand {
             released: delivered("release"),
             dead: delivered("dead_letter"),
             duplicate: delivered("duplicate"),
-            logged: Mutex::new(None),
+            log: Sparse::default(),
             receiver,
             extensions: aids.extensions.clone(),
             inbox: Arc::clone(&aids.inbox),
@@ -132,7 +134,7 @@ impl Hand {
         let unwanted = self.unwanted(&answers).await;
         for ((taken, delivery), answer) in taken.into_iter().zip(&work.deliveries).zip(answers) {
             let outcome = match &unwanted {
-                Some(release) if answer == NO_HANDLER => self.counted(delivery, release.clone()),
+                Some(release) if answer == NO_HANDLER => self.counted(release.clone()),
                 _ => self.decide(delivery, &answer),
             };
             reached &= answer != AppAnswer::NotReached;
@@ -152,7 +154,9 @@ impl Hand {
         let handled = match self.inbox.handled(&self.spec.name, events, now_ms()).await {
             Ok(handled) => handled,
             Err(error) => {
-                tracing::error!(%error, subscription = self.spec.name, "events wait");
+                if let Some(left_out) = self.log.pass("events wait") {
+                    tracing::error!(%error, subscription = self.spec.name, left_out, "events wait");
+                }
                 for taken in taken {
                     self.released.inc();
                     taken.settle(Settle::Release { delay: UNKNOWN_PAUSE });
@@ -183,9 +187,11 @@ impl Hand {
         if done.is_empty() {
             return;
         }
-        if let Err(error) = self.inbox.remember(&self.spec.name, done, now_ms()).await {
+        if let Err(error) = self.inbox.remember(&self.spec.name, done, now_ms()).await
+            && let Some(left_out) = self.log.pass("handled events may come again")
+        {
             let subscription = &self.spec.name;
-            tracing::error!(%error, subscription, "handled events may come again");
+            tracing::error!(%error, subscription, left_out, "handled events may come again");
         }
     }
 
@@ -205,6 +211,7 @@ impl Hand {
         };
         if !over && answers.iter().any(broken) {
             self.ties.doubts.raise();
+            self.left_unsaid(&mut answers).await;
         }
         let reason = match over {
             true => format!("no answer within {:?}", self.spec.ack_timeout),
@@ -212,6 +219,29 @@ impl Hand {
         };
         answers.resize(count, AppAnswer::NoAnswer { reason });
         answers
+    }
+
+    /// What the application had in hand when it left with its replica goes back unspent: it is not the event that was too
+    /// much for it. This cannot go on for long, as a sidecar leaves once. An application that goes alone spends the
+    /// attempt: nobody can tell that from an event that ends it.
+    async fn left_unsaid(&self, answers: &mut [AppAnswer]) {
+        let unsaid = |answer: &AppAnswer| matches!(answer, AppAnswer::NoAnswer { .. });
+        if answers.iter().any(unsaid) && self.leaves().await {
+            for answer in answers.iter_mut().filter(|answer| unsaid(answer)) {
+                *answer = AppAnswer::NotNow;
+            }
+        }
+    }
+
+    /// Whether this replica leaves, now or soon.
+    async fn leaves(&self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.ties.leaving.cancelled() => true,
+            // The application is there.
+            () = self.ties.doubts.resolved() => false,
+            () = sleep(LEAVES) => false,
+        }
     }
 
     /// What becomes of events without a handler where the application wants them elsewhere by now, or cannot say: its next
@@ -233,35 +263,31 @@ impl Hand {
     fn decide(&self, delivery: &Delivery, answer: &AppAnswer) -> Settle {
         let settle = on_answer(answer, delivery.attempt, &self.spec, rand::random());
         let again = matches!(settle, Settle::Retry { .. }) || *answer == AppAnswer::NotReached;
-        if again && self.is_time_to_log() {
-            let (subscription, id, attempt) =
-                (&self.spec.name, delivery.event.id(), delivery.attempt);
-            tracing::warn!(subscription, id, attempt, %answer, "delivery failed; the event comes again");
+        let (subscription, id, attempt) = (&self.spec.name, delivery.event.id(), delivery.attempt);
+        if again && let Some(left_out) = self.log.pass("the event comes again") {
+            tracing::warn!(subscription, id, attempt, %answer, left_out, "delivery failed; the event comes again");
         }
-        self.counted(delivery, settle)
+        if let Settle::DeadLetter { reason, .. } = &settle
+            && let Some(left_out) = self.log.pass(reason)
+        {
+            tracing::warn!(
+                subscription,
+                id,
+                reason,
+                attempt,
+                left_out,
+                "event goes to the dead letters"
+            );
+        }
+        self.counted(settle)
     }
 
-    /// An application that fails does it many times a second: the metrics count, and the log says why.
-    fn is_time_to_log(&self) -> bool {
-        let mut logged = self.logged.lock();
-        let due = logged.is_none_or(|before| before.elapsed() >= FAILURE_LOG_INTERVAL);
-        if due {
-            *logged = Some(Instant::now());
-        }
-        due
-    }
-
-    fn counted(&self, delivery: &Delivery, settle: Settle) -> Settle {
-        let attempt = delivery.attempt;
+    fn counted(&self, settle: Settle) -> Settle {
         match &settle {
             Settle::Ack => self.acked.inc(),
             Settle::Retry { .. } => self.retried.inc(),
             Settle::Release { .. } => self.released.inc(),
-            Settle::DeadLetter { reason, .. } => {
-                self.dead.inc();
-                let (subscription, id) = (&self.spec.name, delivery.event.id());
-                tracing::warn!(subscription, id, reason, attempt, "event goes to the dead letters");
-            }
+            Settle::DeadLetter { .. } => self.dead.inc(),
         }
         settle
     }

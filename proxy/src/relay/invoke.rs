@@ -2,19 +2,15 @@
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{Request, StatusCode, Uri};
 
-use super::InvokeFn;
 use super::problem::Problem;
-use crate::http::body::{Body, Upload};
 
 /// `rest` is what follows `/v1.0/invoke/`.
-pub(super) async fn by_path(
-    invoke: &InvokeFn,
-    rest: &str,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, Problem> {
+///
+/// # Errors
+/// When it names no app, or no path that can be.
+pub(super) fn by_path<B>(rest: &str, request: &mut Request<B>) -> Result<(), Problem> {
     let Some((app, path)) = rest.split_once("/method") else {
         return Err(bad("the path is /v1.0/invoke/{app}/method/{path}".to_owned()));
     };
@@ -25,21 +21,18 @@ pub(super) async fn by_path(
     let path = if path.is_empty() { "/" } else { path };
     let target = PathAndQuery::try_from(format!("{path}{query}"))
         .map_err(|error| bad(format!("{path:?}: {error}")))?;
-    aim(&mut request, app, target)?;
-    Ok(invoke(request.map(Upload::from)).await)
+    aim(request, app, target)
 }
 
 /// The path stays; the header names the service.
-pub(super) async fn by_header(
-    invoke: &InvokeFn,
-    name: &HeaderName,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, Problem> {
+///
+/// # Errors
+/// When it names none.
+pub(super) fn by_header<B>(name: &HeaderName, request: &mut Request<B>) -> Result<(), Problem> {
     let app = request.headers_mut().remove(name);
     let app = app.as_ref().and_then(|app| app.to_str().ok()).unwrap_or_default().to_owned();
     let target = crate::http::headers::path_and_query(request.uri());
-    aim(&mut request, &app, target)?;
-    Ok(invoke(request.map(Upload::from)).await)
+    aim(request, &app, target)
 }
 
 /// Names the service that a request is for.

@@ -12,7 +12,6 @@ use super::app::App;
 use super::bulk;
 use super::receive::{Receiver, Work};
 use crate::error::Progress;
-use crate::http::body::Body;
 
 /// Most that is read of an answer: room for the statuses of the largest bulk.
 const MAX_ANSWER_BYTES: usize = 2 << 20;
@@ -67,9 +66,9 @@ impl Post {
         }
     }
 
-    fn bulk_request(&self, work: &Work) -> Result<Request<Body>, String> {
+    fn bulk_request(&self, work: &Work) -> Result<Request<Bytes>, String> {
         let first = work.deliveries.first().ok_or("nothing to deliver")?;
-        let mut request = Request::new(full(bulk::encode(&self.spec, &work.deliveries)));
+        let mut request = Request::new(bulk::encode(&self.spec, &work.deliveries));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path(first)?;
         let headers = request.headers_mut();
@@ -79,7 +78,7 @@ impl Post {
     }
 
     /// Status and body of the answer; an answer of its own where there was none.
-    async fn send(&self, request: Request<Body>) -> Result<(u16, Bytes), AppAnswer> {
+    async fn send(&self, request: Request<Bytes>) -> Result<(u16, Bytes), AppAnswer> {
         let response = match self.app.send(request).await {
             Ok(answered) => answered,
             Err(failure) if failure.progress == Progress::Unprocessed => {
@@ -104,9 +103,9 @@ impl Post {
         }
     }
 
-    fn request(&self, delivery: &Delivery, work: &Work) -> Result<Request<Body>, String> {
+    fn request(&self, delivery: &Delivery, work: &Work) -> Result<Request<Bytes>, String> {
         let body = envelope(&self.spec, &delivery.event).map_err(|error| error.to_string())?;
-        let mut request = Request::new(full(body));
+        let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path(delivery)?;
         let headers = request.headers_mut();
@@ -120,10 +119,6 @@ impl Post {
         let path = delivery.path.as_ref().unwrap_or(&self.spec.path);
         path.parse::<Uri>().map_err(|error| format!("path {path:?}: {error}"))
     }
-}
-
-fn full(body: Bytes) -> Body {
-    if body.is_empty() { Body::Empty } else { Body::Full(body) }
 }
 
 fn envelope(spec: &SubscriptionSpec, event: &Event) -> Result<Bytes, EnvelopeError> {

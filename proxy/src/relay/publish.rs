@@ -11,6 +11,7 @@ use http::header::HeaderValue;
 use http::{HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
+use super::leftover::Coming;
 use super::problem::Problem;
 use crate::http::body::Body;
 use crate::http::deadline;
@@ -24,16 +25,15 @@ const ACCEPTED: HeaderName = HeaderName::from_static("duet-accepted");
 pub(super) async fn single(
     publishing: &Publishing,
     (bus, topic): (&str, &str),
-    request: Request<Incoming>,
+    request: &mut Request<Coming<Incoming>>,
 ) -> Result<Response<Body>, Problem> {
     let events = async {
         publishing.check(bus, topic)?;
         let options = Options::from_query(request.uri().query().unwrap_or_default())?;
-        let (head, body) = request.into_parts();
-        store::check_encoding(&head.headers)?;
-        let left = deadline::read(&head.headers, false);
-        let (body, room) = publishing.body(body).await?.split();
-        Ok((publishing.read((bus, topic), &head.headers, body, &options, left)?, room))
+        store::check_encoding(request.headers())?;
+        let left = deadline::read(request.headers(), false);
+        let (body, room) = publishing.body(request.body_mut()).await?.split();
+        Ok((publishing.read((bus, topic), request.headers(), body, &options, left)?, room))
     };
     let (events, _room) =
         events.await.inspect_err(|problem| publishing.count_refused(bus, topic, problem))?;

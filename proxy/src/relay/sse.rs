@@ -14,7 +14,6 @@ use duet_events::bus::{
 use duet_events::cloudevent::encode_structured;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -78,10 +77,10 @@ impl Streams {
     }
 
     /// Answers a reader; `rest` is what follows `/v1.0/subscribe/`.
-    pub(super) async fn answer(
+    pub(super) async fn answer<B: Sync>(
         &self,
         rest: &str,
-        request: &Request<Incoming>,
+        request: &Request<B>,
     ) -> Result<Response<Body>, Problem> {
         if *request.method() != Method::GET {
             let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -108,7 +107,7 @@ impl Streams {
         Ok(response(request.headers(), taken))
     }
 
-    fn spec(&self, rest: &str, request: &Request<Incoming>) -> Result<SubscriptionSpec, Problem> {
+    fn spec<B>(&self, rest: &str, request: &Request<B>) -> Result<SubscriptionSpec, Problem> {
         let (bus, topic) = store::target(rest)?;
         let name = format!("{}.sse.{}", self.owner, Uuid::new_v4());
         let mut spec = SubscriptionSpec::new(&name, &bus, &topic)

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use duet_api::proto::{self, Workload};
 use duet_events::AnyCase;
 use duet_events::bus::SubscriptionSpec;
@@ -31,7 +32,7 @@ use super::programmatic::Programmatic;
 use super::receive::Receiver;
 use crate::config::AppProtocol;
 use crate::drain::Drain;
-use crate::http::body::Body;
+use crate::telemetry::sparse::Sparse;
 
 /// Largest answer to `GET /dapr/subscribe`.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
@@ -59,6 +60,8 @@ pub(super) struct Subscriptions {
     pub(super) drain: Drain,
     /// Reasons to ask the application again.
     pub(super) doubts: Doubts,
+    /// What is wrong is found each time that somebody looks.
+    pub(super) log: Sparse,
 }
 
 type Wanted = BTreeMap<String, SubscriptionSpec>;
@@ -190,7 +193,8 @@ impl Subscriptions {
             let own = self.own(spec.clone());
             consumers.start(&own.clone(), |in_hand| {
                 let unwanted = (!spec.declared).then(|| stop.clone());
-                let ties = Ties { in_hand, doubts: self.doubts.clone(), unwanted };
+                let (doubts, leaving) = (self.doubts.clone(), self.drain.inbound.clone());
+                let ties = Ties { in_hand, doubts, unwanted, leaving };
                 let consumption = Consumption::new(
                     own,
                     self.buses.bus(&spec.bus),
@@ -233,8 +237,7 @@ impl Subscriptions {
         match path.and(spec) {
             Ok(spec) => Some((spec.name.clone(), spec)),
             Err(error) => {
-                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
-                tracing::error!(%error, "a subscription cannot be used");
+                self.wrong("invalid", &format!("a subscription cannot be used: {error}"));
                 None
             }
         }
@@ -259,27 +262,26 @@ impl Subscriptions {
         let entries: Vec<&RawValue> = match serde_json::from_slice(&answer) {
             Ok(entries) => entries,
             Err(error) => {
-                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
-                tracing::error!(%error, "the application's answer to GET /dapr/subscribe is not valid");
+                let text = "the application's answer to GET /dapr/subscribe is not valid";
+                self.wrong("invalid", &format!("{text}: {error}"));
                 return Some(Wanted::new());
             }
         };
         let read = |entry: &RawValue| match serde_json::from_str(entry.get()) {
             Ok(AnyCase(entry)) => self.programmatic(service, entry),
             Err(error) => {
-                self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
-                tracing::error!(%error, "an entry of the application's answer to GET /dapr/subscribe is not valid");
+                let text =
+                    "an entry of the application's answer to GET /dapr/subscribe is not valid";
+                self.wrong("invalid", &format!("{text}: {error}"));
                 None
             }
         };
         if entries.len() > MAX_SUBSCRIPTIONS {
-            let (count, most) = (entries.len(), MAX_SUBSCRIPTIONS);
-            self.aids.metrics.refused.with_label_values(&["invalid"]).inc();
-            tracing::error!(
-                count,
-                most,
-                "the application has too many subscriptions; only the first are used"
+            let text = format!(
+                "the application has {} subscriptions; only the first {MAX_SUBSCRIPTIONS} are used",
+                entries.len()
             );
+            self.wrong("invalid", &text);
         }
         Some(entries.into_iter().take(MAX_SUBSCRIPTIONS).filter_map(read).collect())
     }
@@ -293,10 +295,17 @@ impl Subscriptions {
         match entry.subscription(&self.namespace, service) {
             Ok(raw) => self.check(raw),
             Err(reason) => {
-                self.aids.metrics.refused.with_label_values(&["unsupported"]).inc();
-                tracing::error!(topic, reason, "a subscription of the application cannot be used");
+                let text = "a subscription of the application cannot be used";
+                self.wrong("unsupported", &format!("{text}: topic {topic:?}: {reason}"));
                 None
             }
+        }
+    }
+
+    fn wrong(&self, kind: &str, text: &str) {
+        self.aids.metrics.refused.with_label_values(&[kind]).inc();
+        if let Some(left_out) = self.log.pass(text) {
+            tracing::error!(left_out, "{text}");
         }
     }
 }
@@ -338,11 +347,11 @@ fn receiver(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Arc<dyn
 }
 
 /// The application's answer; `None` when it does not know the path, and so subscribes to nothing.
-async fn get(app: &App) -> Result<Option<bytes::Bytes>, String> {
+async fn get(app: &App) -> Result<Option<Bytes>, String> {
     if app.protocol == AppProtocol::Grpc {
         return grpc::ask(app).await.map(Some);
     }
-    let mut request = Request::new(Body::Empty);
+    let mut request = Request::new(Bytes::new());
     *request.uri_mut() = Uri::from_static("/dapr/subscribe");
     let response = app.send(request).await.map_err(|error| error.to_string())?;
     match response.status() {

@@ -21,7 +21,6 @@ use super::super::extend::Extensions;
 use super::super::receive::{Receiver, Work};
 use super::topic_event;
 use crate::error::Progress;
-use crate::http::body::Body;
 use crate::http::grpc;
 
 const LIST: &str = "/dapr.proto.runtime.v1.AppCallback/ListTopicSubscriptions";
@@ -162,7 +161,7 @@ impl Callback {
         })
     }
 
-    async fn send<M: Message + Default>(&self, request: Request<Body>) -> Said<M> {
+    async fn send<M: Message + Default>(&self, request: Request<Bytes>) -> Said<M> {
         let response = match self.app.send(request).await {
             Ok(response) => response,
             Err(failure) if failure.progress == Progress::Unprocessed => {
@@ -177,7 +176,7 @@ impl Callback {
     }
 }
 
-fn event_request(spec: &SubscriptionSpec, delivery: &Delivery, work: &Work) -> Request<Body> {
+fn event_request(spec: &SubscriptionSpec, delivery: &Delivery, work: &Work) -> Request<Bytes> {
     let mut event = topic_event::request(delivery, spec);
     event.path = own_route(&event.path);
     let mut request = grpc::request(ON_TOPIC_EVENT, &event);
@@ -214,7 +213,7 @@ fn bulk(spec: &SubscriptionSpec, deliveries: &[Delivery]) -> TopicEventBulkReque
     events
 }
 
-fn bulk_request(name: &'static str, events: &TopicEventBulkRequest, work: &Work) -> Request<Body> {
+fn bulk_request(name: &'static str, events: &TopicEventBulkRequest, work: &Work) -> Request<Bytes> {
     let mut request = grpc::request(name, events);
     work.name(request.headers_mut());
     request

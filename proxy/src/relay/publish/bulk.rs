@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer as _};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::super::leftover::Coming;
 use super::super::problem::Problem;
 use super::accepted;
 use super::options::Options;
@@ -50,16 +51,16 @@ struct Failed {
 pub(in crate::relay) async fn bulk(
     publishing: &Publishing,
     target: (&str, &str),
-    request: Request<Incoming>,
+    request: &mut Request<Coming<Incoming>>,
 ) -> Result<Response<Body>, Problem> {
     let (bus, topic) = target;
     let read = async {
         publishing.check(bus, topic)?;
         let options = Options::from_query(request.uri().query().unwrap_or_default())?;
-        let (head, body) = request.into_parts();
-        check_encoding(&head.headers)?;
-        let (body, room) = publishing.body(body).await?.split();
-        let event = |entry: &Entry<'_>| event(publishing, target, &head.headers, entry, &options);
+        check_encoding(request.headers())?;
+        let (body, room) = publishing.body(request.body_mut()).await?.split();
+        let headers = request.headers();
+        let event = |entry: &Entry<'_>| event(publishing, target, headers, entry, &options);
         let (events, failed) = Entries::new(event).read(&body)?;
         Ok((events, failed, room))
     };
