@@ -59,8 +59,8 @@ enum Action {
     ///
     /// Who joined with a token keeps its certificate, and renews it for ever. With --identity, the control plane renews no
     /// certificate of that identity, takes no token for it, and cuts its connections within seconds: it gets no
-    /// configuration and no events, and its replicas are forgotten when their leases end. The other sidecars go by its
-    /// certificate, which is valid for up to 24 hours.
+    /// configuration and no events, and its replicas are forgotten when their leases end. The other sidecars are told,
+    /// and cut its connections as well. One that the control plane cannot reach learns it when it is back.
     Revoke {
         /// The control plane's state folder.
         #[arg(long, env = "DUET_STATE")]

@@ -9,7 +9,7 @@ use duet_api::resource::{BusBackend, Field, ParseError, Resource};
 use crate::bus::monitor::{durability, payload};
 use crate::compile::validate::validate;
 use crate::index::{Change, Index, Replica};
-use crate::sources::files::{self, FileSet};
+use crate::sources::files::{self, FileSet, Loaded};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Report {
     pub resources: usize,
     /// What a control plane would refuse, and references that lead nowhere, in the order of files and lines.
     pub errors: Vec<ParseError>,
-    /// What works, but hardly as meant.
+    /// What works, but hardly as meant, in the same order.
     pub warnings: Vec<ParseError>,
 }
 
@@ -26,6 +26,11 @@ pub struct Report {
 /// would make known are missing, except for those of `expected`, replicas that are going to register.
 #[must_use]
 pub fn load(paths: &[PathBuf], expected: &[Replica]) -> (Index, Vec<ParseError>) {
+    let (index, loaded) = read(paths, expected);
+    (index, loaded.errors)
+}
+
+fn read(paths: &[PathBuf], expected: &[Replica]) -> (Index, Loaded) {
     let scan = files::scan(paths);
     let loaded = FileSet::default().update(files::read(&scan), &scan.failed);
     let mut index = Index::default();
@@ -35,18 +40,21 @@ pub fn load(paths: &[PathBuf], expected: &[Replica]) -> (Index, Vec<ParseError>)
     for replica in expected {
         index.apply(Change::PutReplica(replica.clone()));
     }
-    (index, loaded.errors)
+    (index, loaded)
 }
 
 /// Checks what [`load`] gives.
 #[must_use]
 pub fn check(paths: &[PathBuf], expected: &[Replica]) -> Report {
-    let (index, mut errors) = load(paths, expected);
+    let (index, Loaded { mut errors, mut warnings, .. }) = read(paths, expected);
     let mut findings = validate(&index);
     errors.append(&mut findings.errors);
-    errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    findings.warnings.append(&mut clusters(&index));
-    Report { resources: index.resources().count(), errors, warnings: findings.warnings }
+    warnings.append(&mut findings.warnings);
+    warnings.append(&mut clusters(&index));
+    for list in [&mut errors, &mut warnings] {
+        list.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    }
+    Report { resources: index.resources().count(), errors, warnings }
 }
 
 /// What the servers of NATS buses say of themselves.

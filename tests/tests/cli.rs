@@ -187,6 +187,47 @@ fn mistakes_are_named_with_their_place() {
     }
 }
 
+/// Whoever copies a folder of Dapr over learns what it does not do, from whatever reads it.
+#[tokio::test]
+async fn resources_of_dapr_are_named_with_what_to_write_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = folder.path().join("mesh");
+    std::fs::create_dir(&mesh).unwrap();
+    let subscription = "apiVersion: dapr.io/v2alpha1
+kind: Subscription
+metadata: {name: order}
+spec: {pubsubname: default, topic: orders, routes: {default: /orders}}
+scopes: [web]
+";
+    std::fs::write(mesh.join("dapr.yaml"), subscription).unwrap();
+    let check = |more: &[&str]| {
+        let check = duet(&[&["check", mesh.to_str().unwrap()], more].concat());
+        assert!(check.status.success(), "{}", text(&check.stderr));
+        text(&check.stdout)
+    };
+    let said = check(&[]);
+    let instead = "dapr.yaml:2:7: kind: a Subscription of Dapr is not read; ";
+    assert!(said.starts_with("warning: ") && said.contains(instead), "{said}");
+    assert!(said.ends_with("0 resources, 0 errors, 1 warnings\n"), "{said}");
+    let json: serde_json::Value = serde_json::from_str(&check(&["--json"])).unwrap();
+    let finding = &json["findings"][0];
+    assert_eq!((&finding["severity"], &finding["line"]), (&"warning".into(), &2.into()), "{json}");
+
+    // With what it says instead, the subscription is there.
+    let message = finding["message"].as_str().unwrap();
+    let (start, end) = (message.find('{').unwrap(), message.rfind('}').unwrap());
+    std::fs::write(mesh.join("mine.yaml"), &message[start..=end]).unwrap();
+    let up = Up::start(folder, &format!("{}resources: [mesh]\n", web())).await;
+    let log = up.process.log();
+    let told = |by: &str| log.lines().any(|line| line.contains(by) && line.contains(instead));
+    assert!(told("duet: warning: ") && told("control-plane "), "{log}");
+    let state = up.state_folder();
+    let listed = duet(&["events", "subscriptions", "--mesh", state.to_str().unwrap()]);
+    let listed = text(&listed.stdout);
+    let there = |line: &str| line.split_whitespace().take(2).eq(["default/order", "orders"]);
+    assert!(listed.lines().any(there), "{listed}");
+}
+
 #[test]
 fn help_version_and_completion_are_there() {
     for command in ["up", "run", "control-plane", "proxy", "check", "explain", "token"] {

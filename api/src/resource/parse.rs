@@ -1,5 +1,7 @@
 //! Reads YAML files into [`Resource`]s, and says where what is wrong stands.
 
+mod dapr;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -63,24 +65,27 @@ impl fmt::Display for ParseError {
     }
 }
 
-/// What a file holds: everything that is good, and everything that is wrong.
+/// What a file holds: everything that is good, everything that is wrong, and what is there in vain.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parsed {
     /// The resources, in order.
     pub resources: Vec<Located>,
     /// In order.
     pub errors: Vec<ParseError>,
+    /// Of documents that mean something to Dapr and nothing here, in order.
+    pub warnings: Vec<ParseError>,
 }
 
 /// Parses a multi-document YAML text. Documents of kinds that are not ours to read (`Deployment`, …) are
-/// passed over, so that a folder of manifests can be read as it is; empty documents too.
+/// passed over, so that a folder of manifests can be read as it is; empty documents too. Dapr's are passed over with a
+/// warning.
 #[must_use]
 pub fn parse(file: &str, text: &str) -> Parsed {
     let file: Arc<str> = file.into();
     let mut parsed = Parsed::default();
     for (line, document) in documents(text) {
         let origin = Origin { file: Arc::clone(&file), line, text: document.into() };
-        match parse_document(&origin) {
+        match parse_document(&origin, &mut parsed.warnings) {
             Ok(Some(resource)) => parsed.resources.push(Located { resource, origin }),
             Ok(None) => {}
             Err(error) => parsed.errors.push(error),
@@ -123,7 +128,10 @@ struct Head {
     kind: String,
 }
 
-fn parse_document(origin: &Origin) -> Result<Option<Resource>, ParseError> {
+fn parse_document(
+    origin: &Origin,
+    warnings: &mut Vec<ParseError>,
+) -> Result<Option<Resource>, ParseError> {
     let head: Head = read(origin)?;
     let (group, _version) = head.api_version.split_once('/').unwrap_or(("", &head.api_version));
     let resource = match (group, head.kind.as_str()) {
@@ -151,6 +159,10 @@ fn parse_document(origin: &Origin) -> Result<Option<Resource>, ParseError> {
                  Subscription, OutboxSource and AuthorizationPolicy"
             );
             return Err(origin.error(&[Field::Name("kind")], message));
+        }
+        (dapr::GROUP, kind) => {
+            warnings.push(dapr::instead(origin, kind));
+            return Ok(None);
         }
         _ => return Ok(None),
     };

@@ -40,7 +40,7 @@ impl Client {
 
     /// A sidecar's admin port.
     pub(super) fn of_sidecar(url: &str) -> anyhow::Result<Self> {
-        Self::at(url, ("sidecar", "--sidecar"))
+        Self::at(url, ("sidecar", "--sidecar URL|REPLICA"))
     }
 
     fn at(url: &str, server: (&'static str, &'static str)) -> anyhow::Result<Self> {
@@ -131,9 +131,17 @@ impl Client {
             .header(http::header::CONTENT_TYPE, content_type)
             .body(body)?;
         let (server, flag) = self.server;
-        ureq::Agent::from(config).run(request).with_context(|| {
-            format!("no {server} answers at http://{address}; {flag} says where it is")
-        })
+        match ureq::Agent::from(config).run(request) {
+            Err(ureq::Error::Timeout(_)) => {
+                bail!(
+                    "no answer of the {server} at http://{address} within {TIMEOUT:?}: it hangs, or is elsewhere; \
+                     {flag} says where it is"
+                )
+            }
+            answer => answer.with_context(|| {
+                format!("no {server} answers at http://{address}; {flag} says where it is")
+            }),
+        }
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Loaded {
     pub resources: BTreeMap<ObjectKey, Arc<Located>>,
     /// What is wrong in the files as they are now.
     pub errors: Vec<ParseError>,
+    /// What is there in vain, in the order of files and lines.
+    pub warnings: Vec<ParseError>,
 }
 
 /// Every file with its last good state. A file with any error stays as it last was without one; a file that never
@@ -130,6 +132,7 @@ struct File {
     text: Option<String>,
     found: Vec<Arc<Located>>,
     errors: Vec<ParseError>,
+    warnings: Vec<ParseError>,
     /// What applies now.
     applied: Vec<Arc<Located>>,
     /// `applied` is what `text` says.
@@ -154,6 +157,9 @@ impl FileSet {
         let mut loaded = Loaded::default();
         for (path, why) in failed {
             loaded.errors.push(unreadable(path, why));
+        }
+        for file in self.files.values() {
+            loaded.warnings.extend(file.warnings.iter().cloned());
         }
         self.settle(&mut loaded);
         loaded.errors.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
@@ -192,7 +198,7 @@ impl File {
             Ok(text) if self.text.as_ref() == Some(&text) => {}
             Ok(text) => {
                 let parsed = parse(&path.display().to_string(), &text);
-                self.errors = parsed.errors;
+                (self.errors, self.warnings) = (parsed.errors, parsed.warnings);
                 self.found.clear();
                 for located in parsed.resources {
                     let wrong = lint::lint(&located);

@@ -33,8 +33,9 @@ pub struct YamlSource {
     metrics: Metrics,
     set: FileSet,
     scan: Scan,
-    /// Errors of the files themselves.
+    /// Errors and warnings of the files themselves.
     errors: Vec<ParseError>,
+    warnings: Vec<ParseError>,
     /// Everything that is wrong and was logged.
     reported: BTreeSet<String>,
     validated: u64,
@@ -81,6 +82,7 @@ impl YamlSource {
             set: FileSet::default(),
             scan: Scan::default(),
             errors: Vec::new(),
+            warnings: Vec::new(),
             reported: BTreeSet::new(),
             validated: 0,
         };
@@ -145,7 +147,7 @@ impl YamlSource {
         // First: nobody is to take what an error hides for gone.
         self.store.set_incomplete(!loaded.errors.is_empty());
         let affected = self.store.replace_resources(&loaded.resources);
-        self.errors = loaded.errors;
+        (self.errors, self.warnings) = (loaded.errors, loaded.warnings);
         let mut kinds: BTreeMap<&str, i64> = BTreeMap::new();
         for key in loaded.resources.keys() {
             *kinds.entry(key.kind).or_default() += 1;
@@ -170,8 +172,9 @@ impl YamlSource {
             return;
         }
         self.validated = generation;
-        let Findings { mut errors, warnings } = self.store.read(|view| validate(view.index));
+        let Findings { mut errors, mut warnings } = self.store.read(|view| validate(view.index));
         errors.extend(self.errors.iter().cloned());
+        warnings.extend(self.warnings.iter().cloned());
         self.metrics.config_errors.set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
         let (errors, warnings) = (files::texts(&errors), files::texts(&warnings));
         let fresh = |error: &&String| !self.reported.contains(*error);

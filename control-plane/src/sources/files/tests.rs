@@ -92,6 +92,23 @@ fn unreadable_files_and_folders_stay_and_deleted_ones_go() {
 }
 
 #[test]
+fn what_only_dapr_would_read_is_named_as_long_as_it_is_there() {
+    let mut set = FileSet::default();
+    let mut warned = |text: String| {
+        let loaded = set.update([(PathBuf::from("a"), Ok(text))].into(), &BTreeMap::new());
+        loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let daprs = "apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {name: r}\n";
+    for before in [service("a", 1), service("a", 1), service("a", 0), String::new()] {
+        let warnings = warned(format!("{before}{daprs}"));
+        let line = 2 + before.lines().count();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with(&format!("a:{line}:7: kind: ")), "{warnings:?}");
+    }
+    assert_eq!(warned(service("a", 1)), Vec::<String>::new());
+}
+
+#[test]
 fn folders_are_read_recursively_without_hidden_names() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
