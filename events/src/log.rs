@@ -227,7 +227,7 @@ impl Log {
 
     /// All subscriptions, by name.
     pub(crate) async fn subscriptions(&self) -> Result<Vec<SubscriptionStatus>, LogError> {
-        self.run(|engine, _now| engine.subscription_statuses()).await
+        self.run(|engine, now_ms| engine.subscription_statuses(now_ms)).await
     }
 
     /// Up to `limit` records of a topic, oldest first.

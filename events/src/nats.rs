@@ -134,12 +134,19 @@ impl NatsBus {
                 return hub.clone();
             }
         }
+        let ends = hubs.get(&spec.name).filter(|hub| hub.commands.is_closed());
+        let ends = ends.map(|hub| hub.finished.clone());
         let (commands, queue) = mpsc::unbounded_channel();
         let hub = Hub::new(Arc::clone(&self.shared), spec.clone(), topic, queue);
         let (running, finished) = tokio::sync::watch::channel(());
         let (name, own) = (spec.name.clone(), commands.downgrade());
         let (all, shared) = (Arc::downgrade(&self.hubs), Arc::clone(&self.shared));
         tokio::spawn(async move {
+            if let Some(mut ends) = ends {
+                // What that one still gets and gives back must not come behind what this one gets.
+                let ended = async { while ends.changed().await.is_ok() {} };
+                tokio::time::timeout(manage::GIVE_BACK, ended).await.ok();
+            }
             Box::pin(hub.run()).await;
             // Each reader of a stream has a name of its own: without this they would add up.
             if let (Some(all), Some(own)) = (all.upgrade(), own.upgrade()) {
@@ -186,9 +193,13 @@ impl EventBus for NatsBus {
                 let hub = self.hub(&subscription, topic.clone());
                 let join = Command::Join { member, credit, out, joined };
                 // A hub that ends just now does not answer; the next one does.
-                if hub.commands.send(join).is_ok() && answer.await.is_ok() {
+                if hub.commands.send(join).is_ok() {
                     let backend = Arc::new(HubMember { member, commands: hub.commands });
-                    return Ok(Consumer::new(ReceiverStream::new(deliveries), backend));
+                    // Before the answer: whoever does not wait for that leaves the hub, too.
+                    let consumer = Consumer::new(ReceiverStream::new(deliveries), backend);
+                    if answer.await.is_ok() {
+                        return Ok(consumer);
+                    }
                 }
                 self.shared.connected().map_err(|error| consume_error(&subscription, &error))?;
             }

@@ -31,8 +31,9 @@ pub use relay::{Accepted, RelayPublisher};
 const FORWARDER: &str = "outbox/";
 /// Between two tries to open an outbox that could not be opened.
 const OPEN_AGAIN: Duration = Duration::from_secs(10);
-/// Events that a forwarder has in hand; of large ones the log gives it fewer.
-const IN_HAND: u32 = 256;
+/// Events that a forwarder has in hand; of large ones the log gives it fewer. Those of topics that the bus does not take just
+/// now are among them, so there must be room for others besides; with as many of them, the others wait, too.
+const IN_HAND: u32 = 4096;
 
 /// Where the outbox lives and how much it takes.
 #[derive(Clone, Debug)]

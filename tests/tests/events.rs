@@ -207,11 +207,18 @@ async fn with_the_control_plane_away_publishes_go_to_the_outbox_and_follow_in_or
     }
     // What the outbox has acknowledged survives the sidecar, too.
     writer.restart().await;
+    // Whoever looks at its log learns where they are.
+    let says = async |text: &str| {
+        eventually(text, SOON, || async { writer.process.log().contains(text).then_some(()) })
+            .await;
+    };
+    says("events wait in the outbox").await;
     control_plane.restart().await;
     eventually("all arrive", SOON, || async {
         (delivered(&app, "/news").len() >= 21).then_some(())
     })
     .await;
+    says("what waited in the outbox has left it").await;
     let order: Vec<u64> = delivered(&app, "/news")
         .iter()
         .map(|asked| asked.json()["data"]["number"].as_u64().unwrap())

@@ -212,7 +212,7 @@ fn numbers_and_booleans_are_sent_as_they_were_written() {
     );
     let event = structured(&body).unwrap();
     assert_eq!(encode_structured(&event, &[]), body);
-    assert_eq!(encode_batch(&[event.clone()], &[]), format!("[{body}]"));
+    assert_eq!(encode_batch(std::slice::from_ref(&event), &[]), format!("[{body}]"));
     let batch = [("content-type", BATCH_CONTENT_TYPE)];
     assert_eq!(read(&batch, &format!("[{body}]")), Ok(vec![event.clone()]));
     // A header says only text.

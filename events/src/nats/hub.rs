@@ -165,6 +165,9 @@ impl Hub {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signals = (self.shared.connects.clone(), self.shared.closed.subscribe());
+        if *signals.1.borrow() {
+            self.over = Some("the bus is closed".to_owned());
+        }
         while self.over.is_none() && !(self.joined && self.members.is_empty()) {
             self.hand_out();
             self.pull().await;

@@ -11,6 +11,7 @@ use super::record::Record;
 use super::shared::{NatsError, Shared};
 use super::status::millis;
 use super::stream::{is_declared_for, topic_of};
+use super::subscription::paused_until;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
     ConsumeError, Import, ManageError, ManagedBus, Start, StoredEvent, SubscriptionSpec,
@@ -20,7 +21,7 @@ use crate::bus::{
 /// Bytes of one reading, so that a piece of a topic fits into memory.
 const READ_BYTES: usize = 16 << 20;
 /// Bound on giving back what is in hand: while no server is there, answers wait for one.
-const GIVE_BACK: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const GIVE_BACK: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bound on telling the servers what was said last.
 const FLUSH: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -310,32 +311,39 @@ impl Shared {
         Ok(true)
     }
 
-    async fn known(&self, subscription: &str) -> Result<Record, ManageError> {
-        self.record(subscription).await?.ok_or_else(|| ManageError::Unknown {
-            kind: "subscription",
-            name: subscription.to_owned(),
-        })
+    async fn known(&self, subscription: &str) -> Result<(Record, u64), ManageError> {
+        let (record, revision) = self.read_record(subscription).await?;
+        let unknown =
+            || ManageError::Unknown { kind: "subscription", name: subscription.to_owned() };
+        Ok((record.ok_or_else(unknown)?, revision))
     }
 
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
-        let mut record = self.known(subscription).await?;
-        let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
-        let old = self.consumer(&topic, subscription).await?;
-        let old = old.map(|consumer| consumer.cached_info().clone());
-        // First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever
-        // happens between.
-        record.epoch = record.epoch.wrapping_add(1);
-        record.moving_to = Some(to);
-        self.put_record(&record).await?;
+        let (topic, old, mut record, revision) = loop {
+            let (mut record, revision) = self.known(subscription).await?;
+            let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
+            let old = self.consumer(&topic, subscription).await?;
+            let old = old.map(|consumer| consumer.cached_info().clone());
+            // First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever
+            // happens between.
+            record.epoch = record.epoch.wrapping_add(1);
+            record.moving_to = Some(to);
+            if let Some(revision) = self.put_record(&record, revision).await? {
+                break (topic, old, record, revision);
+            }
+        };
         self.delete_consumer(&record.topic, subscription).await?;
         self.recreate(&topic, subscription, old.as_ref(), to).await?;
         record.moving_to = None;
-        self.put_record(&record).await?;
+        if self.put_record(&record, revision).await?.is_none() {
+            // Whoever wrote it since made what was missing of it.
+            tracing::debug!(subscription, "its record was changed meanwhile");
+        }
         Ok(())
     }
 
     async fn pause(&self, subscription: &str, paused: bool) -> Result<(), ManageError> {
-        let record = self.known(subscription).await?;
+        let (record, _) = self.known(subscription).await?;
         if !self.client.is_server_compatible(2, 11, 0) {
             let why = "pausing a subscription needs NATS 2.11 or later";
             return Err(ManageError::Refused(why.to_owned()));
@@ -343,14 +351,11 @@ impl Shared {
         let stream = self.stream(&record.topic).await?;
         let name = super::names::token(subscription);
         let done = match paused {
-            true => {
-                let until = async_nats::datetime::parse_rfc3339("2200-01-01T00:00:00Z");
-                let until = until.map_err(|error| ManageError::Failed(error.to_string()))?;
-                stream.pause_consumer(&name, until).await
-            }
+            true => stream.pause_consumer(&name, paused_until()?).await,
             false => stream.resume_consumer(&name).await,
         };
         done.map_err(|error| self.error("pause", &error))?;
+        self.wanted.lock().pause(subscription, paused);
         Ok(())
     }
 }

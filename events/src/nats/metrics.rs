@@ -49,8 +49,8 @@ impl NatsMetrics {
                 "subscription",
             )?,
             expired: counters(
-                "duet_bus_nats_expired_events_total",
-                "Events not delivered because their expirytime had passed.",
+                "duet_bus_expired_events_total",
+                "Events done without a delivery because their expirytime had passed.",
                 "subscription",
             )?,
             unreadable: counter(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hub::now_ms;
 use super::names::token;
-use super::shared::{NatsError, Shared};
+use super::shared::{NatsError, Shared, is_overtaken};
 use crate::bus::{Start, SubscriptionSpec, TopicConfig};
 
 /// Events that are asked for how often they were tried, for an operator: each is a question of its own.
@@ -64,9 +64,10 @@ impl Record {
     }
 
     /// Of one whose record the servers have lost. Its generation is one that was never there: a later replay must not have
-    /// that of an earlier one.
+    /// that of an earlier one. It gets all that its topic has.
     pub(super) fn lost(spec: &SubscriptionSpec, bus: &str) -> Self {
-        Self { declared: spec.declared, epoch: now_ms(), ..Self::new(spec, bus, None) }
+        let (epoch, moving_to) = (now_ms(), Some(Start::Earliest));
+        Self { declared: spec.declared, epoch, moving_to, ..Self::new(spec, bus, None) }
     }
 
     pub(super) fn dead_letter_topic(&self) -> String {
@@ -106,8 +107,14 @@ fn attempts(found: &StreamMessage) -> u32 {
 
 impl Shared {
     pub(super) async fn record(&self, name: &str) -> Result<Option<Record>, NatsError> {
+        Ok(self.read_record(name).await?.0)
+    }
+
+    /// A record, and the revision that is to be written over: there may be a mark of what was removed, or nothing (0).
+    pub(super) async fn read_record(&self, name: &str) -> Result<(Option<Record>, u64), NatsError> {
         let found = self.first(&record_key(name), 1, "a subscription's record").await?;
-        Ok(found.and_then(|found| serde_json::from_slice(&found.payload).ok()))
+        let Some(found) = found else { return Ok((None, 0)) };
+        Ok((serde_json::from_slice(&found.payload).ok(), found.sequence))
     }
 
     /// Whether the servers do not know of a subscription that is wanted here.
@@ -150,18 +157,31 @@ impl Shared {
 
     /// Notes that a resource declares a subscription, whoever made it.
     pub(super) async fn mark_declared(&self, name: &str) -> Result<(), NatsError> {
-        match self.record(name).await? {
-            Some(record) if !record.declared => {
-                self.put_record(&Record { declared: true, ..record }).await
+        loop {
+            let (record, revision) = self.read_record(name).await?;
+            let Some(record) = record.filter(|record| !record.declared) else { return Ok(()) };
+            let declared = Record { declared: true, ..record };
+            if self.put_record(&declared, revision).await?.is_some() {
+                return Ok(());
             }
-            Some(_) | None => Ok(()),
         }
     }
 
-    pub(super) async fn put_record(&self, record: &Record) -> Result<(), NatsError> {
+    /// Writes a record over this revision of it. Returns the new one; `None` where somebody, here or at another control
+    /// plane, wrote it meanwhile: two that heal the same subscription must not give it two generations, nor take back
+    /// what a replay counted.
+    pub(super) async fn put_record(
+        &self,
+        record: &Record,
+        revision: u64,
+    ) -> Result<Option<u64>, NatsError> {
         let bytes = serde_json::to_vec(record).unwrap_or_default();
-        let put = self.state().await?.put(record_key(&record.name), bytes.into()).await;
-        put.map(drop).map_err(|error| self.state_error("a subscription's record", &error))
+        let store = self.state().await?;
+        match store.update(record_key(&record.name), bytes.into(), revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if is_overtaken(&error) => Ok(None),
+            Err(error) => Err(self.state_error("a subscription's record", &error)),
+        }
     }
 
     pub(super) async fn forget(&self, name: &str) -> Result<(), NatsError> {
@@ -180,6 +200,7 @@ impl Shared {
         if self.consumer(&topic, name).await?.is_some() {
             return Ok(());
         }
+        self.wanted.lock().pause(name, false);
         self.purge_state(&format!("a.{}.>", token(name))).await?;
         let store = self.state().await?;
         let filter = format!("$KV.{}.{}", store.name, record_key(name));

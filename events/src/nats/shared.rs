@@ -255,9 +255,17 @@ const NO_STREAM: u64 = 10_059;
 /// The same event is being stored: it is known whether that worked a moment later.
 const IN_PROCESS: u64 = 10_158;
 
+/// Somebody else wrote it, or is writing it.
+const WRONG_LAST: [u64; 2] = [10_071, 10_164];
+
 /// Whether a publish is refused because the same event is being stored just now.
 pub(super) fn is_in_process(error: &dyn std::error::Error) -> bool {
     code(&error.to_string()) == Some(IN_PROCESS)
+}
+
+/// Whether what was to be written over has been written over already, or is just now.
+pub(super) fn is_overtaken(error: &dyn std::error::Error) -> bool {
+    code(&error.to_string()).is_some_and(|code| WRONG_LAST.contains(&code))
 }
 
 /// The server's code in an error's text. The library's errors do not all have it as their source, but all say it.

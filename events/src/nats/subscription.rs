@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::consumer::{self, AckPolicy, DeliverPolicy, FromConsumer as _, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
@@ -24,17 +25,58 @@ pub(super) type PullConsumer = consumer::Consumer<pull::Config>;
 impl Shared {
     /// Makes what is missing of a subscription. One that exists keeps its place, unless a resource moves it.
     pub(super) async fn ensure(&self, spec: &SubscriptionSpec) -> Result<Topic, NatsError> {
-        let record = self.record(&spec.name).await?;
-        let lost = self.lost(spec, record.as_ref());
+        loop {
+            if let Some(topic) = Box::pin(self.try_ensure(spec)).await? {
+                return Ok(topic);
+            }
+            tracing::debug!(subscription = spec.name, "its record was changed meanwhile");
+        }
+    }
+
+    /// `None` where somebody changed the record meanwhile: what it says now counts.
+    async fn try_ensure(&self, spec: &SubscriptionSpec) -> Result<Option<Topic>, NatsError> {
+        let (mut record, mut revision) = self.read_record(&spec.name).await?;
         if let Some(why) = record.as_ref().and_then(|old| spec.cannot_leave(&old.topic)) {
             return Err(NatsError::Refused(why));
         }
-        if record.is_none() && lost.is_none() && !spec.declared {
+        if let Some(lost) = self.lost(spec, record.as_ref()) {
+            // Before its consumer, so that nothing is delivered as of an earlier generation.
+            let Some(put) = self.put_record(&lost, revision).await? else { return Ok(None) };
+            (record, revision) = (Some(lost), put);
+            tracing::error!(
+                bus = self.name,
+                subscription = spec.name,
+                "the NATS cluster had lost the subscription; it starts anew with all that its topic has"
+            );
+            self.metrics.remade("subscription");
+        } else if record.is_none() && !spec.declared {
             Box::pin(self.may_subscribe(spec)).await?;
         }
         if let Some(old) = record.as_ref().filter(|old| old.topic != spec.topic) {
             self.delete_consumer(&old.topic, &old.name).await?;
         }
+        let topic = Box::pin(self.ensure_consumer(spec, record.as_ref())).await?;
+        let wanted = Record::new(spec, &self.name, record.as_ref());
+        if record.as_ref() != Some(&wanted) {
+            if !spec.dead_letter_topic.ends_with(dead_letter::SUFFIX) {
+                // Whoever reads it first would make it with the settings of other topics.
+                Box::pin(self.keep_letters(&spec.dead_letter_topic, spec.declared)).await?;
+            }
+            if self.put_record(&wanted, revision).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        if spec.declared {
+            self.wanted.lock().subscribe(spec);
+        }
+        Ok(Some(topic))
+    }
+
+    async fn ensure_consumer(
+        &self,
+        spec: &SubscriptionSpec,
+        record: Option<&Record>,
+    ) -> Result<Topic, NatsError> {
         let mut topic = self.topic(&spec.topic, TopicConfig::undeclared(&spec.topic)).await?;
         let mut found = self.consumer(&topic, &spec.name).await?;
         if found.is_none() {
@@ -47,32 +89,9 @@ impl Shared {
                 Box::pin(self.reconfigure(&topic, consumer.cached_info(), spec)).await?;
             }
             None => {
-                let record = record.as_ref().filter(|record| record.topic == spec.topic);
-                let start = match &lost {
-                    Some(_) => Start::Earliest,
-                    None => start(record, spec),
-                };
-                self.create(&topic, spec, start, None).await?;
+                let record = record.filter(|record| record.topic == spec.topic);
+                self.create(&topic, spec, start(record, spec), None).await?;
             }
-        }
-        let wanted = Record::new(spec, &self.name, record.as_ref().or(lost.as_ref()));
-        if record.as_ref() != Some(&wanted) {
-            if !spec.dead_letter_topic.ends_with(dead_letter::SUFFIX) {
-                // Whoever reads it first would make it with the settings of other topics.
-                Box::pin(self.keep_letters(&spec.dead_letter_topic, spec.declared)).await?;
-            }
-            self.put_record(&wanted).await?;
-        }
-        if spec.declared {
-            self.wanted.lock().subscribe(spec);
-        }
-        if lost.is_some() {
-            tracing::error!(
-                bus = self.name,
-                subscription = spec.name,
-                "the NATS cluster had lost the subscription; it starts anew with all that its topic has"
-            );
-            self.metrics.remade("subscription");
         }
         Ok(topic)
     }
@@ -92,6 +111,7 @@ impl Shared {
         start: Start,
         old: Option<&consumer::Info>,
     ) -> Result<(), NatsError> {
+        let rests = old.map_or_else(|| self.wanted.lock().is_paused(&spec.name), |old| old.paused);
         let config = pull::Config {
             durable_name: Some(token(&spec.name)),
             description: Some(format!("Duet: subscription {}", spec.name)),
@@ -104,7 +124,7 @@ impl Shared {
             inactive_threshold: spec.idle_expiry.unwrap_or_default(),
             // As many as its stream has, also when that changes.
             num_replicas: 0,
-            pause_until: old.filter(|old| old.paused).and_then(|old| old.config.pause_until),
+            pause_until: if rests { Some(paused_until()?) } else { None },
             ..pull::Config::default()
         };
         let made = self.js.create_consumer_on_stream(config, topic.stream.clone()).await;
@@ -217,6 +237,12 @@ fn start(record: Option<&Record>, spec: &SubscriptionSpec) -> Start {
         Some(record) if record.is_kept() => Start::Earliest,
         Some(_) => spec.start,
     }
+}
+
+/// Until when a subscription rests, unless it is resumed.
+pub(super) fn paused_until() -> Result<DateTime, NatsError> {
+    let until = async_nats::datetime::parse_rfc3339("2200-01-01T00:00:00Z");
+    until.map_err(|error| NatsError::Refused(format!("pause: {error}")))
 }
 
 fn max_ack_pending(spec: &SubscriptionSpec) -> i64 {

@@ -16,6 +16,8 @@ pub(super) struct Wanted {
     made: HashMap<String, DateTime>,
     /// Those that resources declare, and those that are consumed here.
     subscriptions: BTreeMap<String, SubscriptionSpec>,
+    /// Those that rest, as they were last seen.
+    paused: BTreeSet<String>,
 }
 
 impl Wanted {
@@ -58,6 +60,19 @@ impl Wanted {
 
     pub(super) fn forget(&mut self, name: &str) {
         self.subscriptions.remove(name);
+        self.paused.remove(name);
+    }
+
+    /// Whether a subscription rests.
+    pub(super) fn pause(&mut self, name: &str, paused: bool) {
+        match paused {
+            true => self.paused.insert(name.to_owned()),
+            false => self.paused.remove(name),
+        };
+    }
+
+    pub(super) fn is_paused(&self, name: &str) -> bool {
+        self.paused.contains(name)
     }
 
     /// Those that are wanted and not among these.
@@ -84,8 +99,10 @@ mod tests {
         wanted.leave("a/declared");
         wanted.leave("a/own");
         assert_eq!(wanted.missing(&BTreeSet::new()), [declared]);
+        wanted.pause("a/declared", true);
+        assert!(wanted.is_paused("a/declared") && !wanted.is_paused("a/own"));
         wanted.forget("a/declared");
-        assert!(wanted.missing(&BTreeSet::new()).is_empty());
+        assert!(wanted.missing(&BTreeSet::new()).is_empty() && !wanted.is_paused("a/declared"));
     }
 
     #[test]

@@ -83,6 +83,7 @@ async fn measure(
                     // One that ended just now needs no word.
                     hub.commands.send(Command::Seen { born, paused: status.paused }).ok();
                 }
+                shared.wanted.lock().pause(&name, status.paused);
                 let age_ms = status.oldest_ms.map_or(0, |oldest| now_ms().saturating_sub(oldest));
                 shared.metrics.subscription(&status, age_ms);
                 now.measured.insert(name);

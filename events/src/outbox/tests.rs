@@ -12,10 +12,11 @@ use crate::bus::dead_letter::REDRIVE_TO;
 use crate::bus::{ConsumeError, Consumer, Published};
 use crate::cloudevent::{DELIVER_AT, EXPIRY_TIME};
 
-/// A bus in memory that can be away, and that hates some events.
+/// A bus in memory that can be away, whole or a topic of it, and that hates some events.
 #[derive(Debug, Default)]
 struct FakeBus {
     away: Mutex<bool>,
+    away_topic: Mutex<Option<String>>,
     seen: Mutex<Vec<(String, String)>>,
     events: Mutex<Vec<Event>>,
     publishes: Mutex<u32>,
@@ -53,7 +54,7 @@ impl EventBus for FakeBus {
         events: Vec<Event>,
     ) -> BoxFuture<'a, Result<Vec<Published>, PublishError>> {
         Box::pin(async move {
-            if *self.away.lock() {
+            if *self.away.lock() || self.away_topic.lock().as_deref() == Some(topic) {
                 return Err(PublishError::new(PublishErrorKind::Unavailable, "away"));
             }
             if topic == "nowhere" {
@@ -252,6 +253,30 @@ async fn topics_in_turn_are_not_a_publish_for_each_event() {
     seen.sort_by(|(one, _), (other, _)| one.cmp(other));
     assert_eq!(seen, expected, "each topic in its order");
     assert!(*bus.publishes.lock() < 50, "{} publishes", bus.publishes.lock());
+}
+
+#[tokio::test]
+async fn a_topic_that_is_away_holds_up_no_other() {
+    let dir = TempDir::new().unwrap();
+    let outbox = open(&dir).await;
+    let bus = FakeBus::away();
+    *bus.away_topic.lock() = Some("away".to_owned());
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    // More than one publish takes.
+    for id in 0..400 {
+        relay.publish("away", vec![event(id)]).await.unwrap();
+    }
+    publish(&relay, 1_000).await;
+    bus.set_away(false);
+    assert_eq!(bus.wait_for(1).await, ["1000"]);
+    for id in 1_001..1_010 {
+        assert_eq!(publish(&relay, id).await, Accepted::Spooled);
+        assert_eq!(bus.wait_for(id as usize - 999).await, ids(1_000..=id));
+    }
+    assert_eq!(relay.publish("away", vec![event(400)]).await.unwrap(), Accepted::Spooled);
+    *bus.away_topic.lock() = None;
+    assert_eq!(bus.wait_for(411).await, ids((1_000..1_010).chain(0..=400)), "in their order");
+    emptied(&relay).await;
 }
 
 #[tokio::test]

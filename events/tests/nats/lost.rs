@@ -8,7 +8,7 @@ use duet_events::bus::{
 };
 use duet_events::nats::NatsBus;
 
-use super::behaviour::{events, eventually, next, publish, spec};
+use super::behaviour::{events, eventually, next, nothing, publish, spec};
 use super::{Server, connect, options};
 
 /// Takes events until this one comes.
@@ -23,10 +23,14 @@ async fn comes(consumer: &mut Consumer, id: &str) {
     }
 }
 
-fn counter(registry: &prometheus::Registry, name: &str) -> f64 {
+/// How many of a kind were made anew.
+fn remade(registry: &prometheus::Registry, kind: &str) -> f64 {
     let families = registry.gather();
-    let family = families.iter().filter(|family| family.name() == name);
-    family.flat_map(|family| family.get_metric()).map(|one| one.get_counter().get_value()).sum()
+    let family = families.iter().filter(|family| family.name() == "duet_bus_nats_remade_total");
+    let of_kind = family.flat_map(|family| family.get_metric()).filter(|metric| {
+        metric.get_label().iter().any(|label| label.name() == "kind" && label.value() == kind)
+    });
+    of_kind.map(|one| one.get_counter().get_value()).sum()
 }
 
 #[tokio::test]
@@ -52,6 +56,7 @@ async fn a_bus_goes_on_by_itself_where_the_servers_lost_everything() {
     for consumer in &mut consumers {
         comes(consumer, "1").await;
     }
+    bus.pause("a/waits", true).await.unwrap();
     server.kill();
     server.wipe();
     server.restart().await;
@@ -66,12 +71,45 @@ async fn a_bus_goes_on_by_itself_where_the_servers_lost_everything() {
     let declared: Vec<_> = declared.map(|status| status.name).collect();
     assert_eq!(declared, ["a/declared", "a/waits"]);
     let mut waits = bus.consume(latest("a/waits")).await.unwrap();
+    nothing(&mut waits).await;
+    let paused = known().await.into_iter().filter(|status| status.paused);
+    assert_eq!(paused.map(|status| status.name).collect::<Vec<_>>(), ["a/waits"]);
+    bus.pause("a/waits", false).await.unwrap();
     comes(&mut waits, "2").await;
     let js = jetstream::new(async_nats::connect(server.url()).await.unwrap());
     let stream = js.get_stream("duet_orders").await.unwrap();
     assert_eq!(Some(stream.cached_info().config.max_age), age);
-    // One stream, and each subscription: perhaps by two at the same time.
-    assert!(counter(&registry, "duet_bus_nats_remade_total") >= 5.0);
+    // Perhaps by two at the same time.
+    assert!(remade(&registry, "stream") >= 1.0);
+    assert_eq!(remade(&registry, "subscription"), 4.0);
+}
+
+#[tokio::test]
+async fn two_control_planes_make_each_subscription_anew_once() {
+    const SUBSCRIPTIONS: usize = 40;
+    let Some(mut server) = Server::start("").await else { return };
+    let registries = [(); 2].map(|()| prometheus::Registry::new());
+    let open = |registry| NatsBus::open("default", options(&server), registry);
+    // Both look at what there is every five seconds, from now on.
+    let (one, other) = tokio::join!(open(&registries[0]), open(&registries[1]));
+    let buses = [one.unwrap(), other.unwrap()];
+    for bus in &buses {
+        bus.connected(Duration::from_secs(20)).await.unwrap();
+        for number in 0..SUBSCRIPTIONS {
+            bus.ensure_subscription(spec(&format!("a/{number}"))).await.unwrap();
+        }
+    }
+    server.kill();
+    server.wipe();
+    server.restart().await;
+    for bus in &buses {
+        eventually("they are all there", async || {
+            bus.subscriptions().await.is_ok_and(|all| all.len() == SUBSCRIPTIONS)
+        })
+        .await;
+    }
+    let all: f64 = registries.iter().map(|registry| remade(registry, "subscription")).sum();
+    assert_eq!(all, SUBSCRIPTIONS as f64, "each of one generation");
 }
 
 #[tokio::test]

@@ -1,13 +1,18 @@
 //! Several control planes on one cluster, and consumers that follow one another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::pull;
 use duet_events::Event;
 use duet_events::bus::{
     EventBus as _, ManagedBus as _, Settle, Start, SubscriptionSpec, TopicConfig,
 };
 use duet_events::nats::NatsBus;
-use tokio::time::{Instant, sleep, timeout};
+use futures::StreamExt as _;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::behaviour::{Bus, eventually, next, publish, settle_all, spec};
 use super::{Server, connect, options};
@@ -83,6 +88,87 @@ pub(crate) async fn consumers_of_another_control_plane_are_seen(bus: &Bus) {
     consumer.settler().settle(delivery.id, Settle::Ack);
     consumer.finish().await;
     eventually("it is gone", async || consumers().await == 0).await;
+}
+
+/// Consumers that come and go, each with something in hand, and then one that stays. Returns how long that one waited for
+/// the first event.
+async fn handed_over(bus: Arc<NatsBus>, spec: SubscriptionSpec) -> Duration {
+    for _ in 0..12 {
+        let mut consumer = bus.consume(spec.clone()).await.unwrap();
+        let leaves = Instant::now() + Duration::from_millis(350);
+        while let Ok(Some(Ok(delivery))) = timeout_at(leaves, consumer.next()).await {
+            if delivery.position % 4 > 0 {
+                consumer.settler().settle(delivery.id, Settle::Ack);
+            }
+        }
+    }
+    let before = Instant::now();
+    let mut consumer = bus.consume(spec).await.unwrap();
+    next(&mut consumer).await;
+    before.elapsed()
+}
+
+#[tokio::test]
+async fn nothing_is_on_its_way_to_a_consumer_that_left() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    let mut handovers = JoinSet::new();
+    for number in 0..10 {
+        let ordered = SubscriptionSpec { ordered: true, ..spec(&format!("a/{number}")) };
+        bus.ensure_subscription(ordered.clone()).await.unwrap();
+        handovers.spawn(handed_over(Arc::clone(&bus), ordered));
+    }
+    for id in 0.. {
+        publish(&*bus, [id]).await;
+        // At the same time as others come and go.
+        sleep(Duration::from_millis(5)).await;
+        if handovers.is_empty() {
+            break;
+        }
+        while let Some(took) = handovers.try_join_next() {
+            let took = took.unwrap();
+            assert!(took < Duration::from_secs(5), "handed out again only after {took:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_ordered_subscription_goes_on_once_another_process_handled_what_it_had() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    let ordered = SubscriptionSpec { ordered: true, ..spec("a/s") };
+    bus.ensure_subscription(ordered.clone()).await.unwrap();
+    publish(&*bus, 1..=3).await;
+    let js = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = js.get_stream("duet_orders").await.unwrap();
+    let another = stream.get_consumer::<pull::Config>("a_2Fs").await.unwrap();
+    let had = another.fetch().max_messages(1).messages().await.unwrap().next().await;
+    let mut consumer = bus.consume(ordered).await.unwrap();
+    // It has the others, and asks what became of that one.
+    assert!(timeout(Duration::from_secs(1), consumer.next()).await.is_err(), "overtaken");
+    had.unwrap().unwrap().ack().await.unwrap();
+    for id in ["2", "3"] {
+        let delivery = timeout(Duration::from_secs(5), consumer.next()).await;
+        assert_eq!(delivery.expect("soon").unwrap().unwrap().event.id(), id);
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_wait_for_a_consumer_leaves_none_behind() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    let knows = || format!("{bus:?}").contains("a/reader");
+    let mut consumer = bus.consume(spec("a/reader"));
+    while !knows() {
+        assert!(futures::poll!(&mut consumer).is_pending());
+        yield_now().await;
+    }
+    // It is taken in now, and nobody hears of that.
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    drop(consumer);
+    eventually("it is forgotten", async || !knows()).await;
 }
 
 #[tokio::test]

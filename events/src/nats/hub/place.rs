@@ -4,13 +4,17 @@
 //! anew, or has handed out what is known here, is in doubt until JetStream was asked when it was made.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use tokio::time::Instant;
 
 use super::super::shared::NatsError;
 use super::super::subscription::ACK_WAIT;
-use super::{Barrier, Done, Hub, PAUSE};
+use super::{Barrier, Done, Hub};
+
+/// Bound on waiting for what is on the way to a question that is taken back.
+const LATE: Duration = Duration::from_secs(2);
 
 /// Messages in doubt, in the order in which they came.
 #[derive(Default)]
@@ -119,13 +123,18 @@ impl Hub {
     pub(super) async fn no_doubt(&mut self, born: Option<String>, messages: Vec<Message>) {
         self.doubt.asking = false;
         let waiting = std::mem::take(&mut self.doubt.waiting);
-        if born.as_ref().is_some_and(|born| *born != self.born)
+        let Some(born) = born else {
+            // Nor may what came since overtake them.
+            (self.question, self.consumer) = (None, None);
+            return;
+        };
+        if born != self.born
             && let Err(error) = self.find().await
         {
             tracing::debug!(subscription = self.spec.name, %error, "cannot look");
             self.consumer = None;
         }
-        if born.as_ref() == Some(&self.born) {
+        if born == self.born {
             for message in messages {
                 // Not the larger one: a new leader may count on from what it had heard of.
                 self.newest = message.info().map_or(0, |info| info.consumer_sequence);
@@ -150,7 +159,7 @@ impl Hub {
         if !self.shared.connected_now() {
             return Vec::new();
         }
-        question.end(PAUSE).await
+        question.end(LATE).await
     }
 
     /// Gives everything back that is held or comes late, in order.

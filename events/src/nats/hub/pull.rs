@@ -79,10 +79,11 @@ impl Hub {
 
     /// Asks for as many events as there is room for, where no question is open.
     pub(super) async fn pull(&mut self) {
+        // Also while a question is open: what another process had may be handled there, and then nothing comes.
+        self.ask_pending();
         if self.question.is_some() || Instant::now() < self.rest_until {
             return;
         }
-        self.ask_pending();
         let Some(room) = self.room() else { return };
         if let Err(error) = self.try_pull(room).await {
             tracing::debug!(subscription = self.spec.name, %error, "cannot pull");

@@ -20,6 +20,12 @@ const NO_WORD: Duration = Duration::from_secs(5);
 const ALIVE: Duration = Duration::from_secs(3);
 /// One that says nothing for this long does not: it may have died, and another one be in its place.
 const SILENCE: Duration = Duration::from_secs(7);
+/// Most events that may be sent while a question is taken back; if there are more, those are handed out again after
+/// `AckWait`.
+const ON_THE_WAY: usize = 64;
+/// Words of the server that may be among them.
+const WORDS: usize = 8;
+
 /// Why a server ends a question whose bytes are used up.
 const TOO_LARGE: &str = "Message Size Exceeds MaxBytes";
 
@@ -34,6 +40,10 @@ pub(super) struct Room {
 /// Dropping it loses what is on the way until JetStream hands it out again: [`Self::end`] does not.
 pub(super) struct Question {
     answers: Subscriber,
+    /// Of all kinds that were taken so far.
+    taken: u64,
+    inbox: Subject,
+    consumer: PullConsumer,
     js: async_nats::jetstream::Context,
     asked: Room,
     /// Events that may still come.
@@ -61,11 +71,21 @@ impl Question {
             idle_heartbeat: ALIVE,
             ..BatchConfig::default()
         };
-        let sent = consumer.request_batch(config, inbox).await;
+        let sent = consumer.request_batch(config, inbox.clone()).await;
         sent.map_err(|error| shared.error("pull", &error))?;
-        let (js, heard) = (shared.js.clone(), Instant::now());
-        let (left, until) = (asked.events, heard + WAIT + NO_WORD);
-        Ok(Self { answers, js, asked, left, until, heard, too_small: false })
+        let heard = Instant::now();
+        Ok(Self {
+            answers,
+            taken: 0,
+            inbox,
+            consumer: consumer.clone(),
+            js: shared.js.clone(),
+            asked,
+            left: asked.events,
+            until: heard + WAIT + NO_WORD,
+            heard,
+            too_small: false,
+        })
     }
 
     /// Whether the next event is larger than all that it asked for.
@@ -85,6 +105,7 @@ impl Question {
                 return (silent < self.until).then(|| Err("the server is silent".to_owned()));
             };
             let answer = answer?;
+            self.taken += 1;
             self.heard = Instant::now();
             match answer.status {
                 None | Some(StatusCode::OK) => {
@@ -117,19 +138,63 @@ impl Question {
     /// Takes the question back, and returns what was answered to it meanwhile.
     pub(super) async fn end(mut self, wait: Duration) -> Vec<Message> {
         let mut late = Vec::new();
-        if self.answers.drain().await.is_err() {
-            return late;
-        }
-        let rest = async {
+        // Without a connection nothing comes.
+        timeout(wait, self.take_late(&mut late)).await.ok();
+        late
+    }
+
+    /// Neither server nor client may forget the inbox before they have passed on what is on the way, and the client's
+    /// `drain` does. So both are told to do so after as many answers as there may be, and the server is made to say
+    /// something to fill that number.
+    async fn take_late(&mut self, late: &mut Vec<Message>) {
+        // Most of it is here once nothing comes before such a word.
+        let mut before = None;
+        while self.left > 0 && before != Some(late.len()) {
+            before = Some(late.len());
+            self.provoke(1).await;
             while let Some(answer) = self.answers.next().await {
-                if matches!(answer.status, None | Some(StatusCode::OK)) {
-                    late.push(Message { message: answer, context: self.js.clone() });
+                if !self.keep(answer, late) {
+                    break;
                 }
             }
-        };
-        // Without a connection nothing comes.
-        timeout(wait, rest).await.ok();
-        late
+        }
+        let fill = self.left.min(ON_THE_WAY) + WORDS;
+        let last = self.taken.saturating_add(fill as u64);
+        if self.answers.unsubscribe_after(last).await.is_err() {
+            return;
+        }
+        self.provoke(fill).await;
+        while let Some(answer) = self.answers.next().await {
+            self.keep(answer, late);
+        }
+    }
+
+    /// Makes the server say so many words: it refuses such a heartbeat.
+    async fn provoke(&self, words: usize) {
+        for _ in 0..words {
+            let refused = BatchConfig {
+                batch: 1,
+                expires: Some(ALIVE),
+                idle_heartbeat: WAIT,
+                ..BatchConfig::default()
+            };
+            if self.consumer.request_batch(refused, self.inbox.clone()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps an event. False for a word of the server, but for a heartbeat.
+    fn keep(&mut self, answer: async_nats::Message, late: &mut Vec<Message>) -> bool {
+        self.taken += 1;
+        match answer.status {
+            None | Some(StatusCode::OK) => {
+                self.left = self.left.saturating_sub(1);
+                late.push(Message { message: answer, context: self.js.clone() });
+                true
+            }
+            Some(status) => status == StatusCode::IDLE_HEARTBEAT,
+        }
     }
 }
 
