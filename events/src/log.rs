@@ -98,7 +98,7 @@ pub(crate) struct LogDelivery {
 pub(crate) struct Backlog {
     /// Events not settled.
     pub(crate) events: u64,
-    /// Bytes of all records of its topic.
+    /// Bytes of their records, as the topic has them on average.
     pub(crate) bytes: u64,
 }
 

@@ -284,13 +284,12 @@ async fn what_an_application_has_in_hand_when_it_leaves_with_its_sidecar_spends_
     let first = Sidecar::ready(&control_plane, Options::service("reader", app.port)).await;
     publish(&first, "1").await;
     app.sees("1", "1").await;
-    // As Kubernetes has it: the sidecar is told when the application has gone.
-    app.task.abort();
-    eventually("the application is seen away", SOON, async || {
+    first.leave();
+    eventually("the sidecar drains", SOON, async || {
         http::is_ok(first.ports.metrics, "/ready").await.is_none().then_some(())
     })
     .await;
-    first.leave();
+    app.task.abort();
     first.gone().await;
     let app = Raw::start(0, |_| Does::Answers).await;
     let options = Options::service("reader", app.port).instance("reader-2");

@@ -28,7 +28,9 @@ pub(super) fn subscriptions(session: &Session) -> anyhow::Result<()> {
         let rows = answer.get_mut("subscriptions").and_then(Value::as_array_mut);
         let now = Timestamp::now();
         rows.into_iter().flatten().filter_map(Value::as_object_mut).for_each(|row| {
-            let since = row.get("waitingSince").and_then(Value::as_str);
+            // Control planes of before have no other time.
+            let since = row.get("waitingSince").or_else(|| row.get("oldest"));
+            let since = since.and_then(Value::as_str);
             let age = since.and_then(|since| age(since, now));
             row.extend(age.map(|age| ("age".to_owned(), Value::from(age))));
         });

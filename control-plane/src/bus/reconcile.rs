@@ -289,8 +289,13 @@ impl Reconciler {
         };
         tracing::warn!(bus, kind, name, "no longer declared; the bus forgets that {after}");
         match &kept {
-            Kept::Topic { name, .. } => drop(self.done.topics.remove(name)),
-            Kept::Subscription { name, .. } => drop(self.done.subscriptions.remove(name)),
+            // One of this name may be on another bus by now.
+            Kept::Topic { bus, name } => {
+                self.done.topics.retain(|is, topic| is != name || topic.bus != *bus);
+            }
+            Kept::Subscription { bus, name } => {
+                self.done.subscriptions.retain(|is, spec| is != name || spec.bus != *bus);
+            }
         }
         self.undeclared.insert(kept, Instant::now() + UNDECLARED_GRACE);
     }

@@ -139,7 +139,13 @@ impl Engine {
         let backlogs = self.subscriptions.iter().filter_map(|(name, subscription)| {
             let topic = self.topics.get(&subscription.row.topic)?;
             let events = self.lag(subscription);
-            Some((name.clone(), Backlog { events, bytes: topic.row().bytes }))
+            // Some of the topic's may be handled, and wait for one before them to go.
+            let all = u128::from(topic.events().max(1));
+            let bytes = u128::from(topic.row().bytes) * u128::from(events) / all;
+            Some((
+                name.clone(),
+                Backlog { events, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) },
+            ))
         });
         backlogs.collect()
     }

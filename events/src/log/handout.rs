@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::consumers::Open;
@@ -19,6 +20,9 @@ use crate::cloudevent::{self, DELIVER_AT, EXPIRY_TIME};
 const STEP: usize = 256;
 /// Records that are read again in one turn.
 const REFILL_READS: u64 = 1024;
+/// Bytes of a topic whose events are carried elsewhere that may be of such as are there already, and wait for one before
+/// them to go.
+const MOST_CARRIED: u64 = 4 << 20;
 
 impl Engine {
     /// Declares the subscription and adds a consumer.
@@ -75,7 +79,7 @@ impl Engine {
         outcome: &Settle,
         now_ms: u64,
     ) -> Result<bool, LogError> {
-        let Some((name, position)) = self.answered(consumer, delivery) else {
+        let Some((name, Open { position, bytes, .. })) = self.answered(consumer, delivery) else {
             return Ok(false);
         };
         if let Settle::DeadLetter { reason, status } = outcome {
@@ -95,24 +99,41 @@ impl Engine {
             Settle::Release { delay } => progress.postpone(position, now_ms, millis(*delay), false),
         };
         subscription.changed(position, change, &mut self.batch);
+        if subscription.as_is && matches!(outcome, Settle::Ack | Settle::DeadLetter { .. }) {
+            self.carried(&name, position, bytes);
+        }
         Ok(true)
     }
 
-    /// What a delivery was of, subscription and position, unless that was moved or removed meanwhile. Its consumer has room
+    /// Somebody carried an event to where it belongs, and one before it not yet: if that takes long, what was carried past
+    /// it must not fill the disk.
+    fn carried(&mut self, name: &str, position: u64, bytes: u64) {
+        let Some(subscription) = self.subscriptions.get(name) else { return };
+        let (topic, floor) = (&subscription.row.topic, subscription.progress.floor());
+        if let Some(state) = self.topics.get_mut(topic)
+            && position > floor
+            && state.row().bytes > MOST_CARRIED
+        {
+            state.remove(position, bytes, &mut self.batch);
+            self.batch.topics.insert(topic.clone(), state.row().encode_to_vec());
+        }
+    }
+
+    /// What a delivery was of, its subscription and the rest, unless that was moved or removed meanwhile. Its consumer has room
     /// again.
-    fn answered(&mut self, consumer: u64, delivery: u64) -> Option<(Arc<str>, u64)> {
+    fn answered(&mut self, consumer: u64, delivery: u64) -> Option<(Arc<str>, Open)> {
         let name = Arc::clone(self.owners.get(&consumer)?);
         let subscription = self.subscriptions.get_mut(&*name)?;
-        let Open { position, epoch, .. } = subscription.consumers.settle(consumer, delivery)?;
-        let is_its_own = epoch == subscription.row.epoch;
+        let open = subscription.consumers.settle(consumer, delivery)?;
+        let is_its_own = open.epoch == subscription.row.epoch;
         self.touch(&name);
-        is_its_own.then_some((name, position))
+        is_its_own.then_some((name, open))
     }
 
     /// What was to become of a delivery cannot be now: it comes again, unspent, and not before a time. Takes nothing of the
     /// disk.
     pub(super) fn hold_back(&mut self, consumer: u64, delivery: u64, until_ms: u64) {
-        let Some((name, position)) = self.answered(consumer, delivery) else {
+        let Some((name, Open { position, .. })) = self.answered(consumer, delivery) else {
             return;
         };
         if let Some(subscription) = self.subscriptions.get_mut(&*name) {

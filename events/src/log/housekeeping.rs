@@ -49,6 +49,10 @@ impl Engine {
 
     /// Trims the topics that have more, by a step.
     pub(super) fn trim_on(&mut self, now_ms: u64) -> Result<(), LogError> {
+        if !self.batch.trims.is_empty() {
+            // What the current batch removes is found until then, and would be taken once more.
+            self.commit()?;
+        }
         let mut floors: HashMap<&str, u64> = HashMap::new();
         for subscription in self.subscriptions.values() {
             let floor = subscription.progress.floor();

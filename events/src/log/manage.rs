@@ -94,7 +94,12 @@ impl Engine {
             None if floor_of_due < end => self.store.first((id, floor_of_due), end)?,
             due => due,
         };
-        let since = due.map(|(_, record)| waits_since(&record, now_ms));
+        // What lies from there on was not looked at for what it is for: what is behind it may wait for longer than that.
+        let unseen = self.subscriptions.get(name).map_or(0, |it| it.progress.cursor());
+        let since = due.map(|(position, record)| match position >= unseen {
+            true => record.published_ms,
+            false => waits_since(&record, now_ms),
+        });
         Ok((told, since.into_iter().chain(due_since).min()))
     }
 
@@ -242,8 +247,7 @@ impl Engine {
     }
 }
 
-/// Since when an event could be delivered. One that is for later, and that nobody was there for to be handed to, counts
-/// from its publication.
+/// Since when an event could be delivered.
 fn waits_since(record: &Record, now_ms: u64) -> u64 {
     let attributes = record.event.as_ref().map(|event| &event.attributes);
     let due = attributes.and_then(|attributes| attributes.get(DELIVER_AT));

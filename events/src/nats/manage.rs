@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::hub::{Command, now_ms};
 use super::names::message_id;
-use super::record::Record;
+use super::record::{Overtaken, Record};
 use super::shared::{NatsError, Shared};
 use super::status::millis;
 use super::stream::{is_declared_for, topic_of};
@@ -319,7 +319,8 @@ impl Shared {
     }
 
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
-        let (topic, old, mut record, revision) = loop {
+        let mut overtaken = Overtaken::default();
+        let (topic, old, mut record, mut revision) = loop {
             let (mut record, revision) = self.known(subscription).await?;
             let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
             let old = self.consumer(&topic, subscription).await?;
@@ -331,15 +332,23 @@ impl Shared {
             if let Some(revision) = self.put_record(&record, revision).await? {
                 break (topic, old, record, revision);
             }
+            overtaken.again().await?;
         };
         self.delete_consumer(&record.topic, subscription).await?;
         self.recreate(&topic, subscription, old.as_ref(), to).await?;
-        record.moving_to = None;
-        if self.put_record(&record, revision).await?.is_none() {
-            // Whoever wrote it since made what was missing of it.
-            tracing::debug!(subscription, "its record was changed meanwhile");
+        loop {
+            record.moving_to = None;
+            if self.put_record(&record, revision).await?.is_some() {
+                return Ok(());
+            }
+            overtaken.again().await?;
+            let epoch = record.epoch;
+            (record, revision) = self.known(subscription).await?;
+            if record.epoch != epoch || record.moving_to.is_none() {
+                // Somebody moves it again, or saw that it is there.
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     async fn pause(&self, subscription: &str, paused: bool) -> Result<(), ManageError> {

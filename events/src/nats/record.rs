@@ -5,6 +5,7 @@
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Duration, sleep};
 
 use super::hub::now_ms;
 use super::names::token;
@@ -13,6 +14,27 @@ use crate::bus::{Start, SubscriptionSpec, TopicConfig};
 
 /// Events that are asked for how often they were tried, for an operator: each is a question of its own.
 const MOST_LOOKED_AT: usize = 500;
+
+/// Tries of a write that others overtake, and the pause after the first; each is longer than the one before.
+const MOST_OVERTAKEN: u32 = 10;
+const OVERTAKEN: Duration = Duration::from_millis(20);
+
+/// Counts how often somebody else has written a record in between.
+#[derive(Debug, Default)]
+pub(super) struct Overtaken(u32);
+
+impl Overtaken {
+    /// Waits a little. An error once it looks as if the servers say so for ever.
+    pub(super) async fn again(&mut self) -> Result<(), NatsError> {
+        self.0 += 1;
+        if self.0 >= MOST_OVERTAKEN {
+            let text = "a subscription's record is being written by others all the time";
+            return Err(NatsError::Away(text.to_owned()));
+        }
+        sleep(OVERTAKEN * self.0).await;
+        Ok(())
+    }
+}
 
 /// What the bucket says of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,6 +179,7 @@ impl Shared {
 
     /// Notes that a resource declares a subscription, whoever made it.
     pub(super) async fn mark_declared(&self, name: &str) -> Result<(), NatsError> {
+        let mut overtaken = Overtaken::default();
         loop {
             let (record, revision) = self.read_record(name).await?;
             let Some(record) = record.filter(|record| !record.declared) else { return Ok(()) };
@@ -164,6 +187,7 @@ impl Shared {
             if self.put_record(&declared, revision).await?.is_some() {
                 return Ok(());
             }
+            overtaken.again().await?;
         }
     }
 
@@ -190,6 +214,8 @@ impl Shared {
             self.delete_consumer(&record.topic, name).await?;
             self.purge_state(&record_key(name)).await?;
         }
+        // Once more: it may have been looked at meanwhile.
+        self.wanted.lock().pause(name, false);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::ConsumerErrorKind;
 
 use super::names::token;
-use super::record::Record;
+use super::record::{Overtaken, Record};
 use super::shared::{NatsError, Shared};
 use super::stream::Topic;
 use crate::bus::{Start, SubscriptionSpec, TopicConfig, dead_letter};
@@ -25,11 +25,13 @@ pub(super) type PullConsumer = consumer::Consumer<pull::Config>;
 impl Shared {
     /// Makes what is missing of a subscription. One that exists keeps its place, unless a resource moves it.
     pub(super) async fn ensure(&self, spec: &SubscriptionSpec) -> Result<Topic, NatsError> {
+        let mut overtaken = Overtaken::default();
         loop {
             if let Some(topic) = Box::pin(self.try_ensure(spec)).await? {
                 return Ok(topic);
             }
             tracing::debug!(subscription = spec.name, "its record was changed meanwhile");
+            overtaken.again().await?;
         }
     }
 

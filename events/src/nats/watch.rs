@@ -58,6 +58,8 @@ async fn look(shared: &Weak<Shared>, hubs: &Weak<Hubs>, known: &mut Known) -> bo
         Ok(now) => {
             for gone in known.measured.difference(&now.measured) {
                 shared.metrics.forget_subscription(gone);
+                // One of this name that is made later does not rest.
+                shared.wanted.lock().pause(gone, false);
             }
             *known = now;
         }

@@ -138,11 +138,7 @@ impl Forwarder {
             oldest.set(age_ms as f64 / 1e3);
             if age_ms > LONG_WAIT_MS && !std::mem::replace(told, true) {
                 let events = self.spool.waiting.lock().events;
-                tracing::warn!(
-                    bus,
-                    events,
-                    "events wait in the outbox, as the bus does not answer or take them"
-                );
+                tracing::warn!(bus, events, "events wait in the outbox until the bus takes them");
             }
         } else if std::mem::take(told) {
             tracing::info!(bus, "what waited in the outbox has left it");

@@ -280,6 +280,43 @@ async fn a_topic_that_is_away_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn what_passed_a_topic_that_is_away_leaves_the_disk() {
+    let dir = TempDir::new().unwrap();
+    let outbox = open(&dir).await;
+    let bus = FakeBus::away();
+    *bus.away_topic.lock() = Some("away".to_owned());
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    relay.publish("away", vec![event(0)]).await.unwrap();
+    bus.set_away(false);
+    // A dozen times what the outbox takes.
+    for id in 1..=192 {
+        let large = event(id).with_data(vec![b'x'; 64 << 10]);
+        assert_eq!(relay.publish("orders", vec![large]).await.unwrap(), Accepted::Spooled);
+        bus.wait_for(id as usize).await;
+    }
+    let topics = outbox.log().await.unwrap().topics().await.unwrap();
+    let kept = topics.iter().find(|topic| topic.name == "default").unwrap();
+    assert!(kept.bytes < 6 << 20 && kept.events < 96, "{kept:?}");
+    drop(relay);
+    outbox.close().await;
+    drop(outbox);
+    let outbox = open(&dir).await;
+    outbox.log().await.unwrap();
+    assert!(*outbox.bytes.lock() < 1 << 20, "it is not full: {}", outbox.bytes.lock());
+    *bus.away_topic.lock() = None;
+    let relay = outbox.relay("default", Arc::<FakeBus>::clone(&bus));
+    let seen = bus.wait_for(193).await;
+    assert_eq!(seen.iter().filter(|id| *id == "0").count(), 1);
+    emptied(&relay).await;
+    let gone = async {
+        while outbox.log().await.unwrap().topics().await.unwrap()[0].events > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), gone).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_outbox_refuses_and_takes_again_when_there_is_room() {
     let dir = TempDir::new().unwrap();
     let small = OutboxOptions { capacity_bytes: 3000, ..options(&dir) };

@@ -1,7 +1,7 @@
 //! The certificate on disk, so that a restart needs neither a token nor the control plane.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -106,8 +106,15 @@ impl Store {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, self.folder.join(name))?;
-        fs::File::open(&self.folder)?.sync_all()?;
-        Ok(())
+        match fs::File::open(&self.folder)?.sync_all() {
+            // There are file systems that cannot.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) =>
+            {
+                Ok(())
+            }
+            synced => Ok(synced?),
+        }
     }
 }
 

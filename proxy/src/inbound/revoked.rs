@@ -6,15 +6,18 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use duet_api::proto;
 use duet_api::tls::sha256;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::Store;
+use crate::telemetry::sparse::Sparse;
 
 /// `<namespace>/<service account>` of each.
 pub type Identities = BTreeSet<String>;
@@ -24,6 +27,8 @@ const FILE: &str = "revoked";
 const MARK: &str = "duet-revoked 1 ";
 /// Room for some ten thousand names.
 const MAX_BYTES: u64 = 1 << 20;
+/// Bound on the last write, when the sidecar ends.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// The list on disk.
 #[derive(Debug)]
@@ -31,6 +36,7 @@ pub struct Kept {
     store: Store,
     /// What it says; `None` where it cannot be read.
     list: Option<Identities>,
+    log: Sparse,
 }
 
 impl Kept {
@@ -51,13 +57,22 @@ impl Kept {
                 None
             }
         };
-        Self { store, list }
+        Self { store, list, log: Sparse::default() }
     }
 
     /// Who was shut out when the control plane was last heard.
     #[must_use]
     pub fn list(&self) -> Identities {
         self.list.clone().unwrap_or_default()
+    }
+
+    /// Writes down what is told, until nobody tells it anything any more. Not where it is told: a disk that stalls must not
+    /// keep anybody from being shut out.
+    async fn keep_up(mut self, mut told: watch::Receiver<Vec<String>>) {
+        while told.changed().await.is_ok() {
+            let list = told.borrow_and_update().clone();
+            self.keep(&list).await;
+        }
     }
 
     /// Writes it down where it is another one.
@@ -71,8 +86,14 @@ impl Kept {
         match written.map_err(anyhow::Error::from).flatten() {
             Ok(()) => self.list = Some(list.iter().cloned().collect()),
             Err(error) => {
-                let error = format!("{error:#}");
-                tracing::warn!(error, "who is revoked cannot be stored for a restart");
+                if let Some(left_out) = self.log.pass("") {
+                    let error = format!("{error:#}");
+                    tracing::warn!(
+                        error,
+                        left_out,
+                        "who is revoked cannot be stored for a restart"
+                    );
+                }
             }
         }
     }
@@ -115,10 +136,12 @@ fn read(path: &Path) -> anyhow::Result<Identities> {
 pub async fn follow(
     mut workload: watch::Receiver<Option<Arc<proto::Workload>>>,
     revoked: watch::Sender<Identities>,
-    mut kept: Kept,
+    kept: Kept,
     stop: CancellationToken,
 ) {
-    loop {
+    let (tell, told) = watch::channel(Vec::new());
+    let keeper = tokio::spawn(kept.keep_up(told));
+    while !stop.is_cancelled() {
         let current = workload.borrow_and_update().clone();
         if let Some(current) = current {
             revoked.send_if_modified(|former| {
@@ -128,13 +151,16 @@ pub async fn follow(
                 }
                 changed
             });
-            kept.keep(&current.revoked).await;
+            tell.send_replace(current.revoked.clone());
         }
         tokio::select! {
-            changed = workload.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => return,
+            changed = workload.changed() => if changed.is_err() { break },
+            () = stop.cancelled() => break,
         }
     }
+    drop(tell);
+    // What was told last is stored, unless the disk stalls.
+    timeout(LAST_WRITE, keeper).await.ok();
 }
 
 /// Ends when a peer is shut out. `name`: its `namespace/account`.

@@ -18,7 +18,7 @@ use crate::http::headers;
 /// The application is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that was about to be closed is closed within this time.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_millis(250);
 
 /// Connections to the application, and what it speaks.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ impl App {
         if !stale && failure.progress != Progress::Unprocessed {
             return Err(failure);
         }
+        tracing::debug!(%failure, "sent to the application once more, on a new connection");
         match self.again(request, transport).await {
             // The first one may have been what the application died of.
             Err(second) if stale && second.progress == Progress::Unprocessed => Err(failure),

@@ -7,7 +7,7 @@ use duet_events::bus::{AppAnswer, Delivery, Settle, Settler, SubscriptionSpec, o
 use duet_events::inbox::Inbox;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,10 +24,6 @@ const NO_ROOM: Duration = Duration::from_secs(1);
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(5);
 /// For the application to say whether it still wants an event that it has no handler for.
 const RESOLVED_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// An application that leaves with its replica may go a little before the sidecar hears of it: where sidecars are native
-/// ones, Kubernetes tells them when the application has gone.
-const LEAVES: Duration = Duration::from_secs(2);
 
 /// Says that there is none at this path.
 const NO_HANDLER: AppAnswer = AppAnswer::Failed { status: 404 };
@@ -211,7 +207,7 @@ impl Hand {
         };
         if !over && answers.iter().any(broken) {
             self.ties.doubts.raise();
-            self.left_unsaid(&mut answers).await;
+            self.left_unsaid(&mut answers);
         }
         let reason = match over {
             true => format!("no answer within {:?}", self.spec.ack_timeout),
@@ -221,26 +217,15 @@ impl Hand {
         answers
     }
 
-    /// What the application had in hand when it left with its replica goes back unspent: it is not the event that was too
-    /// much for it. This cannot go on for long, as a sidecar leaves once. An application that goes alone spends the
-    /// attempt: nobody can tell that from an event that ends it.
-    async fn left_unsaid(&self, answers: &mut [AppAnswer]) {
-        let unsaid = |answer: &AppAnswer| matches!(answer, AppAnswer::NoAnswer { .. });
-        if answers.iter().any(unsaid) && self.leaves().await {
-            for answer in answers.iter_mut().filter(|answer| unsaid(answer)) {
-                *answer = AppAnswer::NotNow;
-            }
+    /// What the application had in hand when it ended, after its sidecar was told to leave, goes back unspent: it is not the event
+    /// that was too much for it. Only then: an application that goes first may have been ended by the event, and its
+    /// sidecar by whoever looks after both, again and again.
+    fn left_unsaid(&self, answers: &mut [AppAnswer]) {
+        if !self.ties.leaving.is_cancelled() {
+            return;
         }
-    }
-
-    /// Whether this replica leaves, now or soon.
-    async fn leaves(&self) -> bool {
-        tokio::select! {
-            biased;
-            () = self.ties.leaving.cancelled() => true,
-            // The application is there.
-            () = self.ties.doubts.resolved() => false,
-            () = sleep(LEAVES) => false,
+        for answer in answers.iter_mut().filter(|it| matches!(it, AppAnswer::NoAnswer { .. })) {
+            *answer = AppAnswer::NotNow;
         }
     }
 

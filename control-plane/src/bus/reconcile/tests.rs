@@ -133,6 +133,20 @@ async fn a_subscription_that_changes_its_bus_leaves_the_old_one() {
 }
 
 /// Nobody listens there.
+#[tokio::test]
+async fn one_that_changed_its_bus_while_nobody_looked_is_followed_on_the_new_one() {
+    let with = |bus: &str| format!("{OTHER_BUS}\n---\n{}", on(bus));
+    let (state, reconciler) = State::start(&with("other")).await;
+    drop(reconciler);
+    let (state, mut reconciler) = state.restart(&with("default")).await;
+    state.say(OTHER_BUS);
+    reconciler.look().await;
+    reconciler.forget_undeclared(after_grace()).await;
+    for bus in ["default", "other"] {
+        assert_eq!(state.subscriptions(bus).await, [""; 0], "{bus}");
+    }
+}
+
 fn on_no_cluster() -> String {
     OTHER_BUS.replace("embedded: {}", "nats: {servers: ['nats://127.0.0.1:1']}")
 }

@@ -151,37 +151,36 @@ impl Question {
         let mut before = None;
         while self.left > 0 && before != Some(late.len()) {
             before = Some(late.len());
-            self.provoke(1).await;
+            self.provoke().await;
             while let Some(answer) = self.answers.next().await {
                 if !self.keep(answer, late) {
                     break;
                 }
             }
         }
+        // One word after the other: several at once would overtake what a cluster is about to send.
         let fill = self.left.min(ON_THE_WAY) + WORDS;
         let last = self.taken.saturating_add(fill as u64);
         if self.answers.unsubscribe_after(last).await.is_err() {
             return;
         }
-        self.provoke(fill).await;
+        self.provoke().await;
         while let Some(answer) = self.answers.next().await {
-            self.keep(answer, late);
+            if !self.keep(answer, late) {
+                self.provoke().await;
+            }
         }
     }
 
-    /// Makes the server say so many words: it refuses such a heartbeat.
-    async fn provoke(&self, words: usize) {
-        for _ in 0..words {
-            let refused = BatchConfig {
-                batch: 1,
-                expires: Some(ALIVE),
-                idle_heartbeat: WAIT,
-                ..BatchConfig::default()
-            };
-            if self.consumer.request_batch(refused, self.inbox.clone()).await.is_err() {
-                return;
-            }
-        }
+    /// Makes the server say a word: it refuses such a heartbeat. Where it cannot be asked, nothing comes.
+    async fn provoke(&self) {
+        let refused = BatchConfig {
+            batch: 1,
+            expires: Some(ALIVE),
+            idle_heartbeat: WAIT,
+            ..BatchConfig::default()
+        };
+        self.consumer.request_batch(refused, self.inbox.clone()).await.ok();
     }
 
     /// Keeps an event. False for a word of the server, but for a heartbeat.

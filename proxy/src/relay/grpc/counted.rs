@@ -1,6 +1,7 @@
 //! The body of a publish over gRPC: its bytes count against what publishes may hold in memory as they come in, and not only
 //! once there is a message of them.
 
+use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,9 +10,10 @@ use bytes::Bytes;
 use http::Request;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use super::super::publish::store::Publishing;
+use super::super::publish::store::{BODY_TIMEOUT, Publishing};
 
 /// Methods whose one message is published.
 const PUBLISHES: [&str; 3] = ["PublishEvent", "BulkPublishEvent", "BulkPublishEventAlpha1"];
@@ -24,6 +26,8 @@ pub(super) struct Counted<B> {
     counts: bool,
     /// Of what came so far.
     room: Option<OwnedSemaphorePermit>,
+    /// When all of it must be there, from its first bytes on.
+    until: Option<Pin<Box<Sleep>>>,
 }
 
 impl<B> Counted<B> {
@@ -32,7 +36,17 @@ impl<B> Counted<B> {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default();
         let counts = PUBLISHES.contains(&method);
         let publishing = Arc::clone(publishing);
-        request.map(|body| Self { body, publishing, counts, room: None })
+        request.map(|body| Self { body, publishing, counts, room: None, until: None })
+    }
+}
+
+impl<B> Counted<B> {
+    /// What never ends does not keep its room for ever.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(until) = &mut self.until else { return Poll::Pending };
+        ready!(until.as_mut().poll(cx));
+        let text = format!("the message did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        Poll::Ready(Some(Err(Status::deadline_exceeded(text))))
     }
 }
 
@@ -47,9 +61,10 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
-            return Poll::Ready(None);
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            return self.poll_late(cx);
         };
+        let Some(frame) = frame else { return Poll::Ready(None) };
         let frame = frame.map_err(|error| Status::from_error(Box::new(error)))?;
         let length = frame.data_ref().map_or(0, Bytes::len);
         let this = &mut *self;
@@ -60,7 +75,10 @@ where
             })?;
             match &mut this.room {
                 Some(room) => room.merge(taken),
-                None => this.room = Some(taken),
+                None => {
+                    this.room = Some(taken);
+                    this.until = Some(Box::pin(sleep(BODY_TIMEOUT)));
+                }
             }
         }
         Poll::Ready(Some(Ok(frame)))

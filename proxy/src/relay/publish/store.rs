@@ -24,7 +24,7 @@ const MAX_NAME_BYTES: usize = 255;
 /// Most events of one request: an event takes more in memory than in a body.
 pub(in crate::relay) const MAX_ENTRIES: usize = 10_000;
 /// A publisher must send its whole body within this time.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(in crate::relay) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where an accepted publish lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
