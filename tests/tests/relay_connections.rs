@@ -18,8 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
 use duet_tests::{SOON, eventually, http, metrics};
-use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -317,33 +317,40 @@ async fn dead_letters_are_counted_one_by_one_and_the_log_says_the_first() {
     assert!((1..=most).contains(&lines), "{lines} lines");
 }
 
-#[tokio::test]
-async fn publishes_over_grpc_count_while_they_come_in() {
-    let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
-    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+/// Publishes over gRPC, each of a message of 4 MiB whose end never comes; and their connection.
+async fn half_sent(writer: &Sidecar, count: usize) -> (Halves, JoinHandle<hyper::Result<()>>) {
     let stream = TcpStream::connect(writer.ports.grpc_api).await.unwrap();
     let (executor, io) = (TokioExecutor::new(), TokioIo::new(stream));
     let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
     let connection = tokio::spawn(connection);
-    // Twenty messages of 4 MiB, each without its end.
-    let mut calls: FuturesUnordered<_> = (0..20)
-        .map(|_| {
-            let prefix = Bytes::from_static(&[0, 0, 0x40, 0, 0]);
-            let part = Bytes::from(vec![0; 64 * 1024 - 1]);
-            let pieces = std::iter::once(prefix).chain(std::iter::repeat_n(part, 64));
-            let pieces = futures::stream::iter(pieces).chain(futures::stream::pending());
-            let body = StreamBody::new(pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
-            let path = "/dapr.proto.runtime.v1.Dapr/PublishEvent";
-            let request =
-                axum::http::Request::post(format!("http://{}{path}", writer.ports.grpc_api));
-            let request =
-                request.header("content-type", "application/grpc").header("te", "trailers");
-            let mut sender = sender.clone();
-            async move { sender.send_request(request.body(body).unwrap()).await }
-        })
-        .collect();
+    let url = format!("http://{}/dapr.proto.runtime.v1.Dapr/PublishEvent", writer.ports.grpc_api);
+    let calls = (0..count).map(|_| {
+        let prefix = Bytes::from_static(&[0, 0, 0x40, 0, 0]);
+        let part = Bytes::from(vec![0; 64 * 1024 - 1]);
+        let pieces = std::iter::once(prefix).chain(std::iter::repeat_n(part, 64));
+        let pieces = futures::stream::iter(pieces).chain(futures::stream::pending());
+        let body = StreamBody::new(pieces.map(|piece| Ok::<_, Infallible>(Frame::data(piece))));
+        let request = axum::http::Request::post(&url);
+        let request = request.header("content-type", "application/grpc").header("te", "trailers");
+        let mut sender = sender.clone();
+        async move {
+            let answer = sender.send_request(request.body(body).unwrap()).await.unwrap();
+            answer.headers()["grpc-status"].to_str().unwrap().to_owned()
+        }
+        .boxed()
+    });
+    (calls.collect(), connection)
+}
+
+type Halves = FuturesUnordered<futures::future::BoxFuture<'static, String>>;
+
+#[tokio::test]
+async fn publishes_over_grpc_count_while_they_come_in() {
+    let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let (mut calls, connection) = half_sent(&writer, 20).await;
     let refused = tokio::time::timeout(SOON, calls.next()).await.expect("one is refused");
-    assert_eq!(refused.unwrap().unwrap().headers()["grpc-status"], "8");
+    assert_eq!(refused.unwrap(), "8");
     drop(calls);
     connection.abort();
     // What the others had is given back.
@@ -354,4 +361,14 @@ async fn publishes_over_grpc_count_while_they_come_in() {
         (answer.status() == 204).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_publish_over_grpc_whose_end_does_not_come_is_given_up() {
+    let control_plane = ControlPlane::start(&[("news.yaml", RESOURCES)]).await;
+    let writer = Sidecar::ready(&control_plane, Options::client("writer")).await;
+    let (mut calls, _connection) = half_sent(&writer, 1).await;
+    // The sidecar waits for half a minute.
+    let given_up = tokio::time::timeout(2 * SOON, calls.next()).await.expect("it is given up");
+    assert_eq!(given_up.unwrap(), "4");
 }

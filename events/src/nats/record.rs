@@ -276,3 +276,18 @@ impl Shared {
         purged.map(drop).map_err(|error| self.state_error("the bucket of state", &error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_others_write_all_the_time_is_given_up() {
+        let (mut overtaken, started) = (Overtaken::default(), tokio::time::Instant::now());
+        for _ in 1..MOST_OVERTAKEN {
+            overtaken.again().await.unwrap();
+        }
+        assert_eq!(started.elapsed(), OVERTAKEN * 45, "a little longer each time");
+        assert!(matches!(overtaken.again().await, Err(NatsError::Away(_))));
+    }
+}

@@ -83,7 +83,7 @@ impl Pool {
         }
     }
 
-    /// The same, but no connection that is idle.
+    /// The same, but of HTTP/1 no connection that is idle.
     ///
     /// # Errors
     /// As [`Self::sender`].

@@ -200,6 +200,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_disk_that_stalls_keeps_nobody_from_being_shut_out() {
+        let folder = tempfile::tempdir().unwrap();
+        // Whoever writes here waits for a reader.
+        let stalls = folder.path().join(format!("{FILE}.{}.tmp", std::process::id()));
+        assert!(std::process::Command::new("mkfifo").arg(&stalls).status().unwrap().success());
+        let kept = Kept::load(Store::open(folder.path()).unwrap());
+        let (tell, workload) = watch::channel(None);
+        let (sender, mut revoked) = watch::channel(Identities::new());
+        let followed = tokio::spawn(follow(workload, sender, kept, CancellationToken::new()));
+        for names in [&["shop/carts"][..], &["shop/carts", "shop/orders"]] {
+            let all: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let seen = revoked.wait_for(|revoked| revoked.iter().eq(&all));
+            let workload = proto::Workload { revoked: all.clone(), ..Default::default() };
+            tell.send(Some(Arc::new(workload))).unwrap();
+            timeout(Duration::from_secs(20), seen).await.unwrap().unwrap();
+        }
+        drop(tell);
+        followed.await.unwrap();
+        let reader = spawn_blocking(move || fs::File::open(stalls));
+        drop(reader.await.unwrap().unwrap());
+    }
+
+    #[tokio::test]
     async fn a_damaged_list_is_none_and_the_next_one_takes_its_place() {
         let folder = tempfile::tempdir().unwrap();
         let load = || Kept::load(Store::open(folder.path()).unwrap());

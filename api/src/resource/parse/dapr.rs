@@ -66,8 +66,7 @@ fn subscription(document: &Value) -> String {
         text.push_str(", for each application that serves the path");
     } else if !others.is_empty() {
         // Writing to a string does not fail.
-        let _infallible =
-            write!(text, ", and the same under other names for {}", others.join(", "));
+        let _infallible = write!(text, ", and the same under other names for {}", sequence(others));
     }
     text
 }
@@ -179,8 +178,11 @@ fn scalar(text: &str) -> String {
     if text.starts_with(first) && text.chars().all(plain) && reads_the_same() {
         return text.to_owned();
     }
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("'{}'", line.replace('\'', "''"))
+    if text.chars().any(char::is_control) {
+        // Double quotes take line breaks as JSON writes them. Without them, a comment would have no end.
+        return serde_json::Value::from(text).to_string();
+    }
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 #[cfg(test)]
@@ -223,7 +225,7 @@ spec:
   routes:
     rules:
       - match: |
-          event.type == "widget" &&
+          event.type == "widget" && // and "this"
           event.data.note == 'it''s, {new}'
         path: widgets
     default: /orders
@@ -240,7 +242,7 @@ scopes: [checkout, audit]
             found.starts_with("mesh/dapr.yaml:4:7: kind: a Subscription of Dapr is not read; "),
             "{found}"
         );
-        assert!(found.ends_with("}, and the same under other names for audit"), "{found}");
+        assert!(found.ends_with("}, and the same under other names for [audit]"), "{found}");
         assert!(!found.contains('\n'), "{found}");
         let same = r#"apiVersion: duet.dev/v1alpha1
 kind: Subscription
@@ -250,7 +252,10 @@ spec:
   topic: orders
   subscriber: {service: checkout, path: /orders}
   routes:
-  - {match: "event.type == \"widget\" && event.data.note == 'it''s, {new}'", path: /widgets}
+  - match: |-
+      event.type == "widget" && // and "this"
+      event.data.note == 'it''s, {new}'
+    path: /widgets
   deadLetterTopic: poison
   bulk: {max: 50, wait: 40ms}
   rawPayload: true

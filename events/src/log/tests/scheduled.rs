@@ -73,3 +73,20 @@ fn what_became_due_hides_nothing_that_has_waited_for_longer() {
     }
     assert_eq!(told(&mut engine, 9_500), (0, 0, None));
 }
+
+#[test]
+fn what_nobody_has_looked_at_waits_since_its_publication() {
+    let dir = TempDir::new().unwrap();
+    let mut engine = engine(&dir);
+    drop(consume(&mut engine));
+    engine.close_consumer(1);
+    engine.append("t", for_later(1, "1970-01-01T00:00:09Z", 1_000), 1_000).unwrap();
+    engine.append("t", prepared([2], 2_000), 2_000).unwrap();
+    engine.commit().unwrap();
+    assert_eq!(told(&mut engine, 8_999), (2, 0, Some(1_000)));
+    assert_eq!(
+        told(&mut engine, 9_500),
+        (2, 0, Some(1_000)),
+        "its time hides not what is behind it"
+    );
+}
