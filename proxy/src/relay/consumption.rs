@@ -26,6 +26,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Consumption {
     bus: Arc<dyn EventBus>,
+    /// Opened already.
+    first: Option<Consumer>,
     ready: watch::Receiver<bool>,
     errors: IntCounterVec,
     hand: Arc<Hand>,
@@ -53,7 +55,15 @@ impl Consumption {
     ) -> Self {
         let hand = Arc::new(Hand::new(spec, receiver, aids, ties));
         let errors = aids.metrics.refused.clone();
-        Self { bus, ready, errors, hand, open: JoinSet::new(), retired: JoinSet::new() }
+        let (open, retired) = (JoinSet::new(), JoinSet::new());
+        Self { bus, first: None, ready, errors, hand, open, retired }
+    }
+
+    /// Begins with a consumer that is open. Another one in its place would get what follows while the first events still
+    /// come back from this one.
+    pub(super) fn beginning_with(mut self, first: Option<Consumer>) -> Self {
+        self.first = first;
+        self
     }
 
     /// Consumes until `stop`; then finishes what is in flight, and the rest goes back unspent.
@@ -76,11 +86,12 @@ impl Consumption {
                 () = stop.cancelled() => return,
                 here = self.ready.wait_for(|ready| *ready) => if here.is_err() { return },
             }
-            let spec = self.hand.spec.clone();
-            let bus = Arc::clone(&self.bus);
-            let opened = tokio::select! {
-                opened = bus.consume(spec) => opened,
-                () = stop.cancelled() => return,
+            let opened = match self.first.take() {
+                Some(first) => Ok(first),
+                None => tokio::select! {
+                    opened = self.bus.consume(self.hand.spec.clone()) => opened,
+                    () = stop.cancelled() => return,
+                },
             };
             let end = match opened {
                 Ok(consumer) => {

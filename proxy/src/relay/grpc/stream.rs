@@ -11,7 +11,7 @@ use duet_api::dapr::runtime::v1::{
     SubscribeTopicEventsResponseInitialAlpha1,
 };
 use duet_api::proto::Subscription;
-use duet_events::bus::{AppAnswer, ConsumeError, Delivery, SubscriptionSpec};
+use duet_events::bus::{AppAnswer, ConsumeError, Consumer, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
@@ -49,7 +49,7 @@ pub(super) async fn open(
     }
     let initial = first(&mut answers).await?;
     let spec = spec(api, initial)?;
-    check_allowed(api, &spec).await?;
+    let first = allowed(api, &spec).await?;
     // One message for each delivery that is open, and the first.
     let room = usize::try_from(spec.max_in_flight).unwrap_or(64).saturating_add(1);
     let (down, events) = down::new(room);
@@ -61,9 +61,9 @@ pub(super) async fn open(
     let shared: Arc<dyn Receiver> = Arc::<Stream>::clone(&stream);
     let (ready, here) = watch::channel(true);
     let ties = Ties::default();
-    let consumption =
-        Consumption::new(spec.clone(), api.buses.bus(&spec.bus), shared, here, (&api.aids, ties));
-    let consume = consumption.run(end.clone());
+    let bus = api.buses.bus(&spec.bus);
+    let consumption = Consumption::new(spec.clone(), bus, shared, here, (&api.aids, ties));
+    let consume = consumption.beginning_with(first).run(end.clone());
     let (drain, force) = (api.drain.inbound.clone(), api.drain.force.clone());
     // Part of phase one: what the application has in hand is answered before the phase ends.
     api.drain.inbound_tasks.spawn(async move {
@@ -154,15 +154,17 @@ fn spec(
         .map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-/// A refusal is said at once, and not left to a log. A bus that is away is no refusal: the stream waits for it.
-async fn check_allowed(api: &Api, spec: &SubscriptionSpec) -> Result<(), Status> {
+/// A refusal is said at once, and not left to a log. A bus that is away is no refusal: the stream waits for it, and there
+/// is no consumer yet.
+async fn allowed(api: &Api, spec: &SubscriptionSpec) -> Result<Option<Consumer>, Status> {
     let bus = api.buses.bus(&spec.bus);
     match tokio::time::timeout(FIRST_TIMEOUT, bus.consume(spec.clone())).await {
         Ok(Err(error @ ConsumeError::Denied { .. })) => {
             Err(Status::permission_denied(error.to_string()))
         }
         Ok(Err(error)) if !error.is_retryable() => Err(Status::invalid_argument(error.to_string())),
-        Ok(Ok(_) | Err(_)) | Err(_) => Ok(()),
+        Ok(Ok(consumer)) => Ok(Some(consumer)),
+        Ok(Err(_)) | Err(_) => Ok(None),
     }
 }
 
