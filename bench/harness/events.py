@@ -88,6 +88,8 @@ class DuetEvents:
 
 
 def _measure(side, command):
+    # What the side before left for later, above all JetStream that does not flush, is not this one's to pay for.
+    os.sync()
     before = [server.cpu_seconds() for server in (side.servers, getattr(side, "sidecars", [])) for server in server]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -131,8 +133,9 @@ def run(options, folder, tools):
     chosen = options.rows.split(",") if options.rows else list(ROWS)
     results = {ROWS[word]: {side.name: [] for side in sides} for word in chosen}
     for word in chosen:
-        for _ in range(options.rounds):
-            for side in sides:
+        for turn in range(options.rounds):
+            # Nobody is always the one after the same other one.
+            for side in sides if turn % 2 == 0 else reversed(sides):
                 arguments = _command(word, side, options)
                 if arguments:
                     sample = _measure(side, ["taskset", "-c", _CPUS, *arguments])
