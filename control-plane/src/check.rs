@@ -49,6 +49,7 @@ pub fn check(paths: &[PathBuf], expected: &[Replica]) -> Report {
     let (index, Loaded { mut errors, mut warnings, .. }) = read(paths, expected);
     let mut findings = validate(&index);
     errors.append(&mut findings.errors);
+    errors.append(&mut findings.unregistered);
     warnings.append(&mut findings.warnings);
     warnings.append(&mut clusters(&index));
     for list in [&mut errors, &mut warnings] {

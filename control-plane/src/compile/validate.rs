@@ -17,6 +17,8 @@ use crate::index::{Index, SERVICE_NAME_LABEL, ServiceKey, object, target_object}
 pub struct Findings {
     /// What does not work.
     pub errors: Vec<ParseError>,
+    /// Services that nobody knows: they do not work either, until a replica registers.
+    pub unregistered: Vec<ParseError>,
     /// What works, but hardly as meant.
     pub warnings: Vec<ParseError>,
 }
@@ -60,7 +62,7 @@ pub fn validate(index: &Index) -> Findings {
         }
     }
     findings.warnings.extend(shadow::warnings(index));
-    for list in [&mut findings.errors, &mut findings.warnings] {
+    for list in [&mut findings.errors, &mut findings.unregistered, &mut findings.warnings] {
         list.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     }
     findings
@@ -81,15 +83,17 @@ impl Check<'_> {
         self.findings.warnings.push(self.located.origin.error(path, message));
     }
 
-    /// Whether the service exists; what is wrong otherwise.
-    fn service(&self, key: &ServiceKey) -> Result<(), String> {
-        if self.index.knows_service(key) {
-            return Ok(());
+    /// Whether the service that is named there exists; says so otherwise.
+    fn service(&mut self, path: &[Field], key: &ServiceKey) -> bool {
+        let known = self.index.knows_service(key);
+        if !known {
+            let text = format!(
+                "no service {:?} in namespace {:?}: no Service resource declares it and no replica has registered",
+                key.name, key.namespace
+            );
+            self.findings.unregistered.push(self.located.origin.error(path, text));
         }
-        Err(format!(
-            "no service {:?} in namespace {:?}: no Service resource declares it and no replica has registered",
-            key.name, key.namespace
-        ))
+        known
     }
 
     /// Nothing where the name is empty: a port without a name has to be named by its number.
@@ -108,9 +112,9 @@ impl Check<'_> {
                 continue;
             }
             let service = ServiceKey::new(&policy.metadata.namespace, &target.name);
-            if let Err(why) = self.service(&service) {
-                self.error(&at("name"), why);
-            } else if let Some((_, counts)) = policy::standard(self.index, &service.object()) {
+            if self.service(&at("name"), &service)
+                && let Some((_, counts)) = policy::standard(self.index, &service.object())
+            {
                 self.contends(&at("name"), &service.object(), counts);
             }
         }
@@ -146,7 +150,13 @@ impl Check<'_> {
                 self.error(&at("group"), format!("{kind} is not of the group {group:?}"));
                 continue;
             }
-            let key = target_object(target.kind, &policy.metadata.namespace, &target.name);
+            let namespace = &policy.metadata.namespace;
+            let key = target_object(target.kind, namespace, &target.name);
+            if target.kind == TargetKind::Service
+                && !self.service(&at("name"), &ServiceKey::new(namespace, &target.name))
+            {
+                continue;
+            }
             if let Err((field, why)) = self.target(target, &key) {
                 self.error(&at(field), why);
                 continue;
@@ -159,11 +169,11 @@ impl Check<'_> {
         }
     }
 
+    /// Of a service that exists, or of a route.
     fn target(&self, target: &TargetRef, key: &ObjectKey) -> Result<(), (&'static str, String)> {
         let section = target.section_name.as_deref();
         if target.kind == TargetKind::Service {
             let service = ServiceKey::new(&key.namespace, &key.name);
-            self.service(&service).map_err(|why| ("name", why))?;
             return match section.filter(|name| self.ports_named(&service, name).is_empty()) {
                 Some(name) => {
                     Err(("sectionName", format!("service {service} has no port named {name:?}")))
@@ -208,9 +218,7 @@ impl Check<'_> {
         let spec_of = &subscription.spec;
         let service = &spec_of.subscriber.service;
         let key = ServiceKey::new(&subscription.metadata.namespace, service);
-        if let Err(why) = self.service(&key) {
-            self.error(&spec(&[("subscriber", None), ("service", None)]), why);
-        }
+        self.service(&spec(&[("subscriber", None), ("service", None)]), &key);
         if !self.bus(&spec_of.bus) {
             return;
         }
@@ -222,9 +230,7 @@ impl Check<'_> {
     fn outbox_source(&mut self, source: &OutboxSource) {
         let spec_of = &source.spec;
         let key = ServiceKey::new(&source.metadata.namespace, &spec_of.service);
-        if let Err(why) = self.service(&key) {
-            self.error(&spec(&[("service", None)]), why);
-        }
+        self.service(&spec(&[("service", None)]), &key);
         if self.bus(&spec_of.bus)
             && let Some(topic) = &spec_of.topic
             && let Err(why) = events::takes_topic(self.index, &spec_of.bus, topic)

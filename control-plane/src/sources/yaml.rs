@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use duet_api::resource::ParseError;
 use notify::{RecursiveMode, Watcher as _};
@@ -26,6 +26,10 @@ const STILL: Duration = Duration::from_millis(50);
 /// Files that never are still are read anyway after this many looks.
 const MAX_LOOKS: usize = 6;
 
+/// From the start, until when a service that nobody knows may be one whose replicas are still to register: those that were
+/// there before are back within some seconds.
+const REGISTRATION: Duration = Duration::from_secs(10);
+
 /// The YAML source.
 pub struct YamlSource {
     paths: Vec<PathBuf>,
@@ -39,6 +43,10 @@ pub struct YamlSource {
     /// Everything that is wrong and was logged.
     reported: BTreeSet<String>,
     validated: u64,
+    /// Services that nobody knows are not reported before.
+    registered: Instant,
+    /// They are.
+    all_reported: bool,
 }
 
 impl std::fmt::Debug for YamlSource {
@@ -85,6 +93,8 @@ impl YamlSource {
             warnings: Vec::new(),
             reported: BTreeSet::new(),
             validated: 0,
+            registered: Instant::now() + REGISTRATION,
+            all_reported: false,
         };
         source.reload();
         source
@@ -168,11 +178,14 @@ impl YamlSource {
     /// Looks for references that lead nowhere again when anything changed: replicas that come make services known.
     fn revalidate(&mut self) {
         let generation = self.store.read(|view| view.generation);
-        if generation == self.validated {
+        let all = Instant::now() >= self.registered;
+        if generation == self.validated && all == self.all_reported {
             return;
         }
-        self.validated = generation;
-        let Findings { mut errors, mut warnings } = self.store.read(|view| validate(view.index));
+        (self.validated, self.all_reported) = (generation, all);
+        let Findings { mut errors, unregistered, mut warnings } =
+            self.store.read(|view| validate(view.index));
+        errors.extend(unregistered.into_iter().filter(|_| all));
         errors.extend(self.errors.iter().cloned());
         warnings.extend(self.warnings.iter().cloned());
         self.metrics.config_errors.set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
@@ -226,4 +239,46 @@ fn watch_paths(paths: &[PathBuf], wake: Sender<Wake>) -> Option<notify::Recommen
         }
     }
     Some(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::testing::replica;
+    use crate::index::Change;
+
+    const ROUTE: &str = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, \
+        metadata: {name: r, namespace: shop}, spec: {parentRefs: [{kind: Service, name: NAME}]}}\n";
+
+    /// Of a start with routes of two services that no resource declares.
+    fn started() -> (tempfile::TempDir, YamlSource) {
+        let dir = tempfile::TempDir::new().unwrap();
+        for name in ["b", "c"] {
+            let route = ROUTE.replace("NAME", name).replace("name: r", &format!("name: {name}"));
+            std::fs::write(dir.path().join(format!("{name}.yaml")), route).unwrap();
+        }
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let source =
+            YamlSource::load(vec![dir.path().to_owned()], Arc::new(Store::default()), metrics);
+        (dir, source)
+    }
+
+    #[test]
+    fn replicas_that_were_there_before_have_time_to_register() {
+        let (_dir, mut source) = started();
+        assert_eq!(source.metrics.config_errors.get(), 0);
+        let there = replica("b", "b-1", &["8080"]);
+        source.store.apply([Change::PutReplica(there.clone())]);
+        source.revalidate();
+        assert_eq!(source.metrics.config_errors.get(), 0);
+        // Without any change: the time is over.
+        source.registered = Instant::now();
+        source.revalidate();
+        assert_eq!(source.metrics.config_errors.get(), 1);
+        assert_eq!(source.metrics.config_rejected.get(), 1);
+        // From now on a service that nobody knows is said at once.
+        source.store.apply([Change::RemoveReplica(there.key())]);
+        source.revalidate();
+        assert_eq!(source.metrics.config_errors.get(), 2);
+    }
 }

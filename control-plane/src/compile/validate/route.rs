@@ -53,8 +53,8 @@ impl Check<'_> {
 
     fn parent(&mut self, parent: &ParentRef, number: usize, key: &ServiceKey) {
         let at = |field| spec(&[("parentRefs", Some(number)), (field, None)]);
-        if let Err(why) = self.service(key) {
-            return self.error(&at("name"), why);
+        if !self.service(&at("name"), key) {
+            return;
         }
         let ports = authority::ports(self.index, key);
         if let Some(port) = parent.port.filter(|port| !ports.contains(port)) {
@@ -85,9 +85,9 @@ impl Check<'_> {
                     continue;
                 }
             };
-            if let Err(why) = self.service(&port.service) {
-                self.error(&at("name"), why);
-            } else if let Err(why) = authority::resolve(self.index, &port) {
+            if self.service(&at("name"), &port.service)
+                && let Err(why) = authority::resolve(self.index, &port)
+            {
                 self.error(&at("port"), why);
             }
         }

@@ -7,7 +7,7 @@ const SERVICE: &str =
 fn findings(yaml: &str) -> (Vec<String>, Vec<String>) {
     let found = validate(&index(&format!("{SERVICE}\n---\n{yaml}")));
     let text = |list: Vec<ParseError>| list.iter().map(ToString::to_string).collect();
-    (text(found.errors), text(found.warnings))
+    (text([found.errors, found.unregistered].concat()), text(found.warnings))
 }
 
 fn error(yaml: &str) -> String {
@@ -79,9 +79,9 @@ fn a_registered_service_needs_no_resource() {
         &policy("p", "{targetRefs: [{kind: Service, name: b}]}")
             .replace("{name: p}", "{name: p, namespace: shop}"),
     );
-    assert_eq!(validate(&index).errors.len(), 1);
+    assert_eq!(validate(&index).unregistered.len(), 1);
     register(&mut index, "b", "b-1", &["8080"]);
-    assert_eq!(validate(&index).errors, []);
+    assert_eq!(validate(&index), Findings::default());
 }
 
 #[test]
