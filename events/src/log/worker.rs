@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use super::clock::{Clock, now_ms};
 use super::command::{Answer, Command, Queue, Waiting, Work};
@@ -36,7 +37,12 @@ pub(super) async fn start(
     let cache_bytes = options.cache_bytes;
     let (folder, file) = (dir.clone(), dir.join(FILE_NAME));
     let look = move || Usage::of(&folder, &file);
-    start_with(move || Store::open(&dir, cache_bytes), look, options, metrics).await
+    // Of several logs in a process, what is said of one must say of which.
+    let name = dir.file_name().unwrap_or(dir.as_os_str()).display().to_string();
+    let named = tracing::error_span!("log", name);
+    start_with(move || Store::open(&dir, cache_bytes), look, options, metrics)
+        .instrument(named)
+        .await
 }
 
 /// The same on any store, and any disk.
@@ -48,7 +54,9 @@ pub(super) async fn start_with(
 ) -> Result<Queue, LogError> {
     let (sender, receiver) = std::sync::mpsc::channel();
     let (ready, opened) = oneshot::channel();
+    let named = tracing::Span::current();
     let run = move || {
+        let _named = named.enter();
         let mut worker = Worker {
             open: Box::new(open),
             engine: Err(LogError::Closed),

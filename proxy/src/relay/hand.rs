@@ -246,7 +246,8 @@ impl Hand {
     }
 
     fn decide(&self, delivery: &Delivery, answer: &AppAnswer) -> Settle {
-        let settle = on_answer(answer, delivery.attempt, &self.spec, rand::random());
+        let of = (delivery.attempt, delivery.path.as_deref());
+        let settle = on_answer(answer, of, &self.spec, rand::random());
         let again = matches!(settle, Settle::Retry { .. }) || *answer == AppAnswer::NotReached;
         let (subscription, id, attempt) = (&self.spec.name, delivery.event.id(), delivery.attempt);
         if again && let Some(left_out) = self.log.pass("the event comes again") {
