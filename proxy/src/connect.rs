@@ -68,6 +68,12 @@ impl Connector {
         }
     }
 
+    /// Runs what belongs to connections.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
     /// Opens a connection within `timeout`, handshake included.
     async fn open(
         &self,
@@ -93,6 +99,7 @@ impl Connector {
                             Ok(Sender::Once(Some(Connection::new(stream, &pool.idle))))
                         }
                         Transport::Upgrade | Transport::Http2 => {
+                            net::watch(&stream).map_err(|error| refused(target, &error))?;
                             self.start(stream, transport, None).await
                         }
                     }

@@ -2,12 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Pending connections that the kernel keeps for us.
 const BACKLOG: i32 = 1024;
+/// A peer that vanished without a word is noticed after some silence and this many questions.
+const SILENCE: Duration = Duration::from_secs(20);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+const QUESTIONS: u32 = 3;
 
 /// Binds a listener that several workers can share (`SO_REUSEPORT`): bind port 0 once, the rest to the port
 /// that was chosen. The kernel then spreads connections over the workers.
@@ -55,4 +60,13 @@ pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Has the kernel notice a peer that vanished. The other kernel answers, however busy the peer is.
+///
+/// # Errors
+/// As the kernel says.
+pub fn watch(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(ASK_AGAIN);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(QUESTIONS))
 }

@@ -7,6 +7,7 @@ pub mod attempt;
 mod call;
 pub mod choose;
 pub mod destination;
+mod left;
 mod mirror;
 pub mod replica;
 mod resolve;
@@ -22,6 +23,7 @@ use http::{Method, Request, Response, request};
 use rand::Rng as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::discovery::Discovery;
 use crate::error::{ErrorType, Failure, Progress};
@@ -37,6 +39,7 @@ use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
 use attempt::{Answer, Failed, Tried, Try};
 use call::{Call, CallBody};
 use destination::{Config, Context, Destination};
+use left::Left;
 use mirror::Copies;
 use resolve::Destinations;
 use rule::Rule;
@@ -54,6 +57,8 @@ pub struct Outbound {
     nobody: Arc<str>,
     /// Ends upgraded connections.
     force: CancellationToken,
+    /// Reads what nobody wanted.
+    tasks: TaskTracker,
 }
 
 impl Outbound {
@@ -66,8 +71,9 @@ impl Outbound {
         force: CancellationToken,
     ) -> Self {
         let unknown = (Arc::new(metrics.service("outbound", "unknown")), Arc::from("unknown"));
+        let tasks = context.connector.tasks().clone();
         let destinations = Destinations::new(discovery, Arc::new(context), metrics);
-        Self { destinations, access_log, unknown, nobody: Arc::from(""), force }
+        Self { destinations, access_log, unknown, nobody: Arc::from(""), force, tasks }
     }
 
     /// Lets go of destinations that were not used for long; to be called about once a minute.
@@ -87,7 +93,8 @@ impl Outbound {
         let (metrics, service) = &self.unknown;
         let of = (Arc::clone(metrics), service, Arc::clone(&self.nobody));
         let mut record = Record::new("outbound", &head, asked, &self.access_log, of);
-        match self.route(head, body, &mut record).await {
+        let mut left = Left::of(&head, body);
+        let mut response = match self.route(head, &mut left, &mut record).await {
             Ok(response) => response,
             Err(failure) => {
                 tracing::debug!(error = %failure, "outbound call failed");
@@ -95,13 +102,18 @@ impl Outbound {
                 record.fail(&failure);
                 response
             }
+        };
+        if left.holds_up() {
+            // Boxed, as the rare path, so that the common one's future stays small.
+            Box::pin(left.settle(&mut response, &self.tasks)).await;
         }
+        response
     }
 
     async fn route(
         &self,
         mut head: request::Parts,
-        body: Upload,
+        left: &mut Left,
         record: &mut Record,
     ) -> Result<Response<Body>, Failure> {
         if head.method == Method::CONNECT {
@@ -126,24 +138,40 @@ impl Outbound {
         let session = rule.session.as_ref().and_then(|session| session.read(&head));
         let fate = fate(rule, &head);
         rule.filters.apply_request(&mut head, &mut authority);
-        let mut call = Call::new(head, authority, body, rule, record.take());
+        let mut call = Call::new(head, authority, left.take(), rule, record.take());
         call.upgrade = upgrade;
         call.cross_origin = cross_origin.map(Box::new);
         call.session = session;
-        if let Some(fate) = fate {
-            call.suffer(fate, rule, &destination).await?;
-        }
-        let copies = Copies::of(&call, rule);
+        let suffered = match fate {
+            Some(fate) => call.suffer(fate, rule, &destination).await,
+            None => Ok(()),
+        };
+        let answer = match suffered {
+            Ok(()) => self.copied(&mut call, &destination, rule).await,
+            Err(failure) => Err(failure),
+        };
+        left.back(&mut call, answer.is_ok());
+        answer
+    }
+
+    /// The tries, and copies beside them.
+    async fn copied(
+        &self,
+        call: &mut Call,
+        destination: &Arc<Destination>,
+        rule: &Rule,
+    ) -> Result<Response<Body>, Failure> {
+        let copies = Copies::of(call, rule);
         let (now, later) = match copies {
             Some(copies) if copies.is_ready() => (Some(copies), None),
             copies => (None, copies),
         };
         if let Some(copies) = now {
-            copies.send(&destination);
+            copies.send(destination);
         }
-        let answer = self.tries(&mut call, &destination, rule).await;
+        let answer = self.tries(call, destination, rule).await;
         if let Some(copies) = later {
-            copies.send(&destination);
+            copies.send(destination);
         }
         answer
     }
@@ -159,7 +187,7 @@ impl Outbound {
         destination.budget().request(destination.at(started).as_secs());
         let mut tried = Tried::default();
         loop {
-            let replay = call.replay_handle();
+            call.keep_handle();
             let deadline = call.deadline;
             let outcome = {
                 let attempt = std::pin::pin!(one(call, (destination, rule), &mut tried, started));
@@ -176,7 +204,7 @@ impl Outbound {
             let again = progress.and_then(|progress| {
                 let wait = wait(progress, &outcome, rule, &tried);
                 let wait = wait.filter(|wait| call.has_time_for(*wait))?;
-                let body = call.again(progress, destination, rule, &tried, replay.as_ref())?;
+                let body = call.again(progress, destination, rule, &tried)?;
                 Some((body, wait))
             });
             let Some((body, wait)) = again else {

@@ -19,7 +19,6 @@ mod grpc;
 mod hand;
 mod in_hand;
 mod invoke;
-mod leftover;
 mod metrics;
 mod post;
 mod problem;

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
@@ -21,7 +21,7 @@ use crate::error::{ErrorType, Failure};
 use crate::http::body::{Body, Upload};
 use crate::http::reply::{self, Asked};
 use crate::http::server::{self, Ending};
-use crate::http::{browser, headers};
+use crate::http::{browser, headers, leftover};
 use crate::identity::SvidWatch;
 use crate::inbound::guard::Guards;
 use crate::inbound::{Inbound, revoked};
@@ -216,10 +216,15 @@ async fn serve_outbound(
     }
 }
 
+/// Answers what a web page sent, and ends its connection.
 fn denied(request: &Request<Incoming>) -> Response<Body> {
     browser::log_refusal(request.method(), request.headers());
     let text = "the Host is a name that DNS may point anywhere, so that a web page could have sent this: \
                 say localhost or 127.0.0.1 beside duet-destination";
     let failure = Failure::new(ErrorType::HttpRequestDenied, text);
-    reply::failure(&failure, Asked::of(request.headers()))
+    let mut response = reply::failure(&failure, Asked::of(request.headers()));
+    if request.version() < Version::HTTP_2 {
+        leftover::close(response.headers_mut());
+    }
+    response
 }

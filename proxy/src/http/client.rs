@@ -83,7 +83,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let started = Multiplexed::start(io, tasks, until).await;
-    let failed = |error| reset(&Unanswered { error, unsent: true });
+    let failed = |error| reset(&Unanswered { error, unsent: true, stale: false });
     started.map(Sender::Http2).map_err(failed)
 }
 
@@ -129,7 +129,7 @@ fn broken(unanswered: &http1::Unanswered) -> Failure {
 
 /// A stream that ended without a response.
 fn reset(unanswered: &Unanswered) -> Failure {
-    let Unanswered { error, unsent } = unanswered;
+    let Unanswered { error, unsent, stale } = unanswered;
     // REFUSED_STREAM and streams above a GOAWAY's last one were never looked at (RFC 9113 section 8.7).
     let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM)
         || (error.is_go_away()
@@ -141,7 +141,8 @@ fn reset(unanswered: &Unanswered) -> Failure {
             .with_progress(Progress::Unprocessed);
     }
     let details = format!("the stream ended without a response: {error}");
-    Failure::new(ErrorType::ConnectionTerminated, details).with_progress(Progress::Unknown)
+    let failure = Failure::new(ErrorType::ConnectionTerminated, details);
+    Failure { stale: *stale, ..failure.with_progress(Progress::Unknown) }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::body::{Body, BodyError};
 use super::server::MAX_HEADER_BYTES;
+use super::taken::Taken;
 use keepalive::KeepAlive;
 
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -46,6 +47,8 @@ pub struct Multiplexed {
 #[derive(Debug, Default)]
 struct Shared {
     closed: AtomicBool,
+    /// A response came by it.
+    used: AtomicBool,
     streams: AtomicU32,
     /// Something came since the last look.
     active: AtomicBool,
@@ -58,11 +61,14 @@ pub struct Unanswered {
     pub error: h2::Error,
     /// The request never went out.
     pub unsent: bool,
+    /// The connection had carried requests before, and ended: its other end probably closed it while this one was on its
+    /// way.
+    pub stale: bool,
 }
 
 impl Multiplexed {
-    /// Starts HTTP/2 on a stream; the connection runs on `tasks`. It takes no new requests from `until` on, where
-    /// there is such a time, and ends with the last of those it has.
+    /// Starts HTTP/2 on a stream; the connection runs on `tasks`. With another sidecar it takes no new requests from
+    /// `until` on, ends with the last of those it has, and pings.
     ///
     /// # Errors
     /// When the connection fails at once.
@@ -102,30 +108,35 @@ impl Multiplexed {
             || matches!(self.requests.poll_ready(&mut context), Poll::Ready(Err(_)))
     }
 
-    /// Sends a request once the peer's limit on streams allows, and waits for its response's head. Dropped before,
-    /// the stream is reset.
+    /// Sends a request once the peer's limit on streams allows ([`Taken`] tells), and waits for its response's head.
+    /// Dropped before, the stream is reset.
     ///
     /// # Errors
     /// When there is no response.
     pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, Unanswered> {
-        let unsent = |error| Unanswered { error, unsent: true };
+        let unsent = |error| Unanswered { error, unsent: true, stale: false };
         poll_fn(|cx| self.requests.poll_ready(cx)).await.map_err(unsent)?;
         let (mut head, body) = request.into_parts();
         announce(&mut head, &body);
+        let taken = head.extensions.remove::<Taken>();
         let is_head = head.method == Method::HEAD;
         let empty = body.is_end_stream();
         let request = Request::from_parts(head, ());
         let (mut response, stream) = self.requests.send_request(request, empty).map_err(unsent)?;
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
+        let used = self.shared.used.load(Ordering::Relaxed);
         let open = Open(Arc::clone(&self.shared));
         let answer = if empty {
             drop(stream);
             (&mut response).await
         } else {
-            self.exchange(&mut response, Upload { body, stream, waiting: None }).await
+            self.exchange(&mut response, Upload { body, stream, taken, waiting: None }).await
         };
-        let answer = answer.map_err(|error| Unanswered { error, unsent: false })?;
+        let stale = |error: &h2::Error| used && is_over(error);
+        let answer =
+            answer.map_err(|error| Unanswered { stale: stale(&error), error, unsent: false })?;
         self.shared.active.store(true, Ordering::Relaxed);
+        self.shared.used.store(true, Ordering::Relaxed);
         let (head, stream) = answer.into_parts();
         let rest = if is_head { Some(0) } else { length(&head) };
         Ok(Response::from_parts(head, Body::Download(Download::new(stream, rest, open))))
@@ -154,6 +165,11 @@ impl Multiplexed {
     }
 }
 
+/// The connection ended, or its other end will not work on the request any more.
+fn is_over(error: &h2::Error) -> bool {
+    error.is_io() || (error.is_go_away() && error.is_remote())
+}
+
 /// Says how long a body is, where that is known, as the peer may have to pass it on by HTTP/1.
 fn announce(head: &mut http::request::Parts, body: &Body) {
     let bodiless = matches!(head.method, Method::GET | Method::HEAD | Method::DELETE);
@@ -180,7 +196,10 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let mut retire = until.map(|until| Box::pin(tokio::time::sleep_until(until)));
-    let mut keepalive = connection.ping_pong().map(KeepAlive::new);
+    // Sidecars alone have such a time. gRPC's own servers end a connection when pings come faster than every five
+    // minutes (`too_many_pings`), and an application whose work keeps it from answering has not vanished.
+    let pings = if until.is_some() { connection.ping_pong() } else { None };
+    let mut keepalive = pings.map(KeepAlive::new);
     poll_fn(|cx| {
         if let Poll::Ready(end) = Pin::new(&mut connection).poll(cx) {
             return Poll::Ready(end);
@@ -213,6 +232,8 @@ impl Drop for Open {
 struct Upload {
     body: Body,
     stream: SendStream<Bytes>,
+    /// Told of the first that the connection takes.
+    taken: Option<Taken>,
     /// Read, and waiting for the peer to take it; with whether it is the last.
     waiting: Option<(Bytes, bool)>,
 }
@@ -225,7 +246,12 @@ impl Upload {
                 break;
             }
             let sent = match self.waiting.take() {
-                Some((data, last)) => self.stream.send_data(data, last).map(|()| last),
+                Some((data, last)) => {
+                    if let Some(taken) = self.taken.take() {
+                        taken.tell();
+                    }
+                    self.stream.send_data(data, last).map(|()| last)
+                }
                 None => {
                     // Read first, reserve then: room that is reserved for data that never comes is missing to
                     // other streams (hyper's issue 4003).
@@ -372,3 +398,6 @@ impl Download {
         self.rest.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
+
+#[cfg(test)]
+mod tests;

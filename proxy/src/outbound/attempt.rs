@@ -259,12 +259,7 @@ async fn exchange(
         Ok(sender) => sender,
         Err(failure) => return Err(Failed { failure, body: Some(body) }),
     };
-    let body = match body {
-        CallBody::Once(body) => Body::Incoming(body),
-        CallBody::Replay(body) => Body::Replay(body),
-        CallBody::None => Body::Empty,
-    };
-    let sent = sender.send(Request::from_parts(*head, body)).await;
+    let sent = sender.send(Request::from_parts(*head, body.into())).await;
     sent.map_err(|failure| Failed { failure, body: None })
 }
 

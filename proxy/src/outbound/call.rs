@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderMap, Response, StatusCode, request};
+use http::{HeaderMap, Response, StatusCode, Version, request};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ pub(super) struct Call {
     pub head: request::Parts,
     pub authority: Authority,
     pub body: Option<CallBody>,
+    /// The body of the newest try, where it is kept for others.
+    pub replay: Option<Replay>,
     pub deadline: Option<Instant>,
     /// The deadline bounds the response's body too, and travels on.
     pub bounds_body: bool,
@@ -48,11 +50,31 @@ pub(super) enum CallBody {
     Replay(Replay),
 }
 
+impl From<Upload> for CallBody {
+    fn from(body: Upload) -> Self {
+        match body {
+            body if body.is_empty() => Self::None,
+            Upload::Stream(body) => Self::Once(body),
+            Upload::Whole(bytes) => Self::Replay(Replay::whole(bytes)),
+        }
+    }
+}
+
+impl From<CallBody> for Body {
+    fn from(body: CallBody) -> Self {
+        match body {
+            CallBody::Once(body) => Self::Incoming(body),
+            CallBody::Replay(body) => Self::Replay(body),
+            CallBody::None => Self::Empty,
+        }
+    }
+}
+
 impl Call {
     pub(super) fn new(
         mut head: request::Parts,
         authority: Authority,
-        body: Upload,
+        body: CallBody,
         rule: &Rule,
         record: Record,
     ) -> Self {
@@ -61,10 +83,11 @@ impl Call {
             _ => rule.retry.max_body_bytes,
         };
         let body = match body {
-            body if body.is_empty() => CallBody::None,
-            Upload::Stream(body) if kept == 0 => CallBody::Once(body),
-            Upload::Stream(body) => CallBody::Replay(Replay::new(body, kept)),
-            Upload::Whole(bytes) => CallBody::Replay(Replay::whole(bytes)),
+            // Of one that came by HTTP/1 it has to be known how much was read, even where nothing is kept.
+            CallBody::Once(body) if kept > 0 || head.version < Version::HTTP_2 => {
+                CallBody::Replay(Replay::new(body, kept))
+            }
+            CallBody::None | CallBody::Once(_) | CallBody::Replay(_) => body,
         };
         let grpc = record.is_grpc();
         let (limit, bounds_body) = limit(&head, rule, grpc);
@@ -78,6 +101,7 @@ impl Call {
             head,
             authority,
             body: Some(body),
+            replay: None,
             deadline,
             bounds_body,
             grpc,
@@ -88,11 +112,12 @@ impl Call {
         }
     }
 
-    pub(super) fn replay_handle(&self) -> Option<Replay> {
-        match &self.body {
+    /// Before a try takes the body.
+    pub(super) fn keep_handle(&mut self) {
+        self.replay = match &self.body {
             Some(CallBody::Replay(replay)) => Some(replay.handle()),
             _ => None,
-        }
+        };
     }
 
     pub(super) fn fail(&mut self, failure: Failure) -> Failure {
@@ -149,7 +174,6 @@ impl Call {
         destination: &Destination,
         rule: &Rule,
         tried: &Tried<'_>,
-        replay: Option<&Replay>,
     ) -> Option<CallBody> {
         if progress == Progress::Final || tried.count() > rule.retry.attempts {
             return None;
@@ -162,7 +186,7 @@ impl Call {
             return refuse("unsafe");
         }
         // Left in place when the try failed before it took the body.
-        let body = match (self.body.take(), replay) {
+        let body = match (self.body.take(), &self.replay) {
             (Some(body), _) => Some(body),
             (None, Some(replay)) => replay.again().map(CallBody::Replay),
             (None, None) => None,

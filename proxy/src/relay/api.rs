@@ -16,13 +16,13 @@ use super::active::{Active, Kind};
 use super::buses::Buses;
 use super::grpc::Labels;
 use super::hand::Aids;
-use super::leftover::Coming;
 use super::problem::Problem;
 use super::publish::store::{self, Publishing};
 use super::sse::Streams;
 use super::{InvokeFn, RelayConfig, invoke, publish};
 use crate::drain::Drain;
 use crate::http::body::Body;
+use crate::http::leftover::{self, Coming};
 
 /// Dapr's other way to name the service to invoke.
 pub(super) const DAPR_APP_ID: HeaderName = HeaderName::from_static("dapr-app-id");
@@ -88,10 +88,7 @@ impl Api {
         };
         let mut response = answer.unwrap_or_else(Problem::response);
         if http1 && !request.into_body().discard(&self.drain.outbound_tasks).await {
-            // The next request has to take another connection (RFC 9112 section 9.6), and the client must know before it
-            // sends one.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
+            leftover::close(response.headers_mut());
         }
         response
     }

@@ -1,9 +1,11 @@
 //! The application, as the receiver of events.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::header::{self, HeaderValue};
 use http::uri::Authority;
 use http::{Request, Response};
@@ -14,6 +16,7 @@ use crate::connect::{Pool, Transport};
 use crate::error::{ErrorType, Failure, Progress};
 use crate::http::body::Body;
 use crate::http::headers;
+use crate::http::taken::Taken;
 
 /// The application is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,6 +31,37 @@ pub(super) struct App {
 }
 
 impl App {
+    /// As [`Self::send`], for a request with a body; calls `taken` once the application may have seen some of that.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(super) async fn hand(
+        &self,
+        mut request: Request<Bytes>,
+        taken: impl FnOnce() + Send,
+    ) -> Result<Response<Body>, Failure> {
+        let on_its_way = Taken::default();
+        request.extensions_mut().insert(on_its_way.clone());
+        let mut sending = pin!(self.send(request));
+        let early = tokio::select! {
+            biased;
+            outcome = &mut sending => Some(outcome),
+            () = on_its_way.told() => None,
+        };
+        match early {
+            None => {
+                taken();
+                sending.await
+            }
+            Some(outcome) => {
+                if on_its_way.told().now_or_never().is_some() {
+                    taken();
+                }
+                outcome
+            }
+        }
+    }
+
     /// Sends one request, where need be once more: an application may close a connection that it kept open just as the
     /// request comes. Who calls this may say a thing twice.
     ///
@@ -40,6 +74,11 @@ impl App {
         };
         let request = self.addressed(request, transport)?;
         let mut sender = self.pool.sender(transport, CONNECT_TIMEOUT).await?;
+        if transport != Transport::Http2
+            && let Some(taken) = request.extensions().get::<Taken>()
+        {
+            taken.tell();
+        }
         let sent = Instant::now();
         let failure = match sender.send(request.clone().map(body)).await {
             Ok(response) => return Ok(response),

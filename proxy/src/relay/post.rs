@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
 use super::app::App;
 use super::bulk;
+use super::extend::Extensions;
 use super::receive::{Receiver, Work};
 use crate::error::Progress;
 
@@ -21,17 +22,19 @@ const MAX_ANSWER_BYTES: usize = 2 << 20;
 pub(super) struct Post {
     spec: SubscriptionSpec,
     app: App,
+    extensions: Extensions,
 }
 
 impl Receiver for Post {
     fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
             if self.spec.bulk.is_some() {
-                *answers = self.post_bulk(work).await;
+                *answers = self.post_bulk(work, answers).await;
                 return;
             }
             for delivery in &work.deliveries {
-                answers.push(self.post(delivery, work).await);
+                let answer = self.post(delivery, work, answers).await;
+                answers.push(answer);
             }
         }
         .boxed()
@@ -39,28 +42,33 @@ impl Receiver for Post {
 }
 
 impl Post {
-    pub(super) fn new(spec: SubscriptionSpec, app: App) -> Self {
-        Self { spec, app }
+    pub(super) fn new(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Self {
+        Self { spec, app, extensions }
     }
 
-    async fn post(&self, delivery: &Delivery, work: &Work) -> AppAnswer {
+    async fn post(
+        &self,
+        delivery: &Delivery,
+        work: &Work,
+        answers: &mut Vec<AppAnswer>,
+    ) -> AppAnswer {
         let request = match self.request(delivery, work) {
             Ok(request) => request,
             Err(reason) => return AppAnswer::NoAnswer { reason },
         };
-        match self.send(request).await {
+        match self.send(request, work, answers).await {
             Ok((status, body)) => AppAnswer::from_http(status, &body),
             Err(answer) => answer,
         }
     }
 
-    async fn post_bulk(&self, work: &Work) -> Vec<AppAnswer> {
+    async fn post_bulk(&self, work: &Work, answers: &mut Vec<AppAnswer>) -> Vec<AppAnswer> {
         let count = work.deliveries.len();
         let request = match self.bulk_request(work) {
             Ok(request) => request,
             Err(reason) => return vec![AppAnswer::NoAnswer { reason }; count],
         };
-        match self.send(request).await {
+        match self.send(request, work, answers).await {
             Ok((status, body)) => bulk::answers(status, &body, &work.deliveries),
             Err(answer) => vec![answer; count],
         }
@@ -77,13 +85,32 @@ impl Post {
         Ok(request)
     }
 
-    /// Status and body of the answer; an answer of its own where there was none.
-    async fn send(&self, request: Request<Bytes>) -> Result<(u16, Bytes), AppAnswer> {
-        let response = match self.app.send(request).await {
+    /// Status and body of the answer; an answer of its own where there was none. What waits for an application that takes
+    /// no more at once has not been seen by it: should its time run out, no attempt is spent. All of its time begins when
+    /// it is taken.
+    async fn send(
+        &self,
+        request: Request<Bytes>,
+        work: &Work,
+        answers: &mut Vec<AppAnswer>,
+    ) -> Result<(u16, Bytes), AppAnswer> {
+        let before = answers.len();
+        answers.resize(work.deliveries.len(), AppAnswer::NotNow);
+        let mut seen = false;
+        let taken = || {
+            seen = true;
+            answers.truncate(before);
+            self.extensions.renew(&work.token);
+        };
+        let sent = self.app.hand(request, taken).await;
+        answers.truncate(before);
+        let response = match sent {
             Ok(answered) => answered,
             Err(failure) if failure.progress == Progress::Unprocessed => {
                 return Err(AppAnswer::NotReached);
             }
+            // The connection ended while it waited.
+            Err(failure) if failure.stale && !seen => return Err(AppAnswer::NotNow),
             Err(failure) => {
                 return Err(AppAnswer::NoAnswer { reason: failure.to_string() });
             }

@@ -11,10 +11,10 @@ use http::header::HeaderValue;
 use http::{HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::leftover::Coming;
 use super::problem::Problem;
 use crate::http::body::Body;
 use crate::http::deadline;
+use crate::http::leftover::Coming;
 use options::Options;
 use store::{Done, Publishing};
 

@@ -342,7 +342,9 @@ impl Consumers {
 fn receiver(spec: SubscriptionSpec, app: App, extensions: Extensions) -> Arc<dyn Receiver> {
     match app.protocol {
         AppProtocol::Grpc => Arc::new(Callback::new(spec, app, extensions)),
-        AppProtocol::Auto | AppProtocol::Http1 | AppProtocol::H2c => Arc::new(Post::new(spec, app)),
+        AppProtocol::Auto | AppProtocol::Http1 | AppProtocol::H2c => {
+            Arc::new(Post::new(spec, app, extensions))
+        }
     }
 }
 

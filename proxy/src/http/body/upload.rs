@@ -127,6 +127,22 @@ impl Replay {
         Some(copy.freeze())
     }
 
+    /// Whether there are others of the same source.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
+    /// How much of it has not come in.
+    #[must_use]
+    pub fn unread(&self) -> SizeHint {
+        let source = self.shared.lock();
+        match &source.rest {
+            Some(rest) if !source.ended => rest.size_hint(),
+            Some(_) | None => SizeHint::with_exact(0),
+        }
+    }
+
     /// A handle that outlives the try that consumes the body.
     #[must_use]
     pub fn handle(&self) -> Self {

@@ -11,6 +11,7 @@ use duet_api::dapr::runtime::v1::{
 use duet_events::bus::{AppAnswer, Delivery, SubscriptionSpec};
 use futures::future::{BoxFuture, FutureExt as _};
 use http::Request;
+use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use prost::Message;
 use serde_json::{Value, json};
@@ -117,17 +118,19 @@ impl Receiver for Callback {
     fn deliver<'a>(&'a self, work: &'a Work, answers: &'a mut Vec<AppAnswer>) -> BoxFuture<'a, ()> {
         async move {
             if self.spec.bulk.is_some()
-                && let Some(all) = self.call_bulk(work).await
+                && let Some(all) = self.call_bulk(work, answers).await
             {
                 *answers = all;
                 return;
             }
             // Should the time run out, those that the application was never told of spend no attempt.
+            answers.clear();
             answers.resize(work.deliveries.len(), AppAnswer::NotReached);
             for (delivery, answer) in work.deliveries.iter().zip(answers) {
                 self.extensions.renew(&work.token);
-                *answer = AppAnswer::NoAnswer { reason: NO_ANSWER.to_owned() };
-                *answer = self.call(delivery, work).await;
+                *answer = AppAnswer::NotNow;
+                let taken = || self.taken(work, std::slice::from_mut(answer));
+                *answer = self.call(delivery, work, taken).await;
             }
         }
         .boxed()
@@ -139,9 +142,20 @@ impl Callback {
         Self { spec, app, extensions, alpha: AtomicBool::new(false) }
     }
 
-    async fn call(&self, delivery: &Delivery, work: &Work) -> AppAnswer {
+    /// The application may have seen these from now on, and has all of the time for them.
+    fn taken(&self, work: &Work, answers: &mut [AppAnswer]) {
+        answers.fill(AppAnswer::NoAnswer { reason: NO_ANSWER.to_owned() });
+        self.extensions.renew(&work.token);
+    }
+
+    async fn call(
+        &self,
+        delivery: &Delivery,
+        work: &Work,
+        taken: impl FnOnce() + Send,
+    ) -> AppAnswer {
         let request = event_request(&self.spec, delivery, work);
-        match self.send::<TopicEventResponse>(request).await {
+        match self.send::<TopicEventResponse>(request, taken).await {
             Ok(Ok(response)) => topic_event::outcome(Some(response)),
             Ok(Err(status)) => topic_event::failure(&status),
             Err(answer) => answer,
@@ -149,11 +163,15 @@ impl Callback {
     }
 
     /// `None` when the application has no handler for several events, as most SDKs: it gets them one by one.
-    async fn call_bulk(&self, work: &Work) -> Option<Vec<AppAnswer>> {
+    async fn call_bulk(&self, work: &Work, answers: &mut Vec<AppAnswer>) -> Option<Vec<AppAnswer>> {
         let deliveries = &work.deliveries;
         let events = bulk(&self.spec, deliveries);
         let same = |answer: AppAnswer| vec![answer; deliveries.len()];
-        let call = |name| self.send::<TopicEventBulkResponse>(bulk_request(name, &events, work));
+        *answers = same(AppAnswer::NotNow);
+        let answers = Mutex::new(answers);
+        let taken = || self.taken(work, &mut answers.lock());
+        let call =
+            |name| self.send::<TopicEventBulkResponse>(bulk_request(name, &events, work), taken);
         Some(match by_either_name(&self.alpha, call).await? {
             Ok(Ok(response)) => topic_event::outcomes(&response, deliveries),
             Ok(Err(status)) => same(topic_event::failure(&status)),
@@ -161,12 +179,23 @@ impl Callback {
         })
     }
 
-    async fn send<M: Message + Default>(&self, request: Request<Bytes>) -> Said<M> {
-        let response = match self.app.send(request).await {
+    async fn send<M: Message + Default>(
+        &self,
+        request: Request<Bytes>,
+        taken: impl FnOnce() + Send,
+    ) -> Said<M> {
+        let mut seen = false;
+        let sent = self.app.hand(request, || {
+            seen = true;
+            taken();
+        });
+        let response = match sent.await {
             Ok(response) => response,
             Err(failure) if failure.progress == Progress::Unprocessed => {
                 return Err(AppAnswer::NotReached);
             }
+            // The connection ended while it waited.
+            Err(failure) if failure.stale && !seen => return Err(AppAnswer::NotNow),
             Err(failure) => return Err(AppAnswer::NoAnswer { reason: failure.to_string() }),
         };
         let answer = grpc::answer::<M>(response, MAX_ANSWER_BYTES).await;
@@ -249,7 +278,7 @@ mod tests {
     async fn a_bulk_is_called_by_the_name_that_the_application_serves() {
         // What the application says to a name, and by which names it is called.
         let alpha = AtomicBool::new(false);
-        let called = parking_lot::Mutex::new(Vec::new());
+        let called = Mutex::new(Vec::new());
         let ask = async |serves: &'static str, fails: Option<AppAnswer>| {
             let said = by_either_name(&alpha, |name: &'static str| {
                 called.lock().push(name);

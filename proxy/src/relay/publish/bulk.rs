@@ -15,12 +15,12 @@ use serde::{Deserialize, Deserializer as _};
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::super::leftover::Coming;
 use super::super::problem::Problem;
 use super::accepted;
 use super::options::Options;
 use super::store::{MAX_ENTRIES, Publishing, check_encoding};
 use crate::http::body::Body;
+use crate::http::leftover::Coming;
 
 /// One event of the request, in Dapr's shape: to be read as [`AnyCase`].
 #[derive(Debug, Deserialize)]

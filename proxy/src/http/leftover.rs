@@ -1,12 +1,13 @@
 //! A request's body, and what becomes of the part that nobody wanted to read: of a request that was refused, for example.
-//! While it lies on an HTTP/1 connection, no other request can come by that. Imports nothing of the relay.
+//! While it lies on an HTTP/1 connection, no other request can come by that.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::Request;
+use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::time::timeout;
@@ -19,9 +20,54 @@ const SMALL_TIME: Duration = Duration::from_millis(500);
 /// and the client might lose the answer with it (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Throws away what is left of a body. `false` when it is too much for that: the connection has to end with the answer. What
+/// is on its way then is read by a task of `tasks`.
+pub async fn discard<B>(mut body: B, tasks: &TaskTracker) -> bool
+where
+    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+{
+    let small = is_small(&body.size_hint());
+    if small && timeout(SMALL_TIME, read(&mut body, SMALL_BYTES)).await.unwrap_or(false) {
+        return true;
+    }
+    tasks.spawn(linger(body));
+    false
+}
+
+/// Reads what is on its way on a connection that ends.
+pub async fn linger<B: HttpBody<Data = Bytes> + Unpin>(mut body: B) {
+    // Whether it came to its end makes no difference any more.
+    timeout(LINGER, read(&mut body, u64::MAX)).await.unwrap_or_default();
+}
+
+/// Whether it may be little enough to be thrown away.
+#[must_use]
+pub fn is_small(left: &SizeHint) -> bool {
+    left.lower() <= SMALL_BYTES
+}
+
+/// Says that the next request has to take another connection (RFC 9112 section 9.6): the client must know before it sends
+/// one.
+pub fn close(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+/// Reads to the end, or until there was more than `most`. Whether the end came.
+async fn read<B: HttpBody<Data = Bytes> + Unpin>(body: &mut B, most: u64) -> bool {
+    let mut read = 0;
+    while read <= most && !body.is_end_stream() {
+        match body.frame().await {
+            None => return true,
+            Some(Err(_broken)) => return false,
+            Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+        }
+    }
+    body.is_end_stream()
+}
+
 /// A request's body, read as far as somebody likes.
 #[derive(Debug)]
-pub(super) struct Coming<B> {
+pub struct Coming<B> {
     body: B,
     /// The client sends it once it is told to, which the first read does.
     expects: bool,
@@ -30,39 +76,24 @@ pub(super) struct Coming<B> {
 }
 
 impl<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> Coming<B> {
-    pub(super) fn of(request: Request<B>) -> Request<Self> {
+    /// The request with its body so.
+    pub fn of(request: Request<B>) -> Request<Self> {
         let expects = request.headers().contains_key(header::EXPECT);
         request.map(|body| Self { ended: body.is_end_stream(), body, expects, begun: false })
     }
 
     /// For somebody who wants all of it.
-    pub(super) fn whole(self) -> B {
+    pub fn whole(self) -> B {
         self.body
     }
 
-    /// Throws the rest away. `false` when it is too much for that: the connection has to end with the answer. What is on its
-    /// way then is read by a task of `tasks`.
-    pub(super) async fn discard(mut self, tasks: &TaskTracker) -> bool {
+    /// Throws the rest away, as [`discard`] does.
+    pub async fn discard(self, tasks: &TaskTracker) -> bool {
         // Nothing is on its way, and nothing should be.
         if self.expects && !self.begun {
             return self.ended;
         }
-        let small = self.size_hint().lower() <= SMALL_BYTES;
-        if small && timeout(SMALL_TIME, self.read(SMALL_BYTES)).await.is_ok() && self.ended {
-            return true;
-        }
-        tasks.spawn(async move { timeout(LINGER, self.read(u64::MAX)).await.ok() });
-        false
-    }
-
-    /// Reads to the end, or until there was more than `most`.
-    async fn read(&mut self, most: u64) {
-        let mut read = 0;
-        while read <= most
-            && let Some(Ok(frame)) = self.frame().await
-        {
-            read += frame.data_ref().map_or(0, |data| data.len() as u64);
-        }
+        discard(self, tasks).await
     }
 }
 
