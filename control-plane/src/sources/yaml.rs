@@ -26,8 +26,8 @@ const STILL: Duration = Duration::from_millis(50);
 /// Files that never are still are read anyway after this many looks.
 const MAX_LOOKS: usize = 6;
 
-/// From the start, until when a service that nobody knows may be one whose replicas are still to register: those that were
-/// there before are back within some seconds.
+/// How long a service that nobody knows may be one whose replicas are still to register, or register again: those that were
+/// there before this process, or lost their connection, are back within some seconds.
 const REGISTRATION: Duration = Duration::from_secs(10);
 
 /// The YAML source.
@@ -43,10 +43,8 @@ pub struct YamlSource {
     /// Everything that is wrong and was logged.
     reported: BTreeSet<String>,
     validated: u64,
-    /// Services that nobody knows are not reported before.
-    registered: Instant,
-    /// They are.
-    all_reported: bool,
+    /// Some services that nobody knows are not reported before.
+    registered: Option<Instant>,
 }
 
 impl std::fmt::Debug for YamlSource {
@@ -93,10 +91,9 @@ impl YamlSource {
             warnings: Vec::new(),
             reported: BTreeSet::new(),
             validated: 0,
-            registered: Instant::now() + REGISTRATION,
-            all_reported: false,
+            registered: None,
         };
-        source.reload();
+        source.reload(false);
         source
     }
 
@@ -122,9 +119,9 @@ impl YamlSource {
             let seen = files::scan(&self.paths);
             if told || seen != self.scan {
                 self.wait_until_still(seen);
-                self.reload();
+                self.reload(true);
             } else {
-                self.revalidate();
+                self.revalidate(false);
             }
             told = match woken.recv_timeout(POLL) {
                 Ok(Wake::Changed) => true,
@@ -150,7 +147,8 @@ impl YamlSource {
         }
     }
 
-    fn reload(&mut self) {
+    /// `at_once`: a service that nobody knows, in what is different, is said and not waited for.
+    fn reload(&mut self, at_once: bool) {
         // The scan comes first: a change during the reading makes the next scan differ.
         self.scan = files::scan(&self.paths);
         let loaded = self.set.update(files::read(&self.scan), &self.scan.failed);
@@ -172,20 +170,29 @@ impl YamlSource {
             tracing::info!(resources, services_changed = services, "configuration applied");
         }
         self.validated = 0;
-        self.revalidate();
+        self.revalidate(at_once && !affected.is_empty());
     }
 
     /// Looks for references that lead nowhere again when anything changed: replicas that come make services known.
-    fn revalidate(&mut self) {
+    fn revalidate(&mut self, at_once: bool) {
         let generation = self.store.read(|view| view.generation);
-        let all = Instant::now() >= self.registered;
-        if generation == self.validated && all == self.all_reported {
+        let due = self.registered.is_some_and(|at| Instant::now() >= at);
+        if generation == self.validated && !due {
             return;
         }
-        (self.validated, self.all_reported) = (generation, all);
-        let Findings { mut errors, unregistered, mut warnings } =
+        self.validated = generation;
+        let Findings { mut errors, mut unregistered, mut warnings } =
             self.store.read(|view| validate(view.index));
-        errors.extend(unregistered.into_iter().filter(|_| all));
+        if at_once || due {
+            self.registered = None;
+        } else {
+            let all = unregistered.len();
+            unregistered.retain(|error| self.reported.contains(&error.to_string()));
+            if unregistered.len() < all {
+                self.registered.get_or_insert_with(|| Instant::now() + REGISTRATION);
+            }
+        }
+        errors.append(&mut unregistered);
         errors.extend(self.errors.iter().cloned());
         warnings.extend(self.warnings.iter().cloned());
         self.metrics.config_errors.set(i64::try_from(errors.len()).unwrap_or(i64::MAX));
@@ -263,22 +270,33 @@ mod tests {
         (dir, source)
     }
 
+    fn errors(source: &mut YamlSource) -> i64 {
+        source.revalidate(false);
+        source.metrics.config_errors.get()
+    }
+
     #[test]
-    fn replicas_that_were_there_before_have_time_to_register() {
-        let (_dir, mut source) = started();
-        assert_eq!(source.metrics.config_errors.get(), 0);
+    fn replicas_have_time_to_register() {
+        let (dir, mut source) = started();
+        source.reload(true);
+        assert_eq!(errors(&mut source), 0);
         let there = replica("b", "b-1", &["8080"]);
         source.store.apply([Change::PutReplica(there.clone())]);
-        source.revalidate();
-        assert_eq!(source.metrics.config_errors.get(), 0);
+        assert_eq!(errors(&mut source), 0);
         // Without any change: the time is over.
-        source.registered = Instant::now();
-        source.revalidate();
-        assert_eq!(source.metrics.config_errors.get(), 1);
+        source.registered = Some(Instant::now());
+        assert_eq!(errors(&mut source), 1);
         assert_eq!(source.metrics.config_rejected.get(), 1);
-        // From now on a service that nobody knows is said at once.
+        // So have those that left, and what was said stays said.
         source.store.apply([Change::RemoveReplica(there.key())]);
-        source.revalidate();
+        assert_eq!(errors(&mut source), 1);
+        source.registered = Some(Instant::now());
+        assert_eq!(errors(&mut source), 2);
+        source.store.apply([Change::PutReplica(there)]);
+        assert_eq!(errors(&mut source), 1);
+        // What somebody wrote just now is said at once.
+        std::fs::write(dir.path().join("d.yaml"), ROUTE.replace("NAME", "d")).unwrap();
+        source.reload(true);
         assert_eq!(source.metrics.config_errors.get(), 2);
     }
 }
