@@ -11,9 +11,11 @@
     reason = "tests: a failure here is a failed test, and a test may tell a long story"
 )]
 
+use std::time::{Duration, Instant};
+
 use duet_tests::app::App;
 use duet_tests::mesh::{ControlPlane, Options, Sidecar};
-use duet_tests::{SOON, eventually, http};
+use duet_tests::{SOON, eventually, http, metrics};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -81,4 +83,22 @@ async fn on_sigterm_calls_in_flight_end_well_and_new_ones_go_elsewhere() {
     // Its application leaves, and so does the sidecar.
     one.stop().await;
     assert_eq!(first.process.wait(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_is_not_let_in_asks_ever_less_often() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let mut elsewhere = Options::client("web").namespace("elsewhere");
+    elsewhere.token = Some(control_plane.token("default", "web", &[]));
+    let began = Instant::now();
+    let _sidecar = Sidecar::start(&control_plane, elsewhere).await;
+    let labels = [("service", "discovery")];
+    let name = "duet_control_plane_refused_requests_total";
+    eventually("it was refused some times", SOON, || async {
+        (metrics::sum(control_plane.admin, name, &labels).await >= 6.0).then_some(())
+    })
+    .await;
+    // Half of 0.1 s, 0.2 s, 0.4 s, 0.8 s and 1.6 s, at least.
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(1550), "{took:?}");
 }

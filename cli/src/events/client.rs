@@ -35,7 +35,7 @@ impl Client {
                 Err(_none) => DEFAULT_OPERATOR.to_owned(),
             },
         };
-        Self::at(&url, ("control plane", "--operator"))
+        Self::at(&url, ("control plane", "--operator URL, or --mesh DIR of a `duet up`,"))
     }
 
     /// A sidecar's admin port.
@@ -106,7 +106,7 @@ impl Client {
         let value: Value = serde_json::from_str(&body)
             .with_context(|| format!("http://{address} answered {status}, without JSON"))?;
         match value.get("error").and_then(Value::as_str) {
-            Some(error) => bail!("{error}"),
+            Some(error) => bail!("{error}{}", advice(error)),
             None if status != 200 => bail!("http://{address} answered {status}"),
             None => Ok(value),
         }
@@ -145,6 +145,17 @@ impl Client {
     }
 }
 
+/// What to do about a name that the bus does not know.
+fn advice(error: &str) -> &'static str {
+    if error.starts_with("there is no topic ") {
+        "; a topic is there with its first event, and `duet events topics` lists them"
+    } else if error.starts_with("there is no subscription ") {
+        "; `duet events subscriptions` lists them as <namespace>/<name>"
+    } else {
+        ""
+    }
+}
+
 fn with_query(path: &str, query: &[(&str, &str)]) -> String {
     let mut full = path.to_owned();
     for (number, (name, value)) in query.iter().enumerate() {
@@ -169,6 +180,13 @@ mod tests {
     fn names_are_encoded() {
         let full = with_query("/v1/events", &[("topic", "a b/ü&c"), ("from", "1")]);
         assert_eq!(full, "/v1/events?topic=a%20b%2F%C3%BC%26c&from=1");
+    }
+
+    #[test]
+    fn unknown_names_come_with_what_to_do() {
+        assert!(advice("there is no topic \"a\"").contains("`duet events topics`"));
+        assert!(advice("there is no subscription \"a\"").contains("`duet events subscriptions`"));
+        assert_eq!(advice("there is no bus \"a\"; known are: default"), "");
     }
 
     #[test]

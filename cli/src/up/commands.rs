@@ -28,11 +28,10 @@ pub(crate) fn control_plane(
     let settings = [
         ("--state", state.join("control-plane").display().to_string()),
         ("--trust-domain", mesh.trust_domain.clone()),
-        ("--ports-file", ports_file.display().to_string()),
         ("--log-format", "text".to_owned()),
     ];
     flags(&mut command, &settings);
-    let (folder, state) = (folder.to_owned(), Rc::clone(state));
+    let (folder, state, tell) = (folder.to_owned(), Rc::clone(state), telling(ports_file));
     Ok(move || {
         let known = state.state().control_plane;
         let admin = known.admin_url.strip_prefix("http://").unwrap_or_default();
@@ -44,6 +43,7 @@ pub(crate) fn control_plane(
             ("--operator-listen", at(operator)),
         ];
         flags(&mut command, &ports);
+        tell(&mut command, &known.grpc);
         Spec { command, env: Vec::new(), folder: folder.clone() }
     })
 }
@@ -69,13 +69,12 @@ pub(crate) fn sidecar(
         ("--state", own.display().to_string()),
         ("--app-port", format!("http={}{protocol}", replica.app.port)),
         ("--advertise", "127.0.0.1".to_owned()),
-        ("--ports-file", ports_file.display().to_string()),
         ("--workers", app.sidecar.workers.clone().unwrap_or_else(|| "1".to_owned())),
         ("--access-log", app.sidecar.access_log.clone().unwrap_or_else(|| "off".to_owned())),
         ("--log-format", "text".to_owned()),
     ];
     flags(&mut command, &settings);
-    let (folder, state) = (folder.to_owned(), Rc::clone(state));
+    let (folder, state, tell) = (folder.to_owned(), Rc::clone(state), telling(ports_file));
     Ok(move || {
         let known = state.state().apps.get(index).map(|replica| replica.sidecar.clone());
         let known = known.unwrap_or_default();
@@ -89,8 +88,19 @@ pub(crate) fn sidecar(
             ("--metrics-listen", at(&known.metrics)),
         ];
         flags(&mut command, &ports);
+        tell(&mut command, &known.outbound);
         Spec { command, env: Vec::new(), folder: folder.clone() }
     })
+}
+
+/// Has a process say its ports, as long as they are not known: on a full disk it could not, and would not start again.
+fn telling(ports_file: &Path) -> impl Fn(&mut Vec<String>, &str) + use<> {
+    let file = ports_file.display().to_string();
+    move |command, known| {
+        if known.is_empty() {
+            flags(command, &[("--ports-file", file.clone())]);
+        }
+    }
 }
 
 fn at(known: &str) -> String {
@@ -158,5 +168,41 @@ pub(crate) fn program() -> anyhow::Result<String> {
 pub(crate) fn flags(command: &mut Vec<String>, flags: &[(&str, String)]) {
     for (flag, value) in flags {
         command.extend([(*flag).to_owned(), value.clone()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::{AppState, SidecarState, State};
+    use super::*;
+
+    #[test]
+    fn what_starts_again_on_its_ports_needs_no_disk_to_say_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let replica = Replica {
+            service: "a".to_owned(),
+            replica: 1,
+            instance: "a-1".to_owned(),
+            app: AppState { pid: 0, port: 80, url: String::new(), restarts: 0 },
+            sidecar: SidecarState::default(),
+            ready: false,
+        };
+        let mesh = serde_yaml::from_str::<Mesh>("apps: {a: {command: x}}").unwrap();
+        let initial = State { apps: vec![replica.clone()], ..State::default() };
+        let state = Rc::new(Folder::open(folder.path(), initial).unwrap());
+        let file = folder.path().join("ports.json");
+        let first = control_plane(&mesh, folder.path(), &state, &file).unwrap();
+        let files = (file.as_path(), file.as_path());
+        let second = sidecar(&mesh, folder.path(), &state, (0, &replica), files).unwrap();
+        let say =
+            || [first(), second()].map(|spec| spec.command.contains(&"--ports-file".to_owned()));
+        assert_eq!(say(), [true, true]);
+        let known = |state: &mut State| {
+            state.control_plane.grpc = "127.0.0.1:1".to_owned();
+            state.apps[0].sidecar.outbound = "127.0.0.1:2".to_owned();
+        };
+        state.update(known).unwrap();
+        assert_eq!(say(), [false, false]);
+        assert!(second().command.contains(&"127.0.0.1:2".to_owned()));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use duet_control_plane::token::{TokenRequest, create};
 use tokio_util::task::TaskTracker;
 
@@ -125,7 +125,7 @@ impl Launcher {
         self.tasks.control_plane.spawn_local(run);
         let what = "the control plane";
         let ports: ControlPlanePorts =
-            ports(&ports_file, limit).await.with_context(|| failed(what, &log))?;
+            ports(&ports_file, limit).await.map_err(|error| failed(what, &log, &error))?;
         let (url, own) = (format!("http://{}", ports.admin), self.state.join("control-plane"));
         self.state.update(|state| {
             state.control_plane.grpc = ports.grpc.to_string();
@@ -135,7 +135,9 @@ impl Launcher {
             state.control_plane.state = own;
         })?;
         let address = ports.admin.to_string();
-        within(limit, || answers(&address, "/ready")).await.with_context(|| failed(what, &log))
+        within(limit, || answers(&address, "/ready"))
+            .await
+            .map_err(|error| failed(what, &log, &error))
     }
 
     /// Starts all sidecars and waits until each has bound its ports.
@@ -150,8 +152,9 @@ impl Launcher {
             started.push((index, ports_file, log));
         }
         for (index, ports_file, log) in started {
-            let ports: SidecarPorts =
-                ports(&ports_file, limit).await.with_context(|| failed("a sidecar", &log))?;
+            let ports: SidecarPorts = ports(&ports_file, limit)
+                .await
+                .map_err(|error| failed("a sidecar", &log, &error))?;
             self.state.update(|state| {
                 if let Some(replica) = state.apps.get_mut(index) {
                     replica.sidecar.outbound = ports.outbound.to_string();
@@ -221,7 +224,7 @@ impl Launcher {
             }
             for (index, replica, app, log) in waiting {
                 let ready = within(limit, || ready(&replica, app)).await;
-                ready.with_context(|| failed(&replica.instance, &log))?;
+                ready.map_err(|error| failed(&replica.instance, &log, &error))?;
                 self.state.update(|state| {
                     if let Some(replica) = state.apps.get_mut(index) {
                         replica.ready = true;
@@ -341,6 +344,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
         .with_context(|| path.display().to_string())
 }
 
-fn failed(what: &str, log: &Log) -> String {
-    format!("{what} did not become ready; its last lines:{}\n", log.tail())
+/// Its last lines come last, as they are many.
+fn failed(what: &str, log: &Log, error: &anyhow::Error) -> anyhow::Error {
+    anyhow!("{what} did not become ready: {error:#}; its last lines:{}", log.tail())
 }

@@ -171,8 +171,12 @@ impl Drop for Folder {
 /// The state of a mesh that runs, from its folder.
 pub(crate) fn read(folder: &Path) -> anyhow::Result<State> {
     let file = folder.join("state.json");
-    let text =
-        fs::read(&file).with_context(|| format!("{}: no mesh runs there", file.display()))?;
+    let text = fs::read(&file).with_context(|| {
+        format!(
+            "{}: no mesh runs there (a mesh's folder is the .duet beside its duet.yaml)",
+            file.display()
+        )
+    })?;
     serde_json::from_slice(&text).with_context(|| file.display().to_string())
 }
 

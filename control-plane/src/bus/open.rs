@@ -105,7 +105,8 @@ impl Buses {
         let options = options(nats).map_err(error)?;
         // Before anything is given up.
         let reached = NatsBus::reach(&options, CONNECT).await;
-        reached.map_err(|source| error(format!("servers: {source}")))?;
+        let away = |source| error(format!("servers: {}: {source}", nats.servers.join(", ")));
+        reached.map_err(away)?;
         tracing::warn!(bus = name, "the bus moves from its embedded log to NATS");
         self.moving.write().insert(name.to_owned());
         self.settle_down(name).await?;

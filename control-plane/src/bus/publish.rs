@@ -2,6 +2,7 @@
 //! flush.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use duet_api::proto;
 use duet_api::resource::Operation;
@@ -9,7 +10,9 @@ use duet_events::Event;
 use duet_events::bus::{PublishError, PublishErrorKind, dead_letter};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -18,6 +21,11 @@ use super::{BusError, Buses, Gate, SERVICE};
 
 /// Requests of one stream that wait for their flush; more are not read.
 pub(super) const MAX_OPEN: usize = 256;
+/// Between two lines of the log on publishes that a bus has no room for, and between two on those for which it is away:
+/// applications cause as many as they like, and the log is often on the disk that is full. The metric counts them all.
+const QUIET: Duration = Duration::from_secs(10);
+static LAST_FULL: Mutex<Option<Instant>> = Mutex::new(None);
+static LAST_AWAY: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// What a publish needs.
 pub(super) struct Publisher {
@@ -72,7 +80,9 @@ impl Publisher {
             Err(error) => {
                 let reason = reason(error.kind);
                 self.gate.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
-                tracing::info!(peer = %self.gate.who, reason, "publish refused: {error}");
+                if last_line(error.kind).is_none_or(is_due) {
+                    tracing::info!(peer = %self.gate.who, reason, "publish refused: {error}");
+                }
                 proto::PublishResponse { correlation, events: vec![], error: Some(error.into()) }
             }
         };
@@ -108,6 +118,29 @@ impl Publisher {
     }
 }
 
+/// When a line on such a refusal was written last; none where each is worth one.
+fn last_line(kind: PublishErrorKind) -> Option<&'static Mutex<Option<Instant>>> {
+    match kind {
+        PublishErrorKind::Full => Some(&LAST_FULL),
+        PublishErrorKind::Unavailable => Some(&LAST_AWAY),
+        PublishErrorKind::UnknownBus
+        | PublishErrorKind::UnknownTopic
+        | PublishErrorKind::Invalid
+        | PublishErrorKind::Denied
+        | PublishErrorKind::Internal => None,
+    }
+}
+
+/// Whether a line may be written again, which then counts as written.
+fn is_due(last: &Mutex<Option<Instant>>) -> bool {
+    let (now, mut last) = (Instant::now(), last.lock());
+    let due = last.is_none_or(|last| now.duration_since(last) >= QUIET);
+    if due {
+        *last = Some(now);
+    }
+    due
+}
+
 fn reason(kind: PublishErrorKind) -> &'static str {
     match kind {
         PublishErrorKind::UnknownBus => "unknown_bus",
@@ -116,5 +149,19 @@ fn reason(kind: PublishErrorKind) -> &'static str {
         PublishErrorKind::Full => "full",
         PublishErrorKind::Denied => "denied",
         PublishErrorKind::Unavailable | PublishErrorKind::Internal => "internal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_bus_is_a_line_in_ten_seconds() {
+        let last = Mutex::new(None);
+        let lines = || (0..1000).filter(|_publish| is_due(&last)).count();
+        assert_eq!((lines(), lines()), (1, 0));
+        tokio::time::advance(QUIET).await;
+        assert_eq!((lines(), lines()), (1, 0));
     }
 }

@@ -39,9 +39,8 @@ pub async fn run<T: Send + Sync + 'static>(
         loop {
             match open(&inputs, channel.clone()).await {
                 Ok((asks, answers)) => {
-                    backoff = FIRST_BACKOFF;
                     inputs.metrics.connected.set(1);
-                    let end = follow(&mut inputs, &asks, answers).await;
+                    let end = follow(&mut inputs, &asks, answers, &mut backoff).await;
                     inputs.metrics.connected.set(0);
                     tracing::warn!(
                         reason = end,
@@ -85,10 +84,13 @@ fn send(asks: &Asks, kind: Ask) {
     asks.send(WatchRequest { kind: Some(kind) }).ok();
 }
 
+/// The stream is open before the control plane has looked at who asks: only an answer says that it was let in, and sets
+/// `backoff` back.
 async fn follow<T>(
     inputs: &mut Inputs<T>,
     asks: &Asks,
     mut answers: Streaming<WatchResponse>,
+    backoff: &mut Duration,
 ) -> String {
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
@@ -101,7 +103,10 @@ async fn follow<T>(
                 None => return "shutting down".to_owned(),
             },
             answer = answers.message() => match answer {
-                Ok(Some(answer)) => handle(inputs, asks, answer),
+                Ok(Some(answer)) => {
+                    *backoff = FIRST_BACKOFF;
+                    handle(inputs, asks, answer);
+                }
                 Ok(None) => return "closed by the control plane".to_owned(),
                 Err(status) => return crate::identity::uplink::message(&status),
             },

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use duet_api::spiffe::SpiffeId;
-use duet_api::tls::{Peer, client_config};
+use duet_api::tls::{IdentityError, Peer, client_config};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -83,22 +83,62 @@ async fn dial(address: &str, mut config: ClientConfig) -> io::Result<TlsStream<T
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from("control-plane.duet.internal").map_err(io::Error::other)?;
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(in_words)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connect)
         .await
         .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// A status's message with its causes, which `Display` leaves out.
+/// What is wrong with who the peer is: of such an error, rustls shows only the name of its type.
+fn in_words(error: io::Error) -> io::Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) = tls
+        && let Some(identity) = other.0.downcast_ref::<IdentityError>()
+    {
+        return io::Error::new(error.kind(), identity.to_string());
+    }
+    error
+}
+
+/// A status's message with its causes, which `Display` leaves out. Many repeat the text of their own cause.
 #[must_use]
 pub fn message(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut next = std::error::Error::source(status);
     while let Some(error) = next {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
         next = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Layer(&'static str, #[source] Option<Box<Layer>>);
+
+    #[test]
+    fn another_ca_is_said_in_words() {
+        let other = rustls::OtherError(Arc::new(IdentityError::CaHash));
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other));
+        let said = in_words(io::Error::new(io::ErrorKind::InvalidData, tls)).to_string();
+        assert_eq!(said, "the server's CA is not the one named by the join token");
+        assert_eq!(in_words(io::Error::other("broken")).to_string(), "broken");
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let cause = Layer("refused", Some(Box::new(Layer("refused", None))));
+        let status = tonic::Status::from_error(Box::new(Layer("no way", Some(Box::new(cause)))));
+        assert_eq!(message(&status), "no way: refused");
+        assert_eq!(message(&tonic::Status::unavailable("alone")), "alone");
+    }
 }

@@ -44,7 +44,8 @@ impl Options {
         Self { fill_envelope: true, ..Self::default() }
     }
 
-    /// Reads the `metadata.` parameters of a query string; others are not ours.
+    /// Reads the `metadata.` parameters of a query string. Others are not ours, but for one that lacks the word: an event
+    /// that its publisher wants to expire, or to come later, would do neither.
     ///
     /// # Errors
     /// 400 with the name of the parameter.
@@ -55,6 +56,9 @@ impl Options {
             let (name, value) = (decoded(name)?, decoded(value)?);
             if let Some(key) = name.strip_prefix("metadata.") {
                 options.set(key, &value).map_err(|reason| refuse(&name, &reason))?;
+            } else if OURS.contains(&name.as_str()) {
+                let reason = format!("means nothing; write metadata.{name}");
+                return Err(refuse(&name, &reason));
             }
         }
         options.check()
@@ -159,6 +163,16 @@ impl Options {
     }
 }
 
+/// Keys that change when, whether or as what an event is delivered.
+const OURS: [&str; 6] = [
+    "ttlInSeconds",
+    "rawPayload",
+    "expireWithDeadline",
+    "partitionKey",
+    "deliverAt",
+    "deliverAfter",
+];
+
 /// Keys without a meaning here that are no reason to refuse: they repeat what the request says elsewhere.
 const KNOWN_ELSEWHERE: [&str; 5] =
     ["content-type", "contentType", "pubsubName", "traceparent", "tracestate"];
@@ -259,6 +273,7 @@ mod tests {
             ("metadata.partitionKey=", "metadata.partitionKey"),
             (&format!("metadata.partitionKey={}", "k".repeat(1025)), "metadata.partitionKey"),
             ("metadata.priority=1", "metadata.priority"),
+            ("ttlInSeconds=60", "ttlInSeconds"),
             ("metadata.ttlInSeconds=1&metadata.expireWithDeadline=true", "expireWithDeadline"),
         ] {
             let problem = Options::from_query(query).unwrap_err();
