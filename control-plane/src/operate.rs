@@ -159,7 +159,10 @@ async fn whole(request: Request, next: Next) -> Response {
     let (status, message) =
         match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await {
             Ok(Ok(body)) => return next.run(Request::from_parts(head, Body::from(body))).await,
-            Ok(Err(error)) => (StatusCode::PAYLOAD_TOO_LARGE, format!("the request: {error}")),
+            Ok(Err(error)) => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the request broke off, or is larger than {MAX_BODY_BYTES} bytes: {error}"),
+            ),
             Err(_late) => {
                 (StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time".to_owned())
             }
@@ -216,7 +219,7 @@ impl From<ManageError> for Failure {
         let status = match error {
             ManageError::Unknown { .. } => StatusCode::NOT_FOUND,
             ManageError::Refused(_) => StatusCode::CONFLICT,
-            ManageError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ManageError::Away(_) | ManageError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, message: error.to_string() }
     }

@@ -15,6 +15,7 @@ mod manage;
 mod message;
 mod metrics;
 mod names;
+mod patience;
 mod payload;
 mod publish;
 mod record;

@@ -94,6 +94,7 @@ on_both!(
     acknowledged_events_stay_handled_across_a_restart_and_others_come_back_unspent,
     competing_consumers_share_and_credit_bounds_each,
     what_a_leaving_consumer_had_goes_to_the_others_unspent,
+    what_a_consumer_left_comes_before_what_is_newer,
     a_retry_spends_an_attempt_that_a_restart_remembers_and_a_release_does_not,
     a_retried_event_waits_while_others_pass,
     dead_letters_carry_the_reason_and_the_original_is_handled,

@@ -269,7 +269,7 @@ fn cannot_rest(name: &str, error: ManageError) -> ManageError {
         ManageError::Refused(why) => ManageError::Refused(format!(
             "{name} is paused, and {why}: upgrade the servers, or leave its events behind with --skip"
         )),
-        ManageError::Unknown { .. } | ManageError::Failed(_) => error,
+        ManageError::Unknown { .. } | ManageError::Away(_) | ManageError::Failed(_) => error,
     }
 }
 

@@ -1,14 +1,23 @@
 //! Requests that steer one subscription: where it goes on, whether it is handed out, whether it is kept.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use duet_events::bus::{ManageError, ManagedBus, Start, SubscriptionStatus};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use super::requests::{Answer, default_bus, time};
 use super::{Failure, Operate};
+
+/// Until a look at a cluster that elects its leader is given up. With the bus's own patience after it, for the command, that
+/// is less than whoever asks waits (30 s).
+const ELECTION: Duration = Duration::from_secs(10);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Where to.
 #[derive(Debug, Deserialize)]
@@ -87,8 +96,16 @@ fn skips(found: &SubscriptionStatus, to: Start) -> bool {
     }
 }
 
+/// Before a command that is patient with a cluster that elects its leader: so is this look.
 async fn find(bus: &dyn ManagedBus, name: &str) -> Result<SubscriptionStatus, ManageError> {
-    let found = bus.subscriptions().await?.into_iter().find(|found| found.name == name);
+    let until = Instant::now() + ELECTION;
+    let all = loop {
+        match bus.subscriptions().await {
+            Err(ManageError::Away(_)) if Instant::now() < until => sleep(PAUSE).await,
+            all => break all?,
+        }
+    };
+    let found = all.into_iter().find(|found| found.name == name);
     found.ok_or_else(|| ManageError::Unknown { kind: "subscription", name: name.to_owned() })
 }
 

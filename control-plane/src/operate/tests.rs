@@ -195,6 +195,7 @@ async fn a_request_that_never_ends_and_one_without_bounds_are_refused() {
     let large = Body::from(vec![b' '; MAX_BODY_BYTES + 1]);
     let answer = port.send(request("POST", "/v1/seek", "application/json", large)).await;
     assert_eq!(error(&answer).0, 413);
+    assert!(error(&answer).1.contains("larger than 8388608 bytes"), "{answer:?}");
 }
 
 #[tokio::test]

@@ -188,7 +188,8 @@ mod tests {
     use super::*;
 
     fn spec() -> SubscriptionSpec {
-        SubscriptionSpec::new("shop/a", "default", "t").unwrap()
+        let spec = SubscriptionSpec::new("shop/a", "default", "t").unwrap();
+        SubscriptionSpec { path: "/a".to_owned(), ..spec }
     }
 
     fn decide(status: u16, body: &str, attempt: u32) -> Settle {
@@ -215,7 +216,7 @@ mod tests {
             (200, r#"{"status":"WHAT"}"#, retry(1)),
             (200, r#"{"Status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
             (200, r#"{"status":"DROP"}"#, dead_letter("the subscriber answered DROP", 200)),
-            (404, "", dead_letter("the subscriber answered 404 at /", 404)),
+            (404, "", dead_letter("the subscriber answered 404 at /a", 404)),
             (500, r#"{"status":"SUCCESS"}"#, retry(1)),
             (302, "", retry(1)),
             (429, "", retry(1)),

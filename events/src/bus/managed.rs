@@ -222,7 +222,10 @@ pub enum ManageError {
     /// It cannot be done, whatever the state of the bus.
     #[error("{0}")]
     Refused(String),
-    /// The bus cannot be reached, or failed. Trying again may help.
+    /// The bus cannot be reached, or nobody there decides just now. Trying again helps as soon as that is over.
+    #[error("{0}")]
+    Away(String),
+    /// The bus failed. Trying again may help.
     #[error("{0}")]
     Failed(String),
 }

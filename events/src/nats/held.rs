@@ -20,13 +20,18 @@ pub(super) struct Held {
     pub(super) key: Option<String>,
     /// When JetStream last heard of it.
     pub(super) heard: Instant,
+    /// How many came before it; counted as it is taken in.
+    pub(super) came: u64,
 }
 
 /// Where a held event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Something is being written.
+    /// Something is being written, or read.
     Busy,
+    /// It came again, and the attempts that were spent on it are being read: it does not lose its place meanwhile, see
+    /// [`Hands::next`].
+    Asking,
     /// May go out.
     Ready,
     /// May go out from then on.
@@ -42,6 +47,10 @@ pub(super) struct Hands {
     /// Of all of them.
     bytes: usize,
     ready: BTreeSet<u64>,
+    /// How many have come.
+    came: u64,
+    /// Those that are being asked about, by how many came before each.
+    asking: BTreeSet<u64>,
     /// Positions of each key, where order is kept.
     keys: HashMap<String, BTreeSet<u64>>,
 }
@@ -74,7 +83,9 @@ impl Hands {
         self.held.values_mut()
     }
 
-    pub(super) fn insert(&mut self, position: u64, held: Held) {
+    pub(super) fn insert(&mut self, position: u64, mut held: Held) {
+        held.came = self.came;
+        self.came += 1;
         if let Some(key) = &held.key {
             self.keys.entry(key.clone()).or_default().insert(position);
         }
@@ -82,6 +93,7 @@ impl Hands {
         self.bytes += held.event.size();
         if let Some(before) = self.held.insert(position, held) {
             self.bytes -= before.event.size();
+            self.asking.remove(&before.came);
         }
         self.set(position, stage);
     }
@@ -92,7 +104,15 @@ impl Hands {
             held.stage = stage;
             match stage {
                 Stage::Ready => self.ready.insert(position),
-                Stage::Busy | Stage::From(_) | Stage::Out(_) => self.ready.remove(&position),
+                Stage::Busy | Stage::Asking | Stage::From(_) | Stage::Out(_) => {
+                    self.ready.remove(&position)
+                }
+            };
+            match stage {
+                Stage::Asking => self.asking.insert(held.came),
+                Stage::Busy | Stage::Ready | Stage::From(_) | Stage::Out(_) => {
+                    self.asking.remove(&held.came)
+                }
             };
         }
     }
@@ -101,6 +121,7 @@ impl Hands {
         let held = self.held.remove(&position)?;
         self.bytes -= held.event.size();
         self.ready.remove(&position);
+        self.asking.remove(&held.came);
         if let Some(key) = &held.key
             && let Some(positions) = self.keys.get_mut(key)
         {
@@ -122,12 +143,15 @@ impl Hands {
         all.held.into_iter().collect()
     }
 
-    /// The oldest event that may go out: no older one of its key is held.
+    /// The oldest event that may go out: no older one of its key is held, and it did not come after one that came again and
+    /// is being asked about. What somebody gave back would be overtaken by what follows it otherwise. Nobody waits for what
+    /// comes later, however many come again.
     pub(super) fn next(&self) -> Option<u64> {
+        let asked = self.asking.first().copied().unwrap_or(u64::MAX);
         self.ready.iter().copied().find(|position| {
-            let key = self.held.get(position).and_then(|held| held.key.as_ref());
-            let first = key.and_then(|key| self.keys.get(key)?.first());
-            first.is_none_or(|first| first == position)
+            let Some(held) = self.held.get(position) else { return false };
+            let first = held.key.as_ref().and_then(|key| self.keys.get(key)?.first());
+            held.came < asked && first.is_none_or(|first| first == position)
         })
     }
 
@@ -135,7 +159,7 @@ impl Hands {
     pub(super) fn wake(&mut self, now: Instant) -> Option<Instant> {
         let due = |held: &Held| match held.stage {
             Stage::From(at) => Some(at),
-            Stage::Busy | Stage::Ready | Stage::Out(_) => None,
+            Stage::Busy | Stage::Asking | Stage::Ready | Stage::Out(_) => None,
         };
         let woken: Vec<u64> = self
             .held
@@ -172,9 +196,8 @@ mod tests {
     fn hold(hands: &mut Hands, position: u64, key: Option<&str>) {
         let event = Event::new(position.to_string(), "/s", "t").unwrap();
         let (key, now) = (key.map(str::to_owned), Instant::now());
-        let held =
-            Held { event, reply: "r".into(), attempt: 1, stage: Stage::Ready, key, heard: now };
-        hands.insert(position, held);
+        let (reply, stage) = ("r".into(), Stage::Ready);
+        hands.insert(position, Held { event, reply, attempt: 1, stage, key, heard: now, came: 0 });
     }
 
     #[test]
@@ -194,6 +217,33 @@ mod tests {
         assert_eq!((hands.wake(later), hands.next()), (None, Some(1)));
         hands.remove(1);
         assert_eq!(hands.next(), Some(2));
+    }
+
+    #[test]
+    fn what_came_after_one_that_is_asked_about_waits_for_it_and_for_no_other() {
+        let mut hands = Hands::default();
+        for position in [7, 1, 2, 8] {
+            hold(&mut hands, position, None);
+        }
+        for position in [1, 2] {
+            hands.set(position, Stage::Asking);
+        }
+        assert_eq!(hands.next(), Some(7), "it was there before");
+        hands.set(7, Stage::Out(1));
+        hands.set(2, Stage::Ready);
+        assert_eq!(hands.next(), None, "both came later");
+        hands.set(1, Stage::Ready);
+        assert_eq!(hands.next(), Some(1));
+        // Whatever becomes of it, nobody waits for it any more.
+        for gone in [Stage::Busy, Stage::Asking] {
+            hands.set(1, gone);
+            hands.remove(1);
+            assert_eq!(hands.next(), Some(2), "{gone:?}");
+            hold(&mut hands, 1, None);
+        }
+        hands.set(1, Stage::Asking);
+        hold(&mut hands, 1, None);
+        assert_eq!(hands.next(), Some(1), "the same one again");
     }
 
     #[test]

@@ -73,6 +73,8 @@ struct Member {
 pub(super) enum Done {
     /// Attempts spent so far are known.
     Spent { position: u64, spent: u32 },
+    /// They are not known yet.
+    Unknown { position: u64 },
     /// JetStream may forget the event: it is acknowledged.
     Handled { position: u64 },
     /// It is acknowledged or given back already.
@@ -165,6 +167,8 @@ impl Hub {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut signals = (self.shared.connects.clone(), self.shared.closed.subscribe());
+        // Of the connection that is there it has nothing to lose.
+        signals.0.mark_unchanged();
         if *signals.1.borrow() {
             self.over = Some("the bus is closed".to_owned());
         }
@@ -312,12 +316,13 @@ impl Hub {
             Done::Born { .. } => {}
             Done::Spent { position, spent } => {
                 if let Some(held) = self.hands.get_mut(position)
-                    && held.stage == Stage::Busy
+                    && matches!(held.stage, Stage::Asking | Stage::Busy)
                 {
                     held.attempt = spent.saturating_add(1);
                     self.hands.set(position, Stage::Ready);
                 }
             }
+            Done::Unknown { position } => self.ask_on(position),
             Done::Handled { position } => self.forget(position),
             Done::Gone { position } => drop(self.hands.remove(position)),
             Done::Again { position, delay } if delay.is_zero() => {

@@ -1,7 +1,9 @@
 //! The NATS bus, as its server and its operator see it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_nats::jetstream::consumer;
 use async_nats::jetstream::stream::{self, DeleteMessageErrorKind};
-use futures::TryStreamExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 
@@ -9,8 +11,7 @@ use super::hub::{Command, now_ms};
 use super::names::message_id;
 use super::record::{Overtaken, Record};
 use super::shared::{NatsError, Shared};
-use super::status::millis;
-use super::stream::{is_declared_for, topic_of};
+use super::stream::Topic;
 use super::subscription::paused_until;
 use super::{NatsBus, consume_error, message};
 use crate::bus::{
@@ -18,8 +19,6 @@ use crate::bus::{
     SubscriptionStatus, TopicConfig, TopicStatus, dead_letter,
 };
 
-/// Bytes of one reading, so that a piece of a topic fits into memory.
-const READ_BYTES: usize = 16 << 20;
 /// Bound on giving back what is in hand: while no server is there, answers wait for one.
 pub(super) const GIVE_BACK: std::time::Duration = std::time::Duration::from_secs(5);
 /// Bound on telling the servers what was said last.
@@ -70,40 +69,11 @@ impl ManagedBus for NatsBus {
     }
 
     fn topics(&self) -> BoxFuture<'_, Result<Vec<TopicStatus>, ManageError>> {
-        Box::pin(async {
-            self.shared.connected()?;
-            let streams: Vec<stream::Info> = self
-                .shared
-                .js
-                .streams()
-                .try_collect()
-                .await
-                .map_err(|error| self.shared.error("the streams", &error))?;
-            let ours = |info: &stream::Info| {
-                let topic = topic_of(&info.config)?;
-                (info.config.name == self.shared.stream_name(topic)).then(|| TopicStatus {
-                    name: topic.to_owned(),
-                    first: info.state.first_sequence.max(1),
-                    next: info.state.last_sequence.saturating_add(1),
-                    events: info.state.messages,
-                    bytes: info.state.bytes,
-                    declared: is_declared_for(&self.shared.name, &info.config),
-                })
-            };
-            let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();
-            topics.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(topics)
-        })
+        Box::pin(self.shared.topic_statuses())
     }
 
     fn subscriptions(&self) -> BoxFuture<'_, Result<Vec<SubscriptionStatus>, ManageError>> {
-        Box::pin(async {
-            let mut all = Vec::new();
-            for record in self.shared.records().await? {
-                all.extend(self.subscription(record.record).await?);
-            }
-            Ok(all)
-        })
+        Box::pin(self.subscription_statuses())
     }
 
     fn read<'a>(
@@ -112,32 +82,7 @@ impl ManagedBus for NatsBus {
         from: u64,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<StoredEvent>, ManageError>> {
-        Box::pin(async move {
-            let stream = self.shared.stream(topic).await?;
-            let (mut events, mut bytes) = (Vec::new(), 0);
-            let mut next = from.max(1);
-            while events.len() < limit
-                && bytes < READ_BYTES
-                && let Some(found) = self.shared.message(&stream, topic, next).await?
-            {
-                next = found.sequence.saturating_add(1);
-                bytes += found.payload.len();
-                let event = message::event(
-                    &found.subject,
-                    found.sequence,
-                    Some(&found.headers),
-                    found.payload,
-                );
-                if let Ok(event) = event {
-                    events.push(StoredEvent {
-                        position: found.sequence,
-                        published_ms: millis(found.time),
-                        event,
-                    });
-                }
-            }
-            Ok(events)
-        })
+        Box::pin(self.shared.patience().with(move || self.shared.read(topic, from, limit)))
     }
 
     fn remove_events<'a>(
@@ -146,7 +91,7 @@ impl ManagedBus for NatsBus {
         positions: Vec<u64>,
     ) -> BoxFuture<'a, Result<u64, ManageError>> {
         Box::pin(async move {
-            let stream = self.shared.stream(topic).await?;
+            let stream = self.shared.patience().with(|| self.shared.stream(topic)).await?;
             let mut removed = 0;
             for position in positions {
                 removed += u64::from(self.shared.remove(&stream, position).await?);
@@ -161,11 +106,15 @@ impl ManagedBus for NatsBus {
         positions: Vec<u64>,
     ) -> BoxFuture<'a, Result<u64, ManageError>> {
         Box::pin(async move {
-            let stream = self.shared.stream(dead_letter_topic).await?;
+            let topic = dead_letter_topic;
+            let stream = self.shared.patience().with(|| self.shared.stream(topic)).await?;
             let mut moved = 0;
             for position in positions {
-                moved +=
-                    u64::from(self.shared.redrive(&stream, dead_letter_topic, position).await?);
+                let stored = || self.shared.redrive(&stream, topic, position);
+                if self.shared.patience().with(stored).await? {
+                    self.shared.remove(&stream, position).await?;
+                    moved += 1;
+                }
             }
             Ok(moved)
         })
@@ -204,7 +153,8 @@ impl ManagedBus for NatsBus {
         paused: bool,
     ) -> BoxFuture<'a, Result<(), ManageError>> {
         Box::pin(async move {
-            Box::pin(self.shared.pause(subscription, paused)).await?;
+            let pause = || self.shared.pause(subscription, paused);
+            Box::pin(self.shared.patience().with(pause)).await?;
             self.tell(subscription, Command::Paused(paused));
             Ok(())
         })
@@ -237,6 +187,14 @@ impl ManagedBus for NatsBus {
 }
 
 impl NatsBus {
+    async fn subscription_statuses(&self) -> Result<Vec<SubscriptionStatus>, ManageError> {
+        let mut all = Vec::new();
+        for record in self.shared.records().await? {
+            all.extend(self.subscription(record.record).await?);
+        }
+        Ok(all)
+    }
+
     async fn subscription(
         &self,
         record: Record,
@@ -259,29 +217,34 @@ impl NatsBus {
 }
 
 impl Shared {
-    async fn remove(&self, stream: &stream::Stream, position: u64) -> Result<bool, NatsError> {
-        match stream.delete_message(position).await {
-            Ok(deleted) => Ok(deleted),
-            Err(error) => {
-                // No such message.
-                if let DeleteMessageErrorKind::JetStream(error) = error.kind()
-                    && [10_037, 10_043, 10_057].contains(&error.error_code().0)
-                {
-                    return Ok(false);
+    async fn remove(&self, stream: &stream::Stream, position: u64) -> Result<bool, ManageError> {
+        let tried = AtomicBool::new(false);
+        let remove = || async {
+            let again = tried.swap(true, Ordering::Relaxed);
+            match stream.delete_message(position).await {
+                Ok(deleted) => Ok(deleted),
+                Err(error) => {
+                    // No such message; perhaps as the answer to the try before was lost.
+                    if let DeleteMessageErrorKind::JetStream(error) = error.kind()
+                        && [10_037, 10_043, 10_057].contains(&error.error_code().0)
+                    {
+                        return Ok(again);
+                    }
+                    Err(self.error("removing an event", &error).into())
                 }
-                Err(self.error("removing an event", &error))
             }
-        }
+        };
+        self.patience().with(remove).await
     }
 
-    /// First stored at its old topic, then removed here: whatever happens between leaves it in both, and doing it
-    /// again within the window stores it once. One that has expired stays: nobody would get it.
+    /// Stores a dead letter at its old topic. It is removed here only then: whatever happens between leaves it in both, and
+    /// doing it again within the window stores it once. One that has expired stays: nobody would get it.
     async fn redrive(
         &self,
         letters: &stream::Stream,
         topic: &str,
         position: u64,
-    ) -> Result<bool, NatsError> {
+    ) -> Result<bool, ManageError> {
         let found = self.message(letters, topic, position).await?;
         let Some(found) = found.filter(|found| found.sequence == position) else {
             return Ok(false);
@@ -307,7 +270,6 @@ impl Shared {
         let event = event.map_err(|error| NatsError::Failed(error.to_string()))?;
         let id = format!("redrive {} {position}", message_id(topic, &found.time.to_string()));
         self.store(&to, TopicConfig::undeclared(&to), &event, id).await?;
-        self.remove(letters, position).await?;
         Ok(true)
     }
 
@@ -318,36 +280,55 @@ impl Shared {
         Ok((record.ok_or_else(unknown)?, revision))
     }
 
+    /// Each step may be done twice: one that is done again is another generation.
     async fn move_to(&self, subscription: &str, to: Start) -> Result<(), ManageError> {
+        let patience = self.patience();
+        let (topic, old, record) =
+            patience.with(|| Box::pin(self.begin_move(subscription, to))).await?;
+        let anew = || async {
+            self.delete_consumer(&record.topic, subscription).await?;
+            Box::pin(self.recreate(&topic, subscription, old.as_ref(), to)).await?;
+            Ok(())
+        };
+        patience.with(anew).await?;
+        patience.with(|| self.end_move(&record)).await
+    }
+
+    /// First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever happens
+    /// between.
+    async fn begin_move(
+        &self,
+        subscription: &str,
+        to: Start,
+    ) -> Result<(Topic, Option<consumer::Info>, Record), ManageError> {
         let mut overtaken = Overtaken::default();
-        let (topic, old, mut record, mut revision) = loop {
+        loop {
             let (mut record, revision) = self.known(subscription).await?;
             let topic = self.topic(&record.topic, TopicConfig::undeclared(&record.topic)).await?;
             let old = self.consumer(&topic, subscription).await?;
             let old = old.map(|consumer| consumer.cached_info().clone());
-            // First: what the new consumer hands out is of the new generation, and starts where it was asked to, whatever
-            // happens between.
             record.epoch = record.epoch.wrapping_add(1);
             record.moving_to = Some(to);
-            if let Some(revision) = self.put_record(&record, revision).await? {
-                break (topic, old, record, revision);
+            if self.put_record(&record, revision).await?.is_some() {
+                return Ok((topic, old, record));
             }
             overtaken.again().await?;
-        };
-        self.delete_consumer(&record.topic, subscription).await?;
-        self.recreate(&topic, subscription, old.as_ref(), to).await?;
+        }
+    }
+
+    /// Unless somebody moves it again, or saw that it is there.
+    async fn end_move(&self, moved: &Record) -> Result<(), ManageError> {
+        let mut overtaken = Overtaken::default();
         loop {
+            let (mut record, revision) = self.known(&moved.name).await?;
+            if record.epoch != moved.epoch || record.moving_to.is_none() {
+                return Ok(());
+            }
             record.moving_to = None;
             if self.put_record(&record, revision).await?.is_some() {
                 return Ok(());
             }
             overtaken.again().await?;
-            let epoch = record.epoch;
-            (record, revision) = self.known(subscription).await?;
-            if record.epoch != epoch || record.moving_to.is_none() {
-                // Somebody moves it again, or saw that it is there.
-                return Ok(());
-            }
         }
     }
 
@@ -374,8 +355,8 @@ impl From<NatsError> for ManageError {
         match error {
             NatsError::Refused(reason) => Self::Refused(reason),
             NatsError::TooMany(_) => Self::Refused(error.to_string()),
+            NatsError::Away(_) => Self::Away(error.to_string()),
             NatsError::Settings(_)
-            | NatsError::Away(_)
             | NatsError::Full(_)
             | NatsError::Failed(_)
             | NatsError::Closed => Self::Failed(error.to_string()),

@@ -5,11 +5,19 @@ use std::time::Duration;
 use async_nats::jetstream::consumer;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
+use futures::TryStreamExt as _;
 
 use super::hub::now_ms;
+use super::message;
 use super::record::Record;
 use super::shared::{NatsError, Shared};
-use crate::bus::{FirstWaiting, ManageError, SubscriptionStatus, TopicConfig};
+use super::stream::{is_declared_for, topic_of};
+use crate::bus::{
+    FirstWaiting, ManageError, StoredEvent, SubscriptionStatus, TopicConfig, TopicStatus,
+};
+
+/// Bytes of one reading, so that a piece of a topic fits into memory.
+const READ_BYTES: usize = 16 << 20;
 
 /// How long somebody who has events in hand may take for one, to be seen from elsewhere.
 const BUSY: Duration = Duration::from_secs(60);
@@ -57,6 +65,55 @@ impl Shared {
             topic: record.topic,
         };
         Ok(Some((status, born)))
+    }
+
+    /// All topics, by name.
+    pub(super) async fn topic_statuses(&self) -> Result<Vec<TopicStatus>, ManageError> {
+        self.connected()?;
+        let streams = self.js.streams().try_collect().await;
+        let streams: Vec<stream::Info> =
+            streams.map_err(|error| self.error("the streams", &error))?;
+        let ours = |info: &stream::Info| {
+            let topic = topic_of(&info.config)?;
+            (info.config.name == self.stream_name(topic)).then(|| TopicStatus {
+                name: topic.to_owned(),
+                first: info.state.first_sequence.max(1),
+                next: info.state.last_sequence.saturating_add(1),
+                events: info.state.messages,
+                bytes: info.state.bytes,
+                declared: is_declared_for(&self.name, &info.config),
+            })
+        };
+        let mut topics: Vec<_> = streams.iter().filter_map(ours).collect();
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
+    }
+
+    /// Events of a topic from a position on, oldest first.
+    pub(super) async fn read(
+        &self,
+        topic: &str,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, ManageError> {
+        let stream = self.stream(topic).await?;
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut next = from.max(1);
+        while events.len() < limit
+            && bytes < READ_BYTES
+            && let Some(found) = self.message(&stream, topic, next).await?
+        {
+            let position = found.sequence;
+            next = position.saturating_add(1);
+            bytes += found.payload.len();
+            let read =
+                message::event(&found.subject, position, Some(&found.headers), found.payload);
+            if let Ok(event) = read {
+                let published_ms = millis(found.time);
+                events.push(StoredEvent { position, published_ms, event });
+            }
+        }
+        Ok(events)
     }
 
     /// The stream of a topic.

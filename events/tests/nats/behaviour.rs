@@ -198,6 +198,32 @@ pub(crate) async fn what_a_leaving_consumer_had_goes_to_the_others_unspent(bus: 
     assert_eq!(seen, [1, 2, 3, 4, 5, 6]);
 }
 
+pub(crate) async fn what_a_consumer_left_comes_before_what_is_newer(bus: &Bus) {
+    let bus = bus.open().await;
+    for round in 0..10 {
+        let (first, last) = (round * 8 + 1, round * 8 + 8);
+        let spec = spec(&format!("a/{round}"));
+        let spec = SubscriptionSpec { start: Start::Latest, ..spec };
+        bus.ensure_subscription(spec.clone()).await.unwrap();
+        // It wants more than there is, or there is more than it wants.
+        let (wants, there) = if round % 2 == 0 { (64, first + 3) } else { (4, last) };
+        publish(&*bus, first..=there).await;
+        let leaving = SubscriptionSpec { max_in_flight: wants, ..spec.clone() };
+        let mut leaving = bus.consume(leaving).await.unwrap();
+        for position in first..first + 4 {
+            assert_eq!(next(&mut leaving).await.position, u64::from(position));
+        }
+        leaving.finish().await;
+        publish(&*bus, there + 1..=last).await;
+        let mut consumer = bus.consume(spec).await.unwrap();
+        for position in first..=last {
+            let delivery = next(&mut consumer).await;
+            let expected = (u64::from(position), 1);
+            assert_eq!((delivery.position, delivery.attempt), expected, "round {round}");
+        }
+    }
+}
+
 pub(crate) async fn a_retry_spends_an_attempt_that_a_restart_remembers_and_a_release_does_not(
     bus: &Bus,
 ) {

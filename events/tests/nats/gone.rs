@@ -57,6 +57,36 @@ async fn a_machine_that_vanishes_is_known_to_be_gone() {
 }
 
 #[tokio::test]
+async fn an_operator_is_heard_when_the_servers_answer_again() {
+    let Some(server) = Server::start("").await else { return };
+    let bus = connect(options(&server)).await;
+    for name in ["a/moved", "a/paused"] {
+        bus.ensure_subscription(spec(name)).await.unwrap();
+    }
+    publish(&*bus, 1..=3).await;
+    server.freeze();
+    // As long as an election: a request waits five seconds for its answer.
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        server.thaw();
+    };
+    let ((), paused, moved, removed, read) = tokio::join!(
+        back,
+        bus.pause("a/paused", true),
+        bus.seek("a/moved", Start::Position(2)),
+        bus.remove_events("orders", vec![3]),
+        bus.read("orders", 1, 1),
+    );
+    assert_eq!((paused, moved, removed), (Ok(()), Ok(()), Ok(1)));
+    assert_eq!(read.unwrap()[0].position, 1);
+    let told = bus.subscriptions().await.unwrap();
+    let told: Vec<_> = told.iter().map(|told| (told.name.as_str(), told.paused)).collect();
+    assert_eq!(told, [("a/moved", false), ("a/paused", true)]);
+    let mut consumer = bus.consume(spec("a/moved")).await.unwrap();
+    assert_eq!(next(&mut consumer).await.position, 2);
+}
+
+#[tokio::test]
 async fn a_dead_letter_has_room_or_leaves_its_data_where_it_is() {
     let Some(server) = Server::start("max_payload: 65536").await else { return };
     let bus = connect(options(&server)).await;

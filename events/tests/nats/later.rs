@@ -9,8 +9,9 @@ use duet_events::bus::{EventBus as _, ManagedBus as _};
 use super::behaviour::{next, nothing, publish, spec};
 use super::{Server, connect, options};
 
+/// Not over before everything is in place, also on a busy machine.
 fn in_a_while() -> String {
-    (jiff::Timestamp::now() + Duration::from_millis(1_500)).to_string()
+    (jiff::Timestamp::now() + Duration::from_secs(4)).to_string()
 }
 
 #[tokio::test]

@@ -70,6 +70,9 @@ pub(crate) async fn events_of_a_source_keep_their_order(bus: &Bus) {
     assert_eq!(next(&mut consumer).await.event.id(), "2");
 }
 
+/// Milliseconds: not over before everything is in place, also on a busy machine.
+const IN_A_WHILE: u64 = 4_000;
+
 fn at(ms: u64) -> String {
     let now = jiff::Timestamp::now().as_millisecond();
     jiff::Timestamp::from_millisecond(now + i64::try_from(ms).unwrap()).unwrap().to_string()
@@ -78,7 +81,7 @@ fn at(ms: u64) -> String {
 pub(crate) async fn an_event_for_later_waits(bus: &Bus) {
     let bus = bus.open().await;
     let later = Event::new("later", "/test", "t").unwrap();
-    let later = later.with_attribute("deliverat", &at(1500)).unwrap();
+    let later = later.with_attribute("deliverat", &at(IN_A_WHILE)).unwrap();
     bus.publish("orders", vec![later]).await.unwrap();
     publish(&*bus, [1]).await;
     let mut consumer = bus.consume(spec("a/s")).await.unwrap();
@@ -121,9 +124,9 @@ pub(crate) async fn any_number_of_events_for_later_holds_up_nobody(bus: &Bus) {
 
 pub(crate) async fn an_event_for_later_comes_once_to_those_who_are_there_then(bus: &Bus) {
     let open = bus.open().await;
-    let published = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    let published = open.publish("orders", vec![later(1, IN_A_WHILE)]).await.unwrap();
     assert!(!published[0].duplicate);
-    let again = open.publish("orders", vec![later(1, 1_500)]).await.unwrap();
+    let again = open.publish("orders", vec![later(1, IN_A_WHILE)]).await.unwrap();
     assert!(again[0].duplicate, "the same event is known while it waits");
     open.close().await;
     let open = bus.open().await;
@@ -142,8 +145,8 @@ pub(crate) async fn an_event_for_later_outlasts_the_retention(bus: &Bus) {
     let config =
         TopicConfig { retention_age: Some(Duration::from_secs(1)), ..TopicConfig::default() };
     bus.ensure_topic("orders", config).await.unwrap();
-    bus.publish("orders", vec![later(1, 3_000)]).await.unwrap();
     let mut consumer = bus.consume(spec("a/s")).await.unwrap();
+    bus.publish("orders", vec![later(1, 3_000)]).await.unwrap();
     assert_eq!(next_ids(&mut consumer, 1).await, ["1"]);
 }
 

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
-use tokio::time::Instant;
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
 
 use super::super::shared::NatsError;
 use super::super::subscription::ACK_WAIT;
 use super::{Barrier, Done, Hub};
 
-/// Bound on waiting for what is on the way to a question that is taken back.
+/// Bound on waiting for what is on the way to a question that is taken back, and for the word that what is given back
+/// has arrived.
 const LATE: Duration = Duration::from_secs(2);
 
 /// Messages in doubt, in the order in which they came.
@@ -162,7 +164,8 @@ impl Hub {
         question.end(LATE).await
     }
 
-    /// Gives everything back that is held or comes late, in order.
+    /// Gives everything back that is held or comes late, in order, and waits until JetStream has it: it would answer the
+    /// next question before otherwise, with what is newer.
     pub(super) async fn give_back(&mut self, late: Vec<Message>) {
         let held = self.hands.take().into_iter().map(|(position, held)| (position, held.reply));
         let mut all: std::collections::BTreeMap<u64, _> = held.collect();
@@ -172,8 +175,16 @@ impl Hub {
                 all.insert(info.stream_sequence, reply);
             }
         }
+        let last = if self.shared.connected_now() { all.pop_last() } else { None };
         for reply in all.into_values() {
             self.shared.answer(reply, AckKind::Nak(None)).await;
+        }
+        // They are taken in one after the other, so the word on the last one is enough.
+        if let Some((_, reply)) = last {
+            let word = self.shared.client.request(reply, Bytes::from(AckKind::Nak(None)));
+            if !matches!(timeout(LATE, word).await, Ok(Ok(_))) {
+                tracing::debug!(subscription = self.spec.name, "no word on what was given back");
+            }
         }
     }
 }

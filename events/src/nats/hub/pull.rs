@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::Subject;
 use async_nats::jetstream::{AckKind, Message};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::super::held::{Held, Stage};
 use super::super::message;
@@ -22,6 +22,8 @@ const MAX_PULL: usize = 500;
 const FULL_HANDS: usize = 16 << 20;
 /// How often an ordered hub asks whether it has everything that was handed out before it.
 const ASK: Duration = Duration::from_millis(200);
+/// How long what came later waits for an event that came again, until the attempts that were spent on it are known.
+const KEEPS_ITS_PLACE: Duration = Duration::from_secs(1);
 
 impl Hub {
     /// When the next pull may be made, where one is to be made.
@@ -188,13 +190,25 @@ impl Hub {
             self.hold(position, reply, event, Stage::Ready);
             return;
         }
-        self.hold(position, reply, event, Stage::Busy);
+        self.hold(position, reply, event, Stage::Asking);
+        let (shared, name) = (Arc::clone(&self.shared), self.spec.name.clone());
+        self.work(async move {
+            match timeout(KEEPS_ITS_PLACE, shared.spent(&name, position)).await {
+                Ok(Ok(spent)) => Done::Spent { position, spent },
+                Ok(Err(_)) | Err(_) => Done::Unknown { position },
+            }
+        });
+    }
+
+    /// Asks on for the attempts that were spent on an event, while others go on.
+    pub(super) fn ask_on(&mut self, position: u64) {
+        self.hands.set(position, Stage::Busy);
         let (shared, name) = (Arc::clone(&self.shared), self.spec.name.clone());
         self.work(async move {
             loop {
-                match shared.spent(&name, position).await {
-                    Ok(spent) => return Done::Spent { position, spent },
-                    Err(_away) => sleep(PAUSE).await,
+                sleep(PAUSE).await;
+                if let Ok(spent) = shared.spent(&name, position).await {
+                    return Done::Spent { position, spent };
                 }
             }
         });
@@ -203,8 +217,8 @@ impl Hub {
     fn hold(&mut self, position: u64, reply: Subject, event: Event, stage: Stage) {
         let key = event.order_key(&self.topic.order_by).filter(|_| self.spec.ordered);
         let key = key.map(str::to_owned);
-        let held = Held { event, reply, attempt: 1, stage, key, heard: Instant::now() };
-        self.hands.insert(position, held);
+        let heard = Instant::now();
+        self.hands.insert(position, Held { event, reply, attempt: 1, stage, key, heard, came: 0 });
     }
 
     /// Tells JetStream of everything that it would soon hand out again.

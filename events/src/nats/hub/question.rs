@@ -6,7 +6,7 @@ use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::pull::BatchConfig;
 use async_nats::{StatusCode, Subject, Subscriber};
 use futures::stream::StreamExt as _;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::super::shared::{NatsError, Shared};
 use super::super::subscription::PullConsumer;
@@ -25,6 +25,9 @@ const SILENCE: Duration = Duration::from_secs(7);
 const ON_THE_WAY: usize = 64;
 /// Words of the server that may be among them.
 const WORDS: usize = 8;
+
+/// Pauses between looks whether a server has forgotten a question, in milliseconds.
+const FORGETS: [u64; 6] = [5, 10, 20, 40, 80, 160];
 
 /// Why a server ends a question whose bytes are used up.
 const TOO_LARGE: &str = "Message Size Exceeds MaxBytes";
@@ -138,8 +141,12 @@ impl Question {
     /// Takes the question back, and returns what was answered to it meanwhile.
     pub(super) async fn end(mut self, wait: Duration) -> Vec<Message> {
         let mut late = Vec::new();
+        let end = async {
+            self.take_late(&mut late).await;
+            self.is_forgotten().await;
+        };
         // Without a connection nothing comes.
-        timeout(wait, self.take_late(&mut late)).await.ok();
+        timeout(wait, end).await.ok();
         late
     }
 
@@ -168,6 +175,18 @@ impl Question {
         while let Some(answer) = self.answers.next().await {
             if !self.keep(answer, late) {
                 self.provoke().await;
+            }
+        }
+    }
+
+    /// Until the server, asked for that, sees that nobody waits: it would take the first event that is given back for this
+    /// question, only then see that nobody listens, and put that event behind the others. In a cluster it hears of that a
+    /// moment later. Others who wait get what is given back, so nobody waits long for them to be gone.
+    async fn is_forgotten(&self) {
+        for pause in FORGETS {
+            match self.consumer.get_info().await {
+                Ok(info) if info.num_waiting > 0 => sleep(Duration::from_millis(pause)).await,
+                Ok(_) | Err(_) => return,
             }
         }
     }
