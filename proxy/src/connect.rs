@@ -99,7 +99,11 @@ impl Connector {
                             Ok(Sender::Once(Some(Connection::new(stream, &pool.idle))))
                         }
                         Transport::Upgrade | Transport::Http2 => {
-                            net::watch(&stream).map_err(|error| refused(target, &error))?;
+                            let watched = match transport {
+                                Transport::Http2 => net::watch_writes(&stream),
+                                Transport::Http1 | Transport::Upgrade => net::watch(&stream),
+                            };
+                            watched.map_err(|error| refused(target, &error))?;
                             self.start(stream, transport, None).await
                         }
                     }

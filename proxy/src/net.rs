@@ -13,6 +13,8 @@ const BACKLOG: i32 = 1024;
 const SILENCE: Duration = Duration::from_secs(20);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const QUESTIONS: u32 = 3;
+/// So is one that takes nothing for this long of what it was sent.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// Binds a listener that several workers can share (`SO_REUSEPORT`): bind port 0 once, the rest to the port
 /// that was chosen. The kernel then spreads connections over the workers.
@@ -69,4 +71,14 @@ pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
 pub fn watch(stream: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(ASK_AGAIN);
     SockRef::from(stream).set_tcp_keepalive(&keepalive.with_retries(QUESTIONS))
+}
+
+/// The same, also while something is on its way to the peer, when keepalive does not ask. For protocols with windows of
+/// their own: a peer that does not read its connection at all is given up, too.
+///
+/// # Errors
+/// As the kernel says.
+pub fn watch_writes(stream: &TcpStream) -> io::Result<()> {
+    watch(stream)?;
+    SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
 }

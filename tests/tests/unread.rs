@@ -51,6 +51,28 @@ spec:
   retry: {attempts: 0}
 ";
 
+/// Another try is wanted, and nobody may have one.
+const SPENT: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: duet.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: web}
+spec:
+  targetRefs: [{kind: Service, name: web}]
+  retry: {attempts: 1, codes: [413]}
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: web}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  retryConstraint: {budget: {percent: 0}, minRetryRate: {count: 0, interval: 1s}}
+";
+
 /// Of a body.
 const LARGE: usize = 20 << 20;
 
@@ -78,6 +100,11 @@ async fn ask(stream: &mut BufReader<TcpStream>, request: &str) -> String {
 
 fn head(host: &str, path: &str, more: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{more}\r\n\r\n")
+}
+
+/// Of a request that may be tried again.
+fn put(host: &str, path: &str, more: &str) -> String {
+    head(host, path, more).replace("POST", "PUT")
 }
 
 fn closes(answer: &str) -> bool {
@@ -156,17 +183,17 @@ async fn answered_early(resources: &[(&str, &str)]) {
     let _server = Sidecar::ready(&control_plane, Options::service("web", app)).await;
     let caller = Sidecar::ready(&control_plane, Options::client("caller")).await;
     let mut stream = connect(caller.ports.outbound).await;
-    let small = ask(&mut stream, &(head("web", "/", "content-length: 1") + "x")).await;
+    let small = ask(&mut stream, &(put("web", "/", "content-length: 1") + "x")).await;
     assert!(small.starts_with("http/1.1 413") && !closes(&small), "{small}");
     // The little that comes after the answer does not end the connection.
-    let late = ask(&mut stream, &head("web", "/", "content-length: 10")).await;
+    let late = ask(&mut stream, &put("web", "/", "content-length: 10")).await;
     assert!(late.starts_with("http/1.1 413") && !closes(&late), "{late}");
     stream.write_all(b"0123456789").await.unwrap();
-    let next = ask(&mut stream, &(head("web", "/", "content-length: 1") + "x")).await;
+    let next = ask(&mut stream, &(put("web", "/", "content-length: 1") + "x")).await;
     assert!(next.starts_with("http/1.1 413") && !closes(&next), "{next}");
     // A client may wait for the answer before it sends more, or may not.
     for sent in [100_000, LARGE] {
-        let request = head("web", "/", &format!("content-length: {LARGE}")) + &"x".repeat(sent);
+        let request = put("web", "/", &format!("content-length: {LARGE}")) + &"x".repeat(sent);
         let large = ask(&mut stream, &request).await;
         assert!(large.starts_with("http/1.1 413") && closes(&large), "{large}");
         stream = connect(caller.ports.outbound).await;
@@ -175,7 +202,8 @@ async fn answered_early(resources: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn an_answer_that_comes_before_much_of_its_request_says_that_the_connection_ends() {
-    tokio::join!(answered_early(&[]), answered_early(&[("web.yaml", ONCE)]));
+    let with = async |resources| answered_early(&[("web.yaml", resources)]).await;
+    tokio::join!(answered_early(&[]), with(ONCE), with(SPENT));
 }
 
 async fn broken_off(resources: &[(&str, &str)]) {

@@ -2,6 +2,7 @@
 //! each request, which is a sixth of what a call between sidecars costs (docs/performance.md).
 
 mod keepalive;
+mod upload;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,18 +12,20 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::client::{Connection, ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::body::{Body, BodyError};
 use super::server::MAX_HEADER_BYTES;
 use super::taken::Taken;
 use keepalive::KeepAlive;
+use upload::Upload;
 
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -125,12 +128,13 @@ impl Multiplexed {
         let (mut response, stream) = self.requests.send_request(request, empty).map_err(unsent)?;
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
         let used = self.shared.used.load(Ordering::Relaxed);
-        let open = Open(Arc::clone(&self.shared));
+        let mut open = Open { shared: Arc::clone(&self.shared), over: None };
         let answer = if empty {
             drop(stream);
             (&mut response).await
         } else {
-            self.exchange(&mut response, Upload { body, stream, taken, waiting: None }).await
+            let upload = Upload::new(body, stream, taken);
+            self.exchange(&mut response, upload, &mut open).await
         };
         let stale = |error: &h2::Error| used && is_over(error);
         let answer =
@@ -147,6 +151,7 @@ impl Multiplexed {
         &self,
         response: &mut ResponseFuture,
         upload: Upload,
+        open: &mut Open,
     ) -> Result<Response<RecvStream>, h2::Error> {
         let mut upload = Some(upload);
         let answer = poll_fn(|cx| {
@@ -158,8 +163,10 @@ impl Multiplexed {
             Pin::new(&mut *response).poll(cx)
         });
         let answer = answer.await?;
-        if let Some(mut sending) = upload {
-            self.tasks.spawn(async move { poll_fn(|cx| sending.poll(cx)).await });
+        if let Some(sending) = upload {
+            let over = CancellationToken::new();
+            open.over = Some(over.clone().drop_guard());
+            self.tasks.spawn(sending.outlast(over));
         }
         Ok(answer)
     }
@@ -220,91 +227,15 @@ where
 
 /// Counts an open stream until dropped.
 #[derive(Debug)]
-struct Open(Arc<Shared>);
+struct Open {
+    shared: Arc<Shared>,
+    /// Tells what is left of the request's body that the response is over.
+    over: Option<DropGuard>,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A request body on its way out.
-struct Upload {
-    body: Body,
-    stream: SendStream<Bytes>,
-    /// Told of the first that the connection takes.
-    taken: Option<Taken>,
-    /// Read, and waiting for the peer to take it; with whether it is the last.
-    waiting: Option<(Bytes, bool)>,
-}
-
-impl Upload {
-    /// Ready when there is no more to send, or nobody to send it to: the response says why.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.stream.poll_reset(cx).is_ready() {
-            if self.waiting.is_some() && ready!(self.room(cx)).is_err() {
-                break;
-            }
-            let sent = match self.waiting.take() {
-                Some((data, last)) => {
-                    if let Some(taken) = self.taken.take() {
-                        taken.tell();
-                    }
-                    self.stream.send_data(data, last).map(|()| last)
-                }
-                None => {
-                    // Read first, reserve then: room that is reserved for data that never comes is missing to
-                    // other streams (hyper's issue 4003).
-                    let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-                    self.take(frame)
-                }
-            };
-            if !matches!(sent, Ok(false)) {
-                break;
-            }
-        }
-        Poll::Ready(())
-    }
-
-    /// Waits until the peer takes data.
-    fn room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
-        while self.stream.capacity() == 0 {
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_bytes)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => return Poll::Ready(Err(Reason::CANCEL.into())),
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Takes what the body had to say; tells whether it was the last.
-    fn take(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) -> Result<bool, h2::Error> {
-        let frame = match frame {
-            None => return self.stream.send_data(Bytes::new(), true).map(|()| true),
-            Some(Err(_broken)) => {
-                self.stream.send_reset(Reason::CANCEL);
-                return Ok(true);
-            }
-            Some(Ok(frame)) => frame,
-        };
-        match frame.into_data() {
-            Ok(data) => {
-                let last = self.body.is_end_stream();
-                if data.is_empty() {
-                    return self.stream.send_data(data, last).map(|()| last);
-                }
-                self.stream.reserve_capacity(1);
-                self.waiting = Some((data, last));
-                Ok(false)
-            }
-            Err(frame) => {
-                self.stream.reserve_capacity(0);
-                // Neither data nor trailers: there is no third kind.
-                let trailers = frame.into_trailers().unwrap_or_default();
-                self.stream.send_trailers(trailers).map(|()| true)
-            }
-        }
+        self.shared.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -337,7 +268,7 @@ impl Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(data) = ready!(self.data(cx)) {
-            self.open.0.active.store(true, Ordering::Relaxed);
+            self.open.shared.active.store(true, Ordering::Relaxed);
             // Fails only for a stream that is gone, which the next poll tells.
             self.stream.flow_control().release_capacity(data.len()).ok();
             self.rest = self.rest.map(|rest| rest.saturating_sub(data.len() as u64));

@@ -185,19 +185,20 @@ impl Call {
         if !is_safe(progress, &self.head.method, &self.head.headers) {
             return refuse("unsafe");
         }
-        // Left in place when the try failed before it took the body.
-        let body = match (self.body.take(), &self.replay) {
-            (Some(body), _) => Some(body),
-            (None, Some(replay)) => replay.again().map(CallBody::Replay),
-            (None, None) => None,
+        let has_all = match (&self.body, &self.replay) {
+            // Left in place when the try failed before it took the body.
+            (Some(_), _) => true,
+            (None, Some(replay)) => replay.has_all(),
+            (None, None) => false,
         };
-        let Some(body) = body else {
+        if !has_all {
             return refuse("body_too_large");
-        };
+        }
+        // Before the body is taken from the former try, which may be the last one.
         if !destination.budget().retry(destination.seconds()) {
             return refuse("budget");
         }
-        Some(body)
+        self.body.take().or_else(|| self.replay.as_ref()?.again().map(CallBody::Replay))
     }
 
     pub(super) fn finish(

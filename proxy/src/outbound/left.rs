@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::{Response, Version, header, request};
+use http::{Response, StatusCode, Version, header, request};
 use tokio_util::task::TaskTracker;
 
 use super::call::{Call, CallBody};
@@ -76,7 +76,8 @@ impl Left {
             (Some(body), None) => leftover::discard(Body::from(body), tasks).await,
             (None, None) => true,
         };
-        if !through {
+        // A connection that becomes another protocol's has no next request.
+        if !through && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             leftover::close(response.headers_mut());
         }
     }

@@ -253,6 +253,11 @@ impl Hand {
         if again && let Some(left_out) = self.log.pass("the event comes again") {
             tracing::warn!(subscription, id, attempt, %answer, left_out, "delivery failed; the event comes again");
         }
+        if *answer == AppAnswer::NotNow
+            && let Some(left_out) = self.log.pass("the event was not taken")
+        {
+            tracing::info!(subscription, id, left_out, "the event was not taken; it comes again");
+        }
         if let Settle::DeadLetter { reason, .. } = &settle
             && let Some(left_out) = self.log.pass(reason)
         {

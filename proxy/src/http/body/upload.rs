@@ -97,6 +97,12 @@ impl Replay {
         Self { shared: Arc::new(Mutex::new(source)), generation: 0, position: 0 }
     }
 
+    /// Whether [`Self::again`] gives one.
+    #[must_use]
+    pub fn has_all(&self) -> bool {
+        !self.shared.lock().overflowed
+    }
+
     /// The same body from its start, for another try; ends the former one. `None` when it is too large.
     #[must_use]
     pub fn again(&self) -> Option<Self> {
