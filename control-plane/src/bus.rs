@@ -24,6 +24,7 @@ use duet_api::resource::BusBackend;
 use duet_api::{DEFAULT_BUS, proto};
 use duet_events::bus::{ManagedBus, PublishError, PublishErrorKind};
 use duet_events::log::LogError;
+use duet_events::sparse::Sparse;
 use parking_lot::RwLock;
 use prometheus::IntGaugeVec;
 use tokio::sync::{Mutex, mpsc};
@@ -69,6 +70,9 @@ pub struct Buses {
     not_moved: RwLock<BTreeMap<String, NotMoved>>,
     /// Buses that were embedded before.
     moves: Moves,
+    /// Lines on publishes that a bus cannot take: applications cause as many as they like, and the log is often on the disk
+    /// that is full.
+    refusals: Sparse,
 }
 
 /// Why a bus cannot be used.
@@ -125,6 +129,7 @@ impl Buses {
             moving,
             not_moved,
             moves,
+            refusals: Sparse::default(),
         };
         match buses.get(DEFAULT_BUS).await {
             Err(BusError::Open { name, source }) if source != LogError::InUse => {

@@ -30,6 +30,7 @@ pub mod nats;
 pub mod outbox;
 mod private;
 pub mod remote;
+pub mod sparse;
 
 pub use any_case::AnyCase;
 pub use cloudevent::Event;

@@ -44,7 +44,7 @@ use crate::identity::{Svid, SvidWatch};
 use crate::record::Record;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{CallMetrics, ServiceMetrics};
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 use guard::{Guard, Guards, Permit};
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::metrics::CallMetrics;
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 /// Connections that one listener of one worker holds open.
 const MAX_CONNECTIONS: usize = 50_000;

@@ -57,7 +57,7 @@ use crate::http::server::{self, Ending};
 use crate::http::{browser, headers};
 use crate::listen::Acceptor;
 use crate::telemetry::metrics::CallMetrics;
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 use active::Active;
 use api::Api;

@@ -3,4 +3,3 @@
 pub mod access_log;
 pub mod logging;
 pub mod metrics;
-pub mod sparse;

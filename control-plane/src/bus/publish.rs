@@ -2,17 +2,16 @@
 //! flush.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use duet_api::proto;
+use duet_api::publish::EncodedEvents;
 use duet_api::resource::Operation;
 use duet_events::Event;
 use duet_events::bus::{PublishError, PublishErrorKind, dead_letter};
+use duet_events::sparse::Sparse;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -21,11 +20,6 @@ use super::{BusError, Buses, Gate, SERVICE};
 
 /// Requests of one stream that wait for their flush; more are not read.
 pub(super) const MAX_OPEN: usize = 256;
-/// Between two lines of the log on publishes that a bus has no room for, and between two on those for which it is away:
-/// applications cause as many as they like, and the log is often on the disk that is full. The metric counts them all.
-const QUIET: Duration = Duration::from_secs(10);
-static LAST_FULL: Mutex<Option<Instant>> = Mutex::new(None);
-static LAST_AWAY: Mutex<Option<Instant>> = Mutex::new(None);
 
 /// What a publish needs.
 pub(super) struct Publisher {
@@ -74,14 +68,15 @@ impl Publisher {
         request: proto::PublishRequest,
         held: Option<Held>,
     ) -> (proto::PublishResponse, Option<Held>) {
-        let correlation = request.correlation;
-        let answer = match self.store(request).await {
+        let proto::PublishRequest { correlation, bus, topic, events } = request;
+        let answer = match self.store(&bus, &topic, events).await {
             Ok(events) => proto::PublishResponse { correlation, events, error: None },
             Err(error) => {
                 let reason = reason(error.kind);
                 self.gate.metrics.refused.with_label_values(&[SERVICE, reason]).inc();
-                if last_line(error.kind).is_none_or(is_due) {
-                    tracing::info!(peer = %self.gate.who, reason, "publish refused: {error}");
+                if let Some(left_out) = line(&self.buses.refusals, &bus, error.kind) {
+                    let peer = &self.gate.who;
+                    tracing::info!(%peer, reason, left_out, "publish refused: {error}");
                 }
                 proto::PublishResponse { correlation, events: vec![], error: Some(error.into()) }
             }
@@ -91,9 +86,11 @@ impl Publisher {
 
     async fn store(
         &self,
-        request: proto::PublishRequest,
+        name: &str,
+        topic: &str,
+        events: EncodedEvents,
     ) -> Result<Vec<proto::Published>, PublishError> {
-        let bus = self.buses.get(&request.bus).await.map_err(|error| {
+        let bus = self.buses.get(name).await.map_err(|error| {
             let kind = match error {
                 BusError::Unknown(_) => PublishErrorKind::UnknownBus,
                 // Until whoever operates it has mended that, outboxes keep the events.
@@ -102,43 +99,34 @@ impl Publisher {
             PublishError::new(kind, format!("{:#}", anyhow::Error::new(error)))
         })?;
         self.gate
-            .check(Operation::Publish, &request.topic)
+            .check(Operation::Publish, topic)
             .map_err(|why| PublishError::new(PublishErrorKind::Denied, why))?;
-        self.buses.takes(&request.bus, &request.topic)?;
+        self.buses.takes(name, topic)?;
         let now = jiff::Timestamp::now();
-        let (events, _room) = self.room.decode(request.events).await?;
+        let (events, _room) = self.room.decode(events).await?;
         let events = events.into_iter().enumerate().map(|(number, event)| {
             Event::arrived(event, now).map(dead_letter::unmarked).map_err(|error| {
                 PublishError::new(PublishErrorKind::Invalid, format!("event {number}: {error}"))
             })
         });
         let events = events.collect::<Result<Vec<_>, _>>()?;
-        let published = bus.publish(&request.topic, events).await?;
+        let published = bus.publish(topic, events).await?;
         Ok(published.into_iter().map(Into::into).collect())
     }
 }
 
-/// When a line on such a refusal was written last; none where each is worth one.
-fn last_line(kind: PublishErrorKind) -> Option<&'static Mutex<Option<Instant>>> {
+/// Whether a refusal is worth a line, and how many were not since the last one.
+fn line(refusals: &Sparse, bus: &str, kind: PublishErrorKind) -> Option<u64> {
     match kind {
-        PublishErrorKind::Full => Some(&LAST_FULL),
-        PublishErrorKind::Unavailable => Some(&LAST_AWAY),
+        PublishErrorKind::Full | PublishErrorKind::Unavailable => {
+            refusals.pass(&format!("{bus} {kind:?}"))
+        }
         PublishErrorKind::UnknownBus
         | PublishErrorKind::UnknownTopic
         | PublishErrorKind::Invalid
         | PublishErrorKind::Denied
-        | PublishErrorKind::Internal => None,
+        | PublishErrorKind::Internal => Some(0),
     }
-}
-
-/// Whether a line may be written again, which then counts as written.
-fn is_due(last: &Mutex<Option<Instant>>) -> bool {
-    let (now, mut last) = (Instant::now(), last.lock());
-    let due = last.is_none_or(|last| now.duration_since(last) >= QUIET);
-    if due {
-        *last = Some(now);
-    }
-    due
 }
 
 fn reason(kind: PublishErrorKind) -> &'static str {
@@ -157,11 +145,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_bus_is_a_line_in_ten_seconds() {
-        let last = Mutex::new(None);
-        let lines = || (0..1000).filter(|_publish| is_due(&last)).count();
-        assert_eq!((lines(), lines()), (1, 0));
-        tokio::time::advance(QUIET).await;
-        assert_eq!((lines(), lines()), (1, 0));
+    async fn a_full_bus_is_a_line_in_ten_seconds_and_hides_no_other_bus() {
+        let refusals = Sparse::default();
+        let full = |bus| line(&refusals, bus, PublishErrorKind::Full);
+        assert_eq!(full("a"), Some(0));
+        assert!((1..1000).all(|_publish| full("a").is_none()));
+        assert_eq!(full("b"), Some(0));
+        assert_eq!(line(&refusals, "a", PublishErrorKind::Unavailable), Some(0));
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        assert_eq!(full("a"), Some(999));
+        for _each in 0..2 {
+            assert_eq!(line(&refusals, "a", PublishErrorKind::Denied), Some(0));
+        }
     }
 }

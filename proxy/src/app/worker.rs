@@ -31,7 +31,7 @@ use crate::outbound::replica::Healths;
 use crate::outbound::{Outbound, destination};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::CallMetrics;
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 use super::ports::WorkerSockets;
 

@@ -17,7 +17,7 @@ use http::{HeaderMap, Method, Version};
 use tokio::net::TcpStream;
 
 use super::headers::{DESTINATION, FORWARDED_FOR, has_ours};
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// What a page cannot send without being asked first, and what passes requests on does.

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::Store;
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 /// `<namespace>/<service account>` of each.
 pub type Identities = BTreeSet<String>;

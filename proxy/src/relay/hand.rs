@@ -16,7 +16,7 @@ use super::extend::Extensions;
 use super::in_hand::{InHand, Taken};
 use super::metrics::EventMetrics;
 use super::receive::{Receiver, Work};
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 /// How long an event waits for room before it goes back, unspent.
 const NO_ROOM: Duration = Duration::from_secs(1);

@@ -32,7 +32,7 @@ use super::programmatic::Programmatic;
 use super::receive::Receiver;
 use crate::config::AppProtocol;
 use crate::drain::Drain;
-use crate::telemetry::sparse::Sparse;
+use duet_events::sparse::Sparse;
 
 /// Largest answer to `GET /dapr/subscribe`.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
